@@ -1,0 +1,33 @@
+# make setup   everything below does this first; it does nothing when nothing changed
+# Variables: ARGS (passed on), PYTHON (a Python 3.11), LAM_SPARK_HOROVOD_GPU=NCCL (Horovod's GPU build)
+
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock wheel clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## Make .venv, the Horovod wheel and Delta's jars ready (first time: some minutes)
+	@PYTHON="$(PYTHON)" sh tools/setup.sh
+
+demo: setup  ## Run every stage on the retailer's data; ARGS="..." goes to `lam-spark run`
+	@sh tools/demo.sh $(ARGS)
+
+test: setup lint  ## Check style and types, run the tests; ARGS="..." goes to pytest
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: setup  ## Check style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:  ## Resolve requirements.lock and requirements-build.lock anew; ARGS=--upgrade for newer versions
+	@PYTHON="$(PYTHON)" sh tools/setup.sh lock $(ARGS)
+
+wheel: setup  ## Build this project's wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## Remove what was made in this checkout (the cache folder stays)
+	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,131 @@
+"""The table `audit`: one entry a stage and run, chained by sha256 so that a change or a gap shows.
+
+An entry holds the resolved configuration, the versions of the tables read and written, all counts, the
+model's digest where there is one, the code's git commit, seconds and memory. It holds no customer.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from lam_spark import __version__
+from lam_spark.errors import LamSparkError
+from lam_spark.run import Run, StageResult
+
+_GENESIS = "0" * 64
+_SCHEMA = (
+    "sequence BIGINT, run_id STRING, stage STRING, status STRING, recorded_at TIMESTAMP, entry STRING, "
+    "previous_hash STRING, entry_hash STRING"
+)
+
+
+class AuditError(LamSparkError):
+    """The audit chain is broken: an entry was changed, removed or added by hand."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took: wall seconds, and peak memory of all processes together (GiB), if measured."""
+
+    seconds: float
+    peak_memory_gib: float | None
+
+
+def append_entry(run: Run, stage: str, result: StageResult | None, cost: Cost, error: str | None = None) -> None:
+    """Append the record of one stage; `result` is None for one that failed."""
+    last = None
+    if run.tables.exists("audit"):
+        last = run.tables.read("audit").orderBy(F.desc("sequence")).select("sequence", "entry_hash").first()
+    previous = last["entry_hash"] if last else _GENESIS
+    entry = json.dumps(
+        {
+            "run_id": run.run_id,
+            "stage": stage,
+            "as_of": run.config.as_of.isoformat(),
+            "lam_spark": __version__,
+            "git_commit": git_commit(),
+            "config_digest": run.config.digest(),
+            "config": run.config.model_dump(mode="json"),
+            "tables_read": {k: v for k, v in run.tables.read_versions.items() if k != "audit"},
+            "tables_written": dict(run.tables.written_versions),
+            "counts": result.counts if result else {},
+            "facts": result.facts if result else {},
+            "seconds": round(cost.seconds, 3),
+            "peak_memory_gib": cost.peak_memory_gib,
+            "error": error,
+        },
+        sort_keys=True,
+        default=str,
+    )
+    row = (
+        (last["sequence"] + 1) if last else 0,
+        run.run_id,
+        stage,
+        "failed" if error else "done",
+        dt.datetime.now(dt.UTC),
+        entry,
+        previous,
+        chain_hash(previous, entry),
+    )
+    run.tables.append(run.spark.createDataFrame([row], _SCHEMA), "audit")
+
+
+def chain_hash(previous: str, entry: str) -> str:
+    """Hash of an entry: sha256 over the hash before it and its own text."""
+    return hashlib.sha256(f"{previous}\n{entry}".encode()).hexdigest()
+
+
+def verify_chain(run: Run) -> int:
+    """Check every entry against the one before; returns how many there are.
+
+    Raises:
+        AuditError: names the first entry that does not follow.
+    """
+    previous, expected = _GENESIS, 0
+    for row in run.tables.read("audit").orderBy("sequence").toLocalIterator():
+        broken = (
+            row["sequence"] != expected
+            or row["previous_hash"] != previous
+            or row["entry_hash"] != chain_hash(previous, row["entry"])
+        )
+        if broken:
+            raise AuditError(
+                f"the audit chain breaks at entry {expected} (stage {row['stage']}, run {row['run_id']}): "
+                "an entry was changed, removed or added outside lam_spark"
+            )
+        previous, expected = row["entry_hash"], expected + 1
+    return expected
+
+
+def latest_entries(run: Run) -> dict[str, dict[str, Any]]:
+    """The newest successful entry of each stage (as many rows as there are stages)."""
+    done = run.tables.read("audit").where("status = 'done'")
+    newest = done.groupBy("stage").agg(F.max_by("entry", "sequence").alias("entry"))
+    return {row["stage"]: json.loads(row["entry"]) for row in newest.toLocalIterator()}
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, with `+changes` where the tree differs; `none` outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return "none"
+    return commit + ("+changes" if git("status", "--porcelain", "--", ".") else "")

@@ -1,0 +1,182 @@
+"""The command line: `lam-spark run`, or one stage. Jobs under spark-submit come through `run_stage`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import difflib
+import importlib
+import json
+import secrets
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from lam_spark.config import Config, load_config
+from lam_spark.errors import ConfigError, LamSparkError
+from lam_spark.journal import Journal
+from lam_spark.lock import workspace_lock
+from lam_spark.run import Run, StageResult
+
+# Stage -> module with `run(run: Run) -> StageResult`, in the order of the data's flow.
+STAGES = {
+    "fetch": "lam_spark.sources.fetch",
+    "ingest": "lam_spark.events.ingest",
+    "consent": "lam_spark.consent.ledger",
+    "sequences": "lam_spark.sequences.assemble",
+    "examples": "lam_spark.sequences.examples",
+    "snapshot": "lam_spark.dataset.snapshot",
+    "train": "lam_spark.training.stage",
+    "score": "lam_spark.scoring.stage",
+    "evaluate": "lam_spark.evaluation.stage",
+    "deliver": "lam_spark.delivery.stage",
+    "report": "lam_spark.report.stage",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `lam-spark`; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    return run_stage(given[0], given[1:])
+
+
+def run_stage(stage: str, arguments: Sequence[str]) -> int:
+    """Run one stage, or all (`run`), with the flags of every stage; returns the exit code.
+
+    The last line on stdout is one JSON object that sums the run up.
+    """
+    run_id = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    summary: dict[str, Any] = {"run_id": run_id, "stage": stage}
+    try:
+        flags = _parse(stage, arguments)
+        config = load_config(flags.conf, flags.as_of, flags.set)
+        names = list(STAGES) if stage == "run" else [stage]
+        if flags.dry_run:
+            summary |= _plan(config, names)
+        else:
+            summary |= _execute(config, names, run_id)
+        summary |= {"status": "done", "exit_code": 0}
+    except LamSparkError as error:
+        summary |= {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
+        print(f"lam-spark {stage}: {type(error).__name__}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        summary |= {"status": "interrupted", "exit_code": 130}
+        print(f"lam-spark {stage}: interrupted; the last good tables stand", file=sys.stderr)
+    except Exception as error:
+        summary |= {"status": "failed", "exit_code": 1, "error": f"{type(error).__name__}: {error}"[:2000]}
+        traceback.print_exc()
+    print(json.dumps(summary, default=str), flush=True)
+    return int(summary["exit_code"])
+
+
+def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any]:
+    # Imported late: --help, --dry-run and a wrong configuration answer before a JVM starts.
+    from lam_spark.session import spark_session
+    from lam_spark.tables import Tables
+
+    workspace = config.workspace.absolute()
+    with workspace_lock(workspace, run_id):
+        journal = Journal(run_id, workspace / "logs")
+        try:
+            journal.event("run started", stages=list(names), config_digest=config.digest(), root=str(workspace))
+            spark = spark_session(config.spark)
+            run = Run(
+                config=config.model_copy(update={"root": str(workspace)}),
+                run_id=run_id,
+                started_at=dt.datetime.now(dt.UTC),
+                spark=spark,
+                tables=Tables(spark, workspace / "tables"),
+                journal=journal,
+            )
+            results = {name: _one_stage(run, name) for name in names}
+        finally:
+            journal.close()
+    return {
+        "as_of": config.as_of,
+        "stages": {name: result.counts for name, result in results.items()},
+        **results[names[-1]].facts.get("summary", {}),
+    }
+
+
+def _one_stage(run: Run, name: str) -> StageResult:
+    from lam_spark.audit.record import Cost, append_entry
+    from lam_spark.monitor import Monitor
+
+    run.tables.read_versions.clear()
+    run.tables.written_versions.clear()
+    run.journal.event("stage started", stage=name)
+    result, failure = None, None
+    monitor = Monitor(name, run.spark, run.journal)
+    try:
+        with monitor:
+            result = importlib.import_module(STAGES[name]).run(run)
+    except BaseException as error:
+        failure = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        cost = Cost(monitor.seconds, round(monitor.peak_memory_gib, 2))
+        run.journal.event(
+            "stage failed" if failure else "stage done",
+            level="error" if failure else "info",
+            stage=name,
+            seconds=round(cost.seconds, 1),
+            peak_memory_gib=cost.peak_memory_gib,
+            counts=result.counts if result else {},
+            error=failure,
+        )
+        append_entry(run, name, result, cost, failure)
+    run.journal.say(
+        f"[green]✓[/] [bold]{name:<10}[/] {cost.seconds:6.1f} s {cost.peak_memory_gib:5.1f} GiB  {escape(result.says)}"
+    )
+    for line in result.facts.get("lines", ()):
+        run.journal.say(f"  {escape(line)}")
+    return result
+
+
+def _plan(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """What a run would do, for --dry-run: nothing is read but the configuration, nothing is written."""
+    return {
+        "dry_run": True,
+        "stages": list(names),
+        "root": str(Path(config.root).absolute()),
+        "as_of": config.instant(config.as_of).isoformat(),
+        "config_digest": config.digest(),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
+    if stage != "run" and stage not in STAGES:
+        close = difflib.get_close_matches(stage, ["run", *STAGES], n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected run or one of {', '.join(STAGES)}"
+        raise ConfigError(f"unknown stage {stage!r}: {hint}")
+    parser = _Parser(prog=f"lam-spark {stage}", allow_abbrev=False)
+    parser.add_argument("--conf", required=True, metavar="FILE", help="YAML file of the data set")
+    parser.add_argument("--as-of", metavar="DATE", help="replaces the file's as_of")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces one key")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
+    return parser.parse_args(list(arguments))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{message} (flags: --conf FILE --as-of DATE --set key=value --dry-run)")
+
+
+def _usage() -> str:
+    stages = "\n".join(f"  {name}" for name in STAGES)
+    return (
+        "usage: lam-spark run|STAGE --conf FILE [--as-of DATE] [--set key=value]... [--dry-run]\n\n"
+        f"stages, in order ('run' does them all):\n{stages}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

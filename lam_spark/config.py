@@ -1,0 +1,404 @@
+"""Configuration of a data set: one YAML file, validated, frozen.
+
+Unknown keys are refused with the nearest valid name. Callers see only `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import hashlib
+import json
+import re
+import zoneinfo
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lam_spark.errors import ConfigError
+
+Role = Literal["who", "when", "where", "what", "how"]
+Kind = Literal["categorical", "numeric", "reference"]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+
+# Columns that every event has; a declared field may not take these names.
+RESERVED_COLUMNS = frozenset(
+    {"customer_id", "customer_key", "event_id", "event_key", "event_time", "source", "ingested_at"}
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FetchConfig(_Section):
+    """A function that puts raw files in place: `module:function`, called with the raw folder."""
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class IdentityConfig(_Section):
+    """Where the key of the pseudonyms comes from: the name of an environment variable."""
+
+    secret_env: str = "LAM_SPARK_SECRET"
+
+
+class InputConfig(_Section):
+    """A raw input, read by one of Spark's readers under an explicit schema."""
+
+    format: Literal["parquet", "csv", "json", "delta"]
+    path: str
+    columns: str = Field(description="Spark DDL of the columns, e.g. 'id BIGINT, day DATE'")
+    options: dict[str, str] = Field(default_factory=dict)
+
+
+class ChannelConfig(_Section):
+    """A channel: a Spark SQL select over the inputs that yields 4W1H columns.
+
+    `grain` names the input whose rows are the channel's raw rows: the select must yield exactly one
+    row for each, so that a join which multiplies or drops rows is found and not hidden.
+    """
+
+    grain: str
+    select: str
+
+
+class FieldConfig(_Section):
+    """A declared field of an event.
+
+    `categorical` values become tokens, `numeric` ones stay numbers, `reference` ones are carried in the
+    events (to match a label to its proposal, say) and are never shown to the model.
+    """
+
+    role: Role
+    kind: Kind
+    min_count: int = Field(default=5, ge=1, description="rarer values are unknown (events)")
+    max_values: int = Field(default=50_000, ge=1)
+
+
+class ConsentConfig(_Section):
+    """The ledger's source: a select that yields customer_id, purpose, state, effective_at,
+    recorded_at, source."""
+
+    select: str
+    training_purpose: Name = "model_training"
+    contact_purpose: Name = "direct_marketing"
+
+
+class SequencesConfig(_Section):
+    """What a customer's sequence holds."""
+
+    max_events: int = Field(default=8192, ge=16, description="latest events kept a customer")
+
+
+class TargetConfig(_Section):
+    """A question about what follows a query event.
+
+    `population` picks the events that open an example (Spark SQL over `events`); the event itself is the
+    query. `label` is true of a later event of the same customer (aliases `query` and `later`), at most
+    `horizon_days` (an SQL expression over `query`) after it. `rule` is the simple ordering that the model
+    has to beat: an SQL aggregate over those of the customer's earlier events that `rule_events` picks.
+    """
+
+    kind: Literal["binary"] = "binary"
+    says: str = Field(description="the target in plain words, for the report")
+    population: str
+    later: str
+    label: str = "true"
+    horizon_days: str
+    rule_events: str
+    rule: str = "count(*)"
+    rule_says: str
+
+
+class SplitConfig(_Section):
+    """The periods: labels of training mature before `validation_start`, of validation before `test_start`."""
+
+    train_start: dt.date
+    validation_start: dt.date
+    test_start: dt.date
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SplitConfig:
+        if not self.train_start < self.validation_start < self.test_start:
+            raise ValueError("expected train_start < validation_start < test_start")
+        return self
+
+
+class ModelConfig(_Section):
+    """Size of the transformer and its inputs."""
+
+    width: int = Field(default=64, ge=8)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    context_events: int = Field(default=512, ge=8, description="most events the model sees at once")
+    count_by: Name = Field(default="action", description="categorical field whose values the aggregates count")
+    window_days: tuple[int, ...] = (28, 91, 365)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({2 * self.heads})")
+        return self
+
+
+class SnapshotConfig(_Section):
+    """Shape of the packed training blocks."""
+
+    queries_per_block: int = Field(default=32, ge=1)
+    rows_per_group: int = Field(default=32, ge=1, description="blocks in a Parquet row group")
+    files: int = Field(default=4, ge=1, description="files of each kind of block; at least one a rank")
+
+
+class TrainingConfig(_Section):
+    """The optimisation. Counts are of epochs and of blocks."""
+
+    launcher: Literal["horovod", "in_process"] = "horovod"
+    ranks: int = Field(default=2, ge=1)
+    threads_per_rank: int = Field(default=1, ge=1)
+    seed: int = 20171002
+    pretrain_epochs: int = Field(default=2, ge=0)
+    finetune_epochs: int = Field(default=4, ge=1, description="at most; validation chooses")
+    batch_blocks: int = Field(default=4, ge=1, description="blocks a rank and step")
+    learning_rate: float = Field(default=2e-3, gt=0)
+    finetune_learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    next_event_weight: float = Field(default=0.1, ge=0, description="of the next-event loss in fine-tuning")
+    clip_norm: float = Field(default=1.0, gt=0)
+    experiment: str = "lam_spark"
+
+    @model_validator(mode="after")
+    def _one_rank_in_process(self) -> TrainingConfig:
+        if self.launcher == "in_process" and self.ranks != 1:
+            raise ValueError(f"launcher in_process runs one rank, ranks is {self.ranks}")
+        return self
+
+
+class ScoringConfig(_Section):
+    """What is proposed to whom."""
+
+    target: Name
+    proposals: str = Field(description="select over the inputs: proposal_id, description, declared fields")
+    max_proposals: int = Field(default=200, ge=1)
+    alias: str = "champion"
+
+
+class DeliveryConfig(_Section):
+    """The list that people act on."""
+
+    capacity: int = Field(default=500, ge=1, le=1_000_000, description="customers on the contact list")
+
+
+class QualityConfig(_Section):
+    """Gates; a run that crosses one publishes nothing."""
+
+    max_quarantine_share: float = Field(default=0.01, ge=0, le=1)
+    max_staleness_days: int = Field(default=7, ge=0, description="of as_of after the last event")
+
+
+class SparkConfig(_Section):
+    """Used only where no platform gives a session: one machine."""
+
+    master: str = "local[2,4]"
+    driver_memory: str = "3g"
+    shuffle_partitions: int = Field(default=8, ge=1)
+    settings: dict[str, str] = Field(default_factory=dict)
+
+
+class Config(_Section):
+    """Everything a run needs to know; the resolved form goes into the run record."""
+
+    name: Name
+    time_zone: str = "UTC"
+    root: str
+    as_of: dt.date
+    identity: IdentityConfig = IdentityConfig()
+    fetch: FetchConfig | None = None
+    inputs: dict[Name, InputConfig] = Field(min_length=1)
+    channels: dict[Name, ChannelConfig] = Field(min_length=1)
+    fields: dict[Name, FieldConfig] = Field(min_length=1)
+    consent: ConsentConfig
+    sequences: SequencesConfig = SequencesConfig()
+    targets: dict[Name, TargetConfig] = Field(min_length=1)
+    split: SplitConfig
+    snapshot: SnapshotConfig = SnapshotConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    scoring: ScoringConfig
+    delivery: DeliveryConfig = DeliveryConfig()
+    quality: QualityConfig = QualityConfig()
+    spark: SparkConfig = SparkConfig()
+    notes: tuple[str, ...] = ()
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(value)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"expected an IANA time zone such as Europe/Lisbon, got {value!r}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _files_feed_ranks(self) -> Config:
+        if self.snapshot.files < self.training.ranks:
+            raise ValueError(
+                f"snapshot.files {self.snapshot.files} must not be below training.ranks {self.training.ranks}: "
+                "each rank reads files of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Config:
+        taken = RESERVED_COLUMNS & set(self.fields)
+        if taken:
+            raise ValueError(f"fields {sorted(taken)} are reserved column names")
+        for channel, spec in self.channels.items():
+            if spec.grain not in self.inputs:
+                raise ValueError(f"channels.{channel}.grain {_unknown(spec.grain, self.inputs)}")
+        if self.scoring.target not in self.targets:
+            raise ValueError(f"scoring.target {_unknown(self.scoring.target, self.targets)}")
+        if self.model.count_by not in self.categorical:
+            raise ValueError(f"model.count_by {_unknown(self.model.count_by, self.categorical)}")
+        if self.sequences.max_events < self.model.context_events:
+            raise ValueError("sequences.max_events must not be below model.context_events")
+        return self
+
+    def _fields_of(self, kind: Kind) -> tuple[str, ...]:
+        return tuple(name for name, spec in self.fields.items() if spec.kind == kind)
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        """Names of the categorical fields, in the order of the file."""
+        return self._fields_of("categorical")
+
+    @property
+    def numeric(self) -> tuple[str, ...]:
+        """Names of the numeric fields, in the order of the file."""
+        return self._fields_of("numeric")
+
+    @property
+    def reference(self) -> tuple[str, ...]:
+        """Names of the fields that are carried and never modelled."""
+        return self._fields_of("reference")
+
+    @property
+    def workspace(self) -> Path:
+        """The folder that a run writes under."""
+        return Path(self.root)
+
+    def instant(self, day: dt.date) -> dt.datetime:
+        """Midnight at the start of `day` in the data set's time zone, as a UTC instant."""
+        local = dt.datetime(day.year, day.month, day.day, tzinfo=zoneinfo.ZoneInfo(self.time_zone))
+        return local.astimezone(dt.UTC)
+
+    def micros(self, day: dt.date) -> int:
+        """`instant(day)` as microseconds since 1970 (UTC), the unit of `event_time` in sequences."""
+        return int(self.instant(day).timestamp()) * 1_000_000
+
+    def digest(self) -> str:
+        """sha256 of the resolved configuration (hex)."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and validate a configuration file.
+
+    Args:
+        path: YAML file.
+        as_of: replaces the file's `as_of` (ISO date).
+        overrides: `dotted.key=value` pairs; the value is read as YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (the nearest valid one is named) or a bad value.
+    """
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+        hint = f"; {file.parent} holds {', '.join(siblings)}" if siblings else ""
+        raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"expected a readable YAML file at {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"expected a mapping of keys in {file}, got {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    if as_of is not None:
+        content["as_of"] = as_of
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from error
+    return _substitute(config)
+
+
+def _substitute(config: Config) -> Config:
+    """Put `root` into the paths that ask for it (`{root}/raw/...`)."""
+    inputs = {
+        name: spec.model_copy(update={"path": spec.path.replace("{root}", config.root)})
+        for name, spec in config.inputs.items()
+    }
+    return config.model_copy(update={"inputs": inputs})
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise ConfigError(f"expected --set key=value with a dotted key, got {override!r}")
+    *parents, leaf = key.split(".")
+    node = content
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {parent} holds a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from error
+
+
+def _unknown(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f", did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(sorted(known))}"
+    return f"{name!r} is not declared{hint}"
+
+
+def _explain(error: ValidationError, file: Path) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        if problem["type"] == "extra_forbidden":
+            valid = _valid_keys(problem["loc"][:-1])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(valid)}"
+            lines.append(f"unknown key {where!r}: {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"missing key {where!r}")
+        else:
+            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where + ': ' if where else ''}{message}{got}")
+    return f"{file} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def _valid_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    section: Any = Config
+    for part in location:
+        if isinstance(section, type) and issubclass(section, _Section):
+            section = section.model_fields[str(part)].annotation
+        elif get_origin(section) is dict:
+            section = get_args(section)[1]
+        candidates = [a for a in get_args(section) if isinstance(a, type) and issubclass(a, _Section)]
+        if get_origin(section) is not dict and candidates:
+            section = candidates[0]
+    return sorted(section.model_fields) if isinstance(section, type) else []

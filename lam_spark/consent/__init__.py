@@ -1,0 +1,1 @@
+"""The consent ledger and eligibility, the only door to customer data."""

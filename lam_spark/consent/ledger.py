@@ -1,0 +1,61 @@
+"""Stage `consent`: statements from the ledger's source into the append-only table `consent`."""
+
+from __future__ import annotations
+
+from pyspark.sql import functions as F
+
+from lam_spark.errors import ConfigError, ConsentError
+from lam_spark.run import Run, StageResult
+from lam_spark.sources.identity import resolve
+from lam_spark.sources.readers import named_in, refuse_malformed, register_inputs, select
+
+_COLUMNS = {
+    "customer_id": "string",
+    "purpose": "string",
+    "state": "string",
+    "effective_at": "timestamp",
+    "recorded_at": "timestamp",
+    "source": "string",
+}
+_STATEMENT = ["customer_key", "purpose", "state", "effective_at", "recorded_at", "source"]
+
+
+def run(run: Run) -> StageResult:
+    """Append the statements that are new (grain: a statement; a rerun appends nothing).
+
+    Raises:
+        ConsentError: the source holds no statement, or one without customer, purpose or time. Default deny
+            would silence every customer; that is not a state to run on by accident.
+    """
+    statement = run.config.consent.select
+    inputs = register_inputs(run.spark, run.config.inputs)
+    for name in named_in(statement, inputs):
+        refuse_malformed(name, inputs[name])
+    stated = select(run.spark, statement, "consent.select")
+    lacking = [name for name in _COLUMNS if name not in stated.columns]
+    if lacking:
+        raise ConfigError(
+            f"consent.select must yield {', '.join(_COLUMNS)}; it lacks {', '.join(lacking)}"
+        )
+    stated = stated.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _COLUMNS.items()))
+    total = stated.count()
+    if total == 0:
+        raise ConsentError(
+            "the consent ledger has no statements: default deny leaves nobody to train on or to contact"
+        )
+    incomplete = stated.where(
+        F.col("customer_id").isNull()
+        | F.col("purpose").isNull()
+        | F.col("effective_at").isNull()
+        | F.col("recorded_at").isNull()
+    ).count()
+    if incomplete:
+        raise ConsentError(
+            f"{incomplete:,} of {total:,} consent statements lack customer, purpose or a readable time; "
+            "an opt-out may be among them, so none is taken. Mend the ledger's source"
+        )
+    appended = run.tables.insert_new(resolve(run, stated).select(*_STATEMENT), "consent", _STATEMENT)
+    return StageResult(
+        says=f"{total:,} statements read, {appended:,} new",
+        counts={"statements_in": total, "statements_new": appended},
+    )

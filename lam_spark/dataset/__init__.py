@@ -1,0 +1,1 @@
+"""Sequences and examples to packed blocks, a pinned training snapshot, and batches."""

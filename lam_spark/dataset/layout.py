@@ -1,0 +1,100 @@
+"""What the model reads: the fields, their sizes, and the columns of a packed block.
+
+A block is `block_events` event slots and `queries_per_block` query slots that several customers' segments
+share. Plain data, saved as JSON beside the weights; no Spark and no torch in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+MICROS_PER_DAY = 86_400_000_000
+HOURS_OF_WEEK = 168
+
+# Splits of a query in a block. 0 marks an empty slot.
+SPLIT_IDS = {"train": 1, "validation": 2, "straddling": 3, "test": 4, "score": 5}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Fields and shapes that sequences, blocks and model agree on.
+
+    Attributes:
+        categorical: field names; `sizes` gives each one's ids in use (rows of its embedding).
+        numeric: field names.
+        count_by: categorical field whose values (`counted_ids`) the aggregates count.
+        window_days: windows of the aggregates, before the query.
+        block_events: event slots of a block; also the most events that a query sees.
+        queries_per_block: query slots of a block.
+        targets: names of the questions, in the order of the label columns.
+    """
+
+    categorical: tuple[str, ...]
+    sizes: tuple[int, ...]
+    numeric: tuple[str, ...]
+    count_by: str
+    counted_ids: tuple[int, ...]
+    window_days: tuple[int, ...]
+    block_events: int
+    queries_per_block: int
+    targets: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    @property
+    def aggregate_names(self) -> tuple[str, ...]:
+        """Names of the aggregates of a query, in the order that `aggregates` computes them."""
+        windows = self.window_days
+        return (
+            "events_before",
+            "days_known",
+            *(f"days_since_{self.count_by}_{value}" for value in self.counted_ids),
+            *(f"{self.count_by}_{value}_events_{w}d" for w in windows for value in self.counted_ids),
+            *(f"{self.count_by}_{value}_moments_{w}d" for w in windows for value in self.counted_ids),
+            *(f"{name}_sum_{w}d" for w in windows for name in self.numeric),
+            *(f"same_{name}_before" for name in self.categorical),
+        )
+
+    @property
+    def event_columns(self) -> dict[str, tuple[str, int]]:
+        """Column -> (numpy dtype, length): event slots of a block."""
+        length = self.block_events
+        return {
+            "segment": ("int32", length),  # 0 = empty slot, 1, 2, ... = a customer's segment
+            "event_time": ("int64", length),  # microseconds UTC
+            "hour_of_week": ("int32", length),
+            "is_new": ("int32", length),  # 0 where an overlapping earlier segment already trained on it
+            **{f"event_{name}": ("int32", length) for name in self.categorical},
+            **{f"event_{name}": ("float32", length) for name in self.numeric},  # NaN = missing
+        }
+
+    @property
+    def query_columns(self) -> dict[str, tuple[str, int]]:
+        """Column -> (numpy dtype, length): query slots of a block."""
+        length = self.queries_per_block
+        return {
+            "query_segment": ("int32", length),
+            "query_index": ("int32", length),  # sees the segment's events at slots below this one
+            "query_time": ("int64", length),
+            "query_hour_of_week": ("int32", length),
+            "query_split": ("int32", length),
+            "query_row": ("int32", length),  # where the caller finds it again; -1 = empty slot
+            **{f"query_{name}": ("int32", length) for name in self.categorical},
+            **{f"query_{name}": ("float32", length) for name in self.numeric},
+            **{f"label_{name}": ("float32", length) for name in self.targets},  # NaN = not asked
+            "aggregates": ("float32", length * len(self.aggregate_names)),
+        }
+
+    @property
+    def columns(self) -> dict[str, tuple[str, int]]:
+        """All columns of a block."""
+        return self.event_columns | self.query_columns

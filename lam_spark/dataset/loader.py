@@ -1,0 +1,110 @@
+"""Batches of blocks from the Parquet files of one pinned Delta version, read by petastorm.
+
+Each rank reads files of its own, every block once an epoch. Row groups and the blocks in them are shuffled
+by (seed, epoch). Memory: one row group a rank, whatever the size of the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.packing import Block
+from lam_spark.errors import ModelError
+
+
+@dataclass(frozen=True)
+class BlockFiles:
+    """The files of one rank.
+
+    Attributes:
+        urls: `file:` URLs (or what petastorm's file system resolvers know), sorted.
+        blocks: rows in them together.
+    """
+
+    urls: tuple[str, ...]
+    blocks: int
+
+
+def files_of_rank(urls: Sequence[str], rank: int, ranks: int) -> BlockFiles:
+    """Deal the files out to the ranks, largest first to the rank that has least.
+
+    Raises:
+        ModelError: fewer files than ranks; some rank would have nothing to read.
+    """
+    if len(urls) < ranks:
+        raise ModelError(
+            f"{len(urls)} snapshot files cannot feed {ranks} ranks: set snapshot.files to at least {ranks} and "
+            "run the stage 'snapshot' again"
+        )
+    sizes = sorted(((_rows(url), url) for url in urls), key=lambda pair: (-pair[0], pair[1]))
+    hands: list[tuple[int, list[str]]] = [(0, []) for _ in range(ranks)]
+    for rows, url in sizes:
+        least = min(range(ranks), key=lambda r: (hands[r][0], r))
+        hands[least] = (hands[least][0] + rows, [*hands[least][1], url])
+    return BlockFiles(tuple(sorted(hands[rank][1])), hands[rank][0])
+
+
+def block_batches(
+    files: BlockFiles, layout: Layout, batch_blocks: int, seed: int | None, epoch: int = 0
+) -> Iterator[Block]:
+    """Every block of the rank once, in batches (the last may be smaller).
+
+    Args:
+        files: of this rank.
+        layout: the columns to read and their lengths.
+        batch_blocks: blocks a batch.
+        seed: shuffles row groups and blocks with the epoch's number; None keeps the order of the files.
+        epoch: number of the epoch.
+
+    Yields:
+        column -> (blocks, length) array, aggregates as (blocks, queries, A).
+    """
+    rng = np.random.default_rng(None if seed is None else [seed, epoch])
+    pending: list[Block] = []
+    for group in _row_groups(files, layout, seed, epoch):
+        rows = len(next(iter(group.values())))
+        order = np.arange(rows) if seed is None else rng.permutation(rows)
+        pending.append({name: values[order] for name, values in group.items()})
+        joined = {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
+        held = len(joined["segment"])
+        whole = held - held % batch_blocks
+        for first in range(0, whole, batch_blocks):
+            yield {name: values[first : first + batch_blocks] for name, values in joined.items()}
+        pending = [{name: values[whole:] for name, values in joined.items()}]
+    if pending and len(pending[0]["segment"]):
+        yield pending[0]
+
+
+def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int) -> Iterator[Block]:
+    from petastorm import make_batch_reader  # heavy; the scoring path imports this package without it
+
+    names = list(layout.columns)
+    width = len(layout.aggregate_names)
+    # petastorm prints to stdout when it closes; stdout belongs to the run's summary line.
+    with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
+        reader = make_batch_reader(
+            list(files.urls),
+            schema_fields=[f"^{name}$" for name in names],
+            # Decoding is cheap beside the model: on few cores a pool only adds copies.
+            reader_pool_type="dummy",
+            num_epochs=1,
+            shuffle_row_groups=seed is not None,
+            seed=None if seed is None else seed + epoch,
+        )
+        with reader:
+            for group in reader:
+                block = {name: np.asarray(getattr(group, name)) for name in names}
+                block["aggregates"] = block["aggregates"].reshape(len(block["segment"]), -1, width)
+                yield block
+
+
+def _rows(url: str) -> int:
+    return int(pq.ParquetFile(unquote(urlparse(url).path)).metadata.num_rows)

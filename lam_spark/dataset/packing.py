@@ -1,0 +1,172 @@
+"""Packs customers' segments into blocks of one shape, wasting little; pure numpy.
+
+A long sequence is cut into windows that overlap by half, so that every query sees at least half a block of
+history (or all there is). Segments go to the open block that they fill best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lam_spark.dataset.aggregates import aggregates
+from lam_spark.dataset.layout import Layout
+
+Array = npt.NDArray[np.generic]
+Block = dict[str, Array]
+_OPEN_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class Customer:
+    """One customer's events and queries.
+
+    Attributes:
+        events: `event_time`, `hour_of_week` and every modelled field, arrays (n,) in order.
+        queries: the columns of `Layout.query_columns` but segment, index and aggregates, arrays (q,).
+    """
+
+    events: dict[str, Array]
+    queries: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A slice of one customer's events and the queries that are asked in it.
+
+    Attributes:
+        start, end: events [start, end).
+        new_from: events before this one belong to an earlier, overlapping segment too.
+        queries: rows of the customer's queries.
+        upto: for each of them, how many of the customer's events it may see.
+    """
+
+    start: int
+    end: int
+    new_from: int
+    queries: npt.NDArray[np.intp]
+    upto: npt.NDArray[np.intp]
+
+
+def cut_segments(events: int, upto: npt.NDArray[np.intp], block_events: int, most_queries: int) -> list[Segment]:
+    """Windows over `events` events that together cover each event as new once and each query once."""
+    half = max(1, block_events // 2)
+    ends = [min(events, block_events)]
+    while ends[-1] < events:
+        ends.append(min(events, ends[-1] + half))
+    segments = []
+    new_from = 0
+    for number, end in enumerate(ends):
+        here = (upto <= end) & ((upto > new_from) | (number == 0))
+        rows = np.flatnonzero(here)
+        start = max(0, end - block_events)
+        # More queries than a block has slots for: the same events again, with none of them new.
+        for first in range(0, max(len(rows), 1), most_queries):
+            chosen = rows[first : first + most_queries]
+            fresh = new_from if first == 0 else end
+            segments.append(Segment(start, end, fresh, chosen, upto[chosen]))
+        new_from = end
+    return segments
+
+
+class Packer:
+    """Fills blocks with segments; `add` gives back the blocks that became full enough."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._open: list[tuple[int, int, int, Block]] = []  # events, queries, segments used; the block
+
+    def add(self, customer: Customer, with_loss: bool = True, only_queried: bool = False) -> Iterator[Block]:
+        """Pack one customer.
+
+        Args:
+            customer: events in order.
+            with_loss: False marks no event as new (scoring needs no next-event loss).
+            only_queried: leave out segments without a query.
+        """
+        times = customer.events["event_time"]
+        asked = customer.queries["query_time"]
+        upto = np.searchsorted(times, asked, side="left")
+        summary = aggregates(self.layout, customer.events, customer.queries)
+        limit = self.layout.block_events
+        for segment in cut_segments(len(times), upto, limit, self.layout.queries_per_block):
+            if only_queried and not len(segment.queries):
+                continue
+            yield from self._place(customer, segment, summary, with_loss)
+
+    def flush(self) -> Iterator[Block]:
+        """Give the blocks that are still open."""
+        for *_, block in self._open:
+            yield block
+        self._open = []
+
+    def _place(
+        self, customer: Customer, segment: Segment, summary: Array, with_loss: bool
+    ) -> Iterator[Block]:
+        layout = self.layout
+        events, queries = segment.end - segment.start, len(segment.queries)
+        best, room = -1, layout.block_events + 1
+        for number, (used, asked, _, _) in enumerate(self._open):
+            left = layout.block_events - used
+            if events <= left < room and queries <= layout.queries_per_block - asked:
+                best, room = number, left
+        if best < 0:
+            if len(self._open) >= _OPEN_BLOCKS:
+                fullest = max(range(len(self._open)), key=lambda i: self._open[i][0])
+                yield self._open.pop(fullest)[3]
+            self._open.append((0, 0, 0, empty_block(layout)))
+            best = len(self._open) - 1
+        used, asked, segments, block = self._open[best]
+        fill_block(layout, block, (used, asked, segments + 1), customer, segment, summary, with_loss)
+        self._open[best] = (used + events, asked + queries, segments + 1, block)
+
+
+def empty_block(layout: Layout) -> Block:
+    """A block of empty slots."""
+    block: Block = {name: np.zeros(length, dtype) for name, (dtype, length) in layout.columns.items()}
+    block["query_row"] = np.full(layout.queries_per_block, -1, np.int32)
+    for target in layout.targets:
+        block[f"label_{target}"] = np.full(layout.queries_per_block, np.nan, np.float32)
+    return block
+
+
+def fill_block(
+    layout: Layout,
+    block: Block,
+    place: tuple[int, int, int],
+    customer: Customer,
+    segment: Segment,
+    summary: Array,
+    with_loss: bool,
+) -> None:
+    """Write one segment at `place` = (first event slot, first query slot, segment number)."""
+    slot, query_slot, number = place
+    rows = slice(segment.start, segment.end)
+    to = slice(slot, slot + segment.end - segment.start)
+    block["segment"][to] = number
+    block["is_new"][to] = (
+        np.arange(segment.start, segment.end) >= segment.new_from if with_loss else 0
+    )
+    for name in ("event_time", "hour_of_week"):
+        block[name][to] = customer.events[name][rows]
+    for name in (*layout.categorical, *layout.numeric):
+        block[f"event_{name}"][to] = customer.events[name][rows]
+    asked = slice(query_slot, query_slot + len(segment.queries))
+    block["query_segment"][asked] = number
+    block["query_index"][asked] = slot + segment.upto - segment.start
+    for name in layout.query_columns:
+        if name not in ("query_segment", "query_index", "aggregates"):
+            block[name][asked] = customer.queries[name][segment.queries]
+    width = len(layout.aggregate_names)
+    block["aggregates"].reshape(-1, width)[asked] = summary[segment.queries]
+
+
+def pack(layout: Layout, customers: Iterable[Customer], with_loss: bool, only_queried: bool) -> Iterator[Block]:
+    """Pack a stream of customers; holds `_OPEN_BLOCKS` blocks at most."""
+    packer = Packer(layout)
+    for customer in customers:
+        yield from packer.add(customer, with_loss, only_queried)
+    yield from packer.flush()

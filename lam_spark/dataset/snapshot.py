@@ -1,0 +1,94 @@
+"""Stage `snapshot`: packed training blocks, written once as a Delta version that training pins.
+
+Holds no event and no label at or after the test period, and nobody who is not eligible for training now.
+Cost: one shuffle by customer; a task holds one customer and 64 open blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.consent.eligibility import eligible
+from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
+from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.packing import Block, Packer
+from lam_spark.errors import DataQualityError
+from lam_spark.run import Run, StageResult
+from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
+
+# Blocks with queries are read by fine-tuning, both kinds by pre-training.
+QUERIED, PLAIN = "queried", "plain"
+
+
+def run(run: Run) -> StageResult:
+    """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind).
+
+    Raises:
+        ConsentError: nobody is eligible for training.
+        DataQualityError: nothing to train on.
+    """
+    config = run.config
+    layout = layout_of(config, run.tables.read("vocabulary"))
+    allowed = eligible(run, config.consent.training_purpose)
+    sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
+    trainable = F.col("split").isin(TRAIN, VALIDATION, STRADDLING)
+    queries = collect_queries(run.tables.read("examples").where(trainable), layout)
+    rows = (
+        sequences.select("customer_key", *event_columns(layout))
+        .join(queries.drop("query_ids"), "customer_key", "left")
+        .repartition(config.snapshot.files, "customer_key")
+        .sortWithinPartitions("customer_key")
+        .drop("customer_key")
+    )
+    blocks = _pack(rows, layout, config.micros(config.split.test_start))
+    run.spark.conf.set("parquet.block.row.count.limit", str(config.snapshot.rows_per_group))
+    try:
+        written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])
+    finally:
+        run.spark.conf.unset("parquet.block.row.count.limit")
+    if written == 0:
+        raise DataQualityError(f"no event of an eligible customer lies before {config.split.test_start}")
+    used = F.size(F.filter("segment", lambda s: s > 0))
+    totals = run.tables.read("training_blocks").agg(
+        F.sum(used), F.sum(F.size(F.filter("is_new", lambda s: s > 0))), F.sum(F.size(F.filter("query_segment", lambda s: s > 0)))
+    ).first()
+    assert totals is not None  # an aggregate without keys gives one row
+    filled, fresh, asked = (int(value) for value in totals)
+    share = filled / (written * layout.block_events)
+    return StageResult(
+        says=f"{written:,} blocks of {layout.block_events}, {share:.0%} filled: {fresh:,} events, {asked:,} queries",
+        counts={"blocks": written, "slots_filled": filled, "events_new": fresh, "queries": asked},
+        facts={"filled_share": round(share, 4)},
+    )
+
+
+def block_schema(layout: Layout) -> str:
+    """Spark DDL of a block."""
+    kinds = {"int32": "INT", "int64": "BIGINT", "float32": "FLOAT"}
+    columns = [f"{name} ARRAY<{kinds[dtype]}>" for name, (dtype, _) in layout.columns.items()]
+    return ", ".join([*columns, "block_kind STRING"])
+
+
+def _pack(rows: DataFrame, layout: Layout, before: int) -> DataFrame:
+    def blocks_of(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        packers = {QUERIED: Packer(layout), PLAIN: Packer(layout)}
+        for batch in batches:
+            for customer in customers(layout, batch, before):
+                kind = QUERIED if len(customer.queries["query_time"]) else PLAIN
+                for block in packers[kind].add(customer):
+                    yield _as_frame(block, kind)
+        for kind, packer in packers.items():
+            for block in packer.flush():
+                yield _as_frame(block, kind)
+
+    return rows.mapInPandas(blocks_of, block_schema(layout))
+
+
+def _as_frame(block: Block, kind: str) -> pd.DataFrame:
+    columns: dict[str, list[object]] = {name: [np.asarray(values)] for name, values in block.items()}
+    return pd.DataFrame({**columns, "block_kind": [kind]})

@@ -1,0 +1,42 @@
+"""Every error that lam_spark raises on purpose: one root, one exit code a kind.
+
+A message says what was expected, what arrived, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LamSparkError(Exception):
+    """Root of all errors raised on purpose; anything else is a defect."""
+
+    exit_code = 1
+
+
+class ConfigError(LamSparkError):
+    """The configuration, a flag or an input it names is missing or wrong."""
+
+    exit_code = 2
+
+
+class DataQualityError(LamSparkError):
+    """The data broke a gate: nothing was published, the last good tables stand."""
+
+    exit_code = 3
+
+
+class ConsentError(LamSparkError):
+    """The consent ledger is empty or unreadable, or leaves nobody eligible."""
+
+    exit_code = 4
+
+
+class ModelError(LamSparkError):
+    """A model is missing, damaged, or does not fit the data it is asked to read."""
+
+    exit_code = 5
+
+
+class ConcurrentRunError(LamSparkError):
+    """Another run holds the workspace or won the race for a table."""
+
+    exit_code = 6

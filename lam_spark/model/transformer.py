@@ -1,0 +1,270 @@
+"""A causal transformer over customers' events, with query events that ask what follows.
+
+Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates.
+
+- An event is the sum of its fields' embeddings, a projection of its numbers (missing and zero apart), its
+  hour of the week and the time since the moment before it.
+- Several customers share a block: attention stays within a segment (block-diagonal) and never looks ahead.
+- A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
+  over a history answers any number of questions at any number of points in time.
+- Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
+- Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
+  set, from the last event of the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout
+
+Batch = dict[str, Tensor]
+_TIME_FEATURES = 8
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Width D, layers, heads (D is a multiple of 2 x heads), dropout."""
+
+    width: int
+    layers: int
+    heads: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Means and deviations that inputs are standardised by, from training data only.
+
+    Attributes:
+        numeric_mean, numeric_std: of each numeric field's signed log, (F,).
+        aggregate_mean, aggregate_std: of each aggregate, (A,).
+    """
+
+    numeric_mean: tuple[float, ...]
+    numeric_std: tuple[float, ...]
+    aggregate_mean: tuple[float, ...]
+    aggregate_std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(**{key: tuple(value) for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one pass gives.
+
+    Attributes:
+        event_hidden_BTD: after each event.
+        query_logits: target -> (B, Q) logit of `binary`.
+    """
+
+    event_hidden_BTD: Tensor
+    query_logits: dict[str, Tensor]
+
+
+class LargeActionModel(nn.Module):
+    """Events and queries in, hidden states and answers out.
+
+    Args:
+        layout: fields and shapes.
+        size: of the transformer.
+        normaliser: constants, kept as buffers.
+    """
+
+    def __init__(self, layout: Layout, size: ModelSize, normaliser: Normaliser) -> None:
+        super().__init__()
+        self.layout, self.size, self.normaliser = layout, size, normaliser
+        width = size.width
+        offsets = [0]
+        for rows in layout.sizes:
+            offsets.append(offsets[-1] + rows)
+        self.register_buffer("field_offsets", torch.tensor(offsets[:-1]), persistent=False)
+        # One table for all categorical fields: one gather and one sum an event.
+        self.embedding = nn.EmbeddingBag(offsets[-1], width, mode="sum")
+        self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, width)
+        self.number_projection = nn.Linear(3 * len(layout.numeric) + _TIME_FEATURES, width)
+        self.is_query = nn.Parameter(torch.zeros(width))
+        self.input_norm = nn.RMSNorm(width)
+        self.blocks = nn.ModuleList(_Block(size) for _ in range(size.layers))
+        self.output_norm = nn.RMSNorm(width)
+        self.next_value = nn.ModuleDict(
+            {name: nn.Linear(width, rows) for name, rows in zip(layout.categorical, layout.sizes, strict=True)}
+        )
+        self.next_number = nn.Linear(width, len(layout.numeric))
+        self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
+        summaries = len(layout.aggregate_names)
+        self.answers = nn.ModuleDict({name: _Answer(width, summaries, size.dropout) for name in layout.targets})
+        for name in ("numeric_mean", "numeric_std", "aggregate_mean", "aggregate_std"):
+            self.register_buffer(name, torch.tensor(getattr(normaliser, name)), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.5 / math.sqrt(module.in_features))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                nn.init.normal_(module.weight, std=0.1)
+        for block in self.blocks:
+            nn.init.zeros_(block.attention_out.weight)  # each layer starts as the identity
+            nn.init.zeros_(block.feed_out.weight)
+        for answer in self.answers.values():
+            nn.init.zeros_(answer.wide.weight)
+            nn.init.zeros_(answer.deep[-1].weight)
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Read a batch of blocks (columns of `Layout.columns`, as tensors)."""
+        events = self._events(batch)
+        queries = self._queries(batch)
+        x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
+        mask_BSS, position_BS = visibility(batch)
+        cos, sin = _rotation(position_BS, self.size.width // self.size.heads)
+        for block in self.blocks:
+            x_BSD = block(x_BSD, mask_BSS, cos, sin)
+        x_BSD = self.output_norm(x_BSD)
+        slots = self.layout.block_events
+        summary_BQA = (batch["aggregates"] - self.aggregate_mean) / self.aggregate_std
+        logits = {name: head(x_BSD[:, slots:], summary_BQA) for name, head in self.answers.items()}
+        return Predictions(x_BSD[:, :slots], logits)
+
+    def _events(self, batch: Batch) -> Tensor:
+        time = batch["event_time"]
+        elapsed = torch.zeros_like(time)
+        same = batch["segment"][:, 1:] == batch["segment"][:, :-1]
+        elapsed[:, 1:] = (time[:, 1:] - time[:, :-1]) * same
+        return self._vectors(batch, "event_", batch["hour_of_week"], elapsed)
+
+    def _queries(self, batch: Batch) -> Tensor:
+        """Queries as events: their elapsed time is since the last event that they see."""
+        index = batch["query_index"].long()
+        before = (index - 1).clamp_min(0)
+        segment = batch["segment"].gather(1, before)
+        since = batch["query_time"] - batch["event_time"].gather(1, before)
+        known = (index > 0) & (segment == batch["query_segment"])
+        vectors = self._vectors(batch, "query_", batch["query_hour_of_week"], since * known)
+        return vectors + self.is_query
+
+    def _vectors(self, batch: Batch, prefix: str, hour: Tensor, elapsed: Tensor) -> Tensor:
+        rows, slots = hour.shape
+        ids = torch.stack([batch[prefix + name] for name in self.layout.categorical], dim=-1)
+        ids = ids.long() + self.field_offsets
+        x = self.embedding(ids.view(-1, ids.shape[-1])).view(rows, slots, -1)
+        x = x + self.hour_embedding(hour.long())
+        features = [_time_features(elapsed)]
+        if self.layout.numeric:
+            numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
+            missing = numbers.isnan()
+            standard = (signed_log(numbers) - self.numeric_mean) / self.numeric_std
+            features += [torch.where(missing, 0.0, standard), missing.float(), (numbers == 0).float()]
+        return x + self.number_projection(torch.cat(features, dim=-1))
+
+
+class _Block(nn.Module):
+    """Pre-norm attention and gated feed-forward."""
+
+    def __init__(self, size: ModelSize) -> None:
+        super().__init__()
+        width, inner = size.width, _inner_width(size.width)
+        self.heads, self.dropout = size.heads, size.dropout
+        self.attention_norm = nn.RMSNorm(width)
+        self.attention_in = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.feed_norm = nn.RMSNorm(width)
+        self.feed_in = nn.Linear(width, 2 * inner, bias=False)
+        self.feed_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_BSD: Tensor, mask_BSS: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rows, slots, width = x_BSD.shape
+        qkv = self.attention_in(self.attention_norm(x_BSD)).view(rows, slots, 3, self.heads, -1)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_BSS[:, None])
+        mixed = self.attention_out(mixed.transpose(1, 2).reshape(rows, slots, width))
+        x_BSD = x_BSD + F.dropout(mixed, self.dropout, self.training)
+        gate, content = self.feed_in(self.feed_norm(x_BSD)).chunk(2, dim=-1)
+        fed = self.feed_out(F.silu(gate) * content)
+        return x_BSD + F.dropout(fed, self.dropout, self.training)
+
+
+class _Answer(nn.Module):
+    """Fuses what the sequence says with the summary aggregates: a linear part and a small network."""
+
+    def __init__(self, width: int, summaries: int, dropout: float) -> None:
+        super().__init__()
+        self.wide = nn.Linear(summaries, 1)
+        self.deep = nn.Sequential(
+            nn.Linear(width + summaries, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 1)
+        )
+
+    def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor) -> Tensor:
+        both = torch.cat([hidden_BQD, summary_BQA], dim=-1)
+        answer: Tensor = (self.wide(summary_BQA) + self.deep(both)).squeeze(-1)
+        return answer
+
+
+def visibility(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Who sees whom, and positions.
+
+    Returns:
+        (B, S, S) bool, True where the row's slot sees the column's: events see their segment's events up to
+        themselves; queries see their segment's events below `query_index`, and themselves. (B, S) positions.
+    """
+    segment, asked = batch["segment"], batch["query_segment"]
+    rows, slots = segment.shape
+    queries = asked.shape[1]
+    order = torch.arange(slots, device=segment.device)
+    causal = order[:, None] >= order[None, :]
+    sees_event = causal & (segment[:, :, None] == segment[:, None, :])
+    index = batch["query_index"]
+    asks_event = (order < index[:, :, None]) & (asked[:, :, None] == segment[:, None, :])
+    itself = torch.eye(queries, dtype=torch.bool, device=segment.device).expand(rows, -1, -1)
+    nothing = torch.zeros(rows, slots, queries, dtype=torch.bool, device=segment.device)
+    upper = torch.cat([sees_event, nothing], dim=2)
+    lower = torch.cat([asks_event, itself], dim=2)
+    position = torch.cat([order.expand(rows, -1), index.long()], dim=1)
+    return torch.cat([upper, lower], dim=1), position
+
+
+def signed_log(values: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|)."""
+    return values.sign() * values.abs().log1p()
+
+
+def _time_features(elapsed: Tensor) -> Tensor:
+    """(…) microseconds -> (…, 8): log of minutes and days, and a coarse periodic encoding of the log."""
+    days = elapsed.double() / MICROS_PER_DAY
+    log_days = days.clamp_min(0).log1p().float()
+    log_minutes = (days * 1440).clamp_min(0).log1p().float() / 8
+    phases = [wave(log_minutes * 2**k) for k in range(3) for wave in (torch.sin, torch.cos)]
+    return torch.stack([log_days, log_minutes, *phases], dim=-1)
+
+
+def _rotation(position_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions (RoFormer, arXiv 2104.09864), (B, 1, S, width / 2)."""
+    speed = 1000.0 ** (-torch.arange(0, width, 2, device=position_BS.device) / width)
+    angle = position_BS[:, None, :, None] * speed
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
+def _inner_width(width: int) -> int:
+    """Gated feed-forward: two thirds of four times the width, in multiples of 16."""
+    return 16 * math.ceil(width * 8 / 3 / 16)

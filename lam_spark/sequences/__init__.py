@@ -1,0 +1,1 @@
+"""Events to one ordered sequence a customer, and point-in-time examples."""

@@ -1,0 +1,94 @@
+"""The vocabulary: (field, value) -> token id, append-only, and the encoding of events by it.
+
+Ids 0 padding, 1 unknown, 2 missing are the same in every field; values follow from 3. An id never changes,
+so a sequence stays valid while the vocabulary grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from lam_spark.config import Config
+from lam_spark.run import Run
+
+PADDING, UNKNOWN, MISSING = 0, 1, 2
+FIRST_VALUE = 3
+
+
+def extend_vocabulary(run: Run, events: DataFrame) -> int:
+    """Append the values of `events` that are frequent enough and not there yet; returns how many.
+
+    Give only events that the vocabulary may know of: consented, and before the cut, or the vocabulary
+    itself would leak the future. Ties in frequency are broken by value, so that a rebuild gives the same
+    ids. Cost: one aggregation over (field, value); only distinct values are shuffled.
+    """
+    config = run.config
+    pairs = F.explode(
+        F.array(
+            *(
+                F.struct(F.lit(name).alias("field"), F.col(name).alias("value"))
+                for name in config.categorical
+            )
+        )
+    )
+    counted = (
+        events.select(pairs.alias("pair")).select("pair.*").where("value IS NOT NULL").groupBy("field", "value")
+    ).count()
+    limits = _limits(run)
+    frequent = (
+        counted.join(F.broadcast(limits), "field")
+        .withColumn("rank", F.row_number().over(Window.partitionBy("field").orderBy(F.desc("count"), "value")))
+        .where((F.col("count") >= F.col("min_count")) & (F.col("rank") <= F.col("max_values")))
+    )
+    if run.tables.exists("vocabulary"):
+        known = run.tables.read("vocabulary")
+        top = known.groupBy("field").agg(F.max("token_id").alias("top"))
+        fresh = frequent.join(F.broadcast(known.select("field", "value")), ["field", "value"], "left_anti").join(
+            F.broadcast(top), "field", "left"
+        )
+    else:
+        fresh = frequent.withColumn("top", F.lit(None).cast("int"))
+    order = Window.partitionBy("field").orderBy(F.desc("count"), "value")
+    last = F.coalesce("top", F.lit(FIRST_VALUE - 1))
+    rows = fresh.select(
+        "field",
+        "value",
+        (last + F.row_number().over(order)).cast("int").alias("token_id"),
+        F.col("count").alias("count_when_added"),
+    )
+    return run.tables.insert_new(rows, "vocabulary", ["field", "value"])
+
+
+def encode(frame: DataFrame, vocabulary: DataFrame, fields: Iterable[str]) -> DataFrame:
+    """Replace each categorical column by its token ids (int, never null).
+
+    Grain and order are those of `frame`. Each field's part of the vocabulary is broadcast.
+    """
+    for name in fields:
+        ids = vocabulary.where(F.col("field") == name).select(F.col("value").alias(name), "token_id")
+        frame = frame.join(F.broadcast(ids), name, "left").withColumn(
+            name,
+            F.when(F.col(name).isNull(), F.lit(MISSING)).otherwise(F.coalesce("token_id", F.lit(UNKNOWN))),
+        )
+        frame = frame.drop("token_id")
+    return frame
+
+
+def vocabulary_sizes(vocabulary: DataFrame, config: Config) -> dict[str, int]:
+    """Ids in use a categorical field (the embedding's rows): the highest token id plus one."""
+    top = {
+        row["field"]: int(row["top"])
+        for row in vocabulary.groupBy("field").agg(F.max("token_id").alias("top")).toLocalIterator()
+    }
+    return {name: top.get(name, FIRST_VALUE - 1) + 1 for name in config.categorical}
+
+
+def _limits(run: Run) -> DataFrame:
+    rows = [
+        (name, run.config.fields[name].min_count, run.config.fields[name].max_values)
+        for name in run.config.categorical
+    ]
+    return run.spark.createDataFrame(rows, "field STRING, min_count INT, max_values INT")

@@ -1,0 +1,207 @@
+"""Delta tables: the only module that reads or writes them.
+
+Every read is pinned to a version and noted, every write is one atomic Delta commit and noted, so that the
+run record can name the versions of everything. A stage that dies leaves the last good version readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What is fixed about a table.
+
+    Attributes:
+        stage: the stage that writes it (named in errors).
+        stats: columns whose min/max go into the transaction log. Columns that identify a customer never
+            do: statistics outlive the rows that an erasure removes.
+    """
+
+    stage: str
+    stats: tuple[str, ...] = ()
+
+
+TABLES: Mapping[str, TableSpec] = {
+    "identity": TableSpec("ingest"),
+    "events": TableSpec("ingest", ("event_time", "source")),
+    "quarantine": TableSpec("ingest", ("source",)),
+    "consent": TableSpec("consent", ("effective_at",)),
+    "vocabulary": TableSpec("sequences", ("field",)),
+    "sequences": TableSpec("sequences", ("seq_len",)),
+    "examples": TableSpec("examples", ("as_of", "split")),
+    "training_blocks": TableSpec("snapshot", ("block_kind",)),
+    "scores": TableSpec("score", ("as_of", "target")),
+    "held_out_scores": TableSpec("evaluate", ("as_of", "target")),
+    "contact_list": TableSpec("deliver", ("as_of",)),
+    "audit": TableSpec("run", ("recorded_at",)),
+}
+
+# Lost races: another run committed between our read and our write.
+_CONFLICTS = (
+    "ConcurrentAppendException",
+    "ConcurrentDeleteReadException",
+    "ConcurrentDeleteDeleteException",
+    "ConcurrentTransactionException",
+    "ConcurrentWriteException",
+    "MetadataChangedException",
+    "ProtocolChangedException",
+    "DELTA_CONCURRENT",
+    "DELTA_METADATA_CHANGED",
+)
+
+
+@dataclass
+class Tables:
+    """The tables of one workspace, with the versions that this run read and wrote.
+
+    Attributes:
+        spark: session with Delta.
+        folder: where the tables lie; every executor must see it.
+        read_versions: table -> version last read.
+        written_versions: table -> version last written.
+    """
+
+    spark: SparkSession
+    folder: Path
+    read_versions: dict[str, int] = field(default_factory=dict)
+    written_versions: dict[str, int] = field(default_factory=dict)
+
+    def path(self, name: str) -> str:
+        """Folder of a declared table."""
+        if name not in TABLES:
+            raise ConfigError(f"no table {name!r}; the tables are {', '.join(TABLES)}")
+        return str(self.folder / name)
+
+    def exists(self, name: str) -> bool:
+        """Whether the table was ever written."""
+        return (Path(self.path(name)) / "_delta_log").is_dir() and DeltaTable.isDeltaTable(
+            self.spark, self.path(name)
+        )
+
+    def version(self, name: str) -> int:
+        """The newest version.
+
+        Raises:
+            ConfigError: the table was never written; the message names the stage that does.
+        """
+        if not self.exists(name):
+            raise ConfigError(
+                f"expected a table {name!r} at {self.path(name)}, found none: "
+                f"run the stage {TABLES[name].stage!r} first"
+            )
+        history = DeltaTable.forPath(self.spark, self.path(name)).history(1)
+        return int(history.select("version").first()["version"])  # type: ignore[index]
+
+    def read(self, name: str, version: int | None = None) -> DataFrame:
+        """Read one version, the newest where none is given, and note it."""
+        pinned = self.version(name) if version is None else version
+        self.read_versions[name] = pinned
+        return self.spark.read.format("delta").option("versionAsOf", pinned).load(self.path(name))
+
+    def overwrite(
+        self, frame: DataFrame, name: str, where: str | None = None, partition_by: Sequence[str] = ()
+    ) -> int:
+        """Replace the table (or only the rows that `where` names) in one commit.
+
+        Returns:
+            Rows written. A rerun replaces the same rows by the same rows.
+        """
+        writer = frame.write.format("delta").mode("overwrite")
+        for key, value in self._properties(name).items():
+            writer = writer.option(key, value)
+        if partition_by:
+            writer = writer.partitionBy(*partition_by)
+        if where is not None and self.exists(name):
+            writer = writer.option("replaceWhere", where)
+        else:
+            writer = writer.option("overwriteSchema", "true")
+        self._commit(lambda: writer.save(self.path(name)), name)
+        return self._rows_of_last_write(name)
+
+    def append(self, frame: DataFrame, name: str) -> int:
+        """Append rows in one commit; returns how many."""
+        writer = frame.write.format("delta").mode("append")
+        if not self.exists(name):
+            for key, value in self._properties(name).items():
+                writer = writer.option(key, value)
+        self._commit(lambda: writer.save(self.path(name)), name)
+        return self._rows_of_last_write(name)
+
+    def insert_new(self, frame: DataFrame, name: str, keys: Sequence[str]) -> int:
+        """Insert the rows whose key is not there yet, in one commit; returns how many.
+
+        An insert of nothing writes no version.
+        """
+        if not self.exists(name):
+            return self.append(frame.dropDuplicates(list(keys)), name)
+        known = self.read(name).select(*keys)
+        fresh = frame.dropDuplicates(list(keys)).join(known, list(keys), "left_anti")
+        if fresh.isEmpty():
+            return 0
+        target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
+        condition = " AND ".join(f"known.{key} <=> fresh.{key}" for key in keys)
+        merge = target.merge(fresh.alias("fresh"), condition).whenNotMatchedInsertAll()
+        self._commit(merge.execute, name)
+        return self._rows_of_last_write(name, "numTargetRowsInserted")
+
+    def files(self, name: str, version: int, where: str | None = None) -> list[str]:
+        """URLs of the Parquet files of one version: what a reader that knows nothing of Delta may read.
+
+        Raises:
+            DataQualityError: the table has deletion vectors or column mapping; its plain files would show
+                deleted rows or wrong columns.
+        """
+        detail = DeltaTable.forPath(self.spark, self.path(name)).detail().first()
+        properties = detail["properties"] if detail else {}
+        features = set(detail["tableFeatures"] or []) if detail else set()
+        if properties.get("delta.columnMapping.mode", "none") != "none" or "deletionVectors" in features:
+            raise DataQualityError(
+                f"table {name!r} has deletion vectors or column mapping, so its Parquet files cannot be read "
+                "without Delta; rewrite it without these features"
+            )
+        frame = self.spark.read.format("delta").option("versionAsOf", version).load(self.path(name))
+        self.read_versions[name] = version
+        selected = frame if where is None else frame.where(where)
+        return sorted(selected.inputFiles())
+
+    def _properties(self, name: str) -> dict[str, str]:
+        stats = TABLES[name].stats
+        skipping = (
+            {"delta.dataSkippingStatsColumns": ",".join(stats)}
+            if stats
+            else {"delta.dataSkippingNumIndexedCols": "0"}
+        )
+        return {"delta.enableDeletionVectors": "false", **skipping}
+
+    def _commit(self, write: object, name: str) -> None:
+        try:
+            write()  # type: ignore[operator]
+        except LamSparkError:
+            raise
+        except Exception as error:
+            text = str(error)
+            if any(conflict in text for conflict in _CONFLICTS):
+                raise ConcurrentRunError(
+                    f"another run changed table {name!r} while this one was writing it; nothing was written "
+                    "here. Wait for the other run, then run the stage again"
+                ) from error
+            if isinstance(error, AnalysisException):
+                raise DataQualityError(f"table {name!r} was not written: {text.splitlines()[0]}") from error
+            raise
+        self.written_versions[name] = self.version(name)
+
+    def _rows_of_last_write(self, name: str, metric: str = "numOutputRows") -> int:
+        history = DeltaTable.forPath(self.spark, self.path(name)).history(1)
+        metrics = history.select(F.col("operationMetrics")).first()
+        return int((metrics["operationMetrics"] if metrics else {}).get(metric, 0))
