@@ -32,6 +32,7 @@ class Journal:
         self.human = wish == "human" or (wish != "json" and sys.stderr.isatty())
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._status: Status | None = None
+        self._note = ""
         self._file: IO[str] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,15 +59,22 @@ class Journal:
         if self.human:
             self._console.print(text)
 
+    def note(self, text: str) -> None:
+        """Add to the live line what the stage is at."""
+        self._note = text
+
     def live(self, text: str | None) -> None:
         """Show people a line that is replaced by the next one; None takes it away."""
         if not (self.human and self._console.is_terminal):
             return
         if text is None:
+            self._note = ""
             if self._status is not None:
                 self._status.stop()
                 self._status = None
-        elif self._status is None:
+            return
+        text = f"{text} · {self._note}" if self._note else text
+        if self._status is None:
             self._status = self._console.status(text, spinner="dots")
             self._status.start()
         else:

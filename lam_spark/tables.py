@@ -40,7 +40,7 @@ TABLES: Mapping[str, TableSpec] = {
     "vocabulary": TableSpec("sequences", ("field",)),
     "sequences": TableSpec("sequences", ("seq_len",)),
     "examples": TableSpec("examples", ("as_of", "split")),
-    "training_blocks": TableSpec("snapshot", ("block_kind",)),
+    "training_blocks": TableSpec("snapshot"),
     "scores": TableSpec("score", ("as_of", "target")),
     "held_out_scores": TableSpec("evaluate", ("as_of", "target")),
     "contact_list": TableSpec("deliver", ("as_of",)),

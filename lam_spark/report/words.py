@@ -424,10 +424,8 @@ def _brier_text(calibration: Calibration) -> str:
 def list_sentence(contacts: ContactList, nouns: Nouns) -> str:
     """How full the list is, and how many successes its scores promise."""
     if contacts.customers == 0:
-        return (
-            f"No {nouns.customer} is on the list, out of {count(contacts.capacity)} places. "
-            "The funnel below shows where they were lost."
-        )
+        places = counted(contacts.capacity, "place is", "places are")
+        return f"No {nouns.customer} is on the list; {places} free."
     if contacts.customers == contacts.capacity:
         text = f"All {counted(contacts.capacity, 'place is', 'places are')} taken"
     elif contacts.customers < contacts.capacity:

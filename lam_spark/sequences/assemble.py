@@ -69,8 +69,8 @@ def assemble(events: DataFrame, vocabulary: DataFrame, config: Config) -> DataFr
         F.unix_micros("event_time").alias("event_time"),
         "event_id",
         hour_of_week(local).alias("hour_of_week"),
-        *(F.col(name).cast("int") for name in config.categorical),
-        *(F.col(name).cast("float") for name in config.numeric),
+        *(F.col(name).cast("int").alias(name) for name in config.categorical),
+        *(F.col(name).cast("float").alias(name) for name in config.numeric),
     )
     limit = config.sequences.max_events
     ordered = (

@@ -372,12 +372,15 @@ def test_an_empty_context_renders() -> None:
         contact_list=ContactList("/x.csv", 0, 100),
     )
     page = assert_sound(bare)
-    assert "No customer is on the list, out of 100 places." in page.text
+    assert "No customer is on the list; 100 places are free." in page.text
     assert "No period was held out" in page.text
     assert "No steps were recorded" in page.text
     assert "No consent was recorded" in page.text
     assert "/x.csv" not in page.text
     assert "svg" not in page.tags
+    assert "Section 3 shows where they were lost" not in page.text
+    lost = replace(bare, funnel=(FunnelStep("eligible", 9, "customers"), FunnelStep("left", 0, "customers")))
+    assert "Section 3 shows where they were lost" in assert_sound(lost).text
 
 
 def test_no_held_out_positives(context: ReportContext) -> None:

@@ -1,0 +1,83 @@
+"""Stage `deliver`: the ranked contact list, after asking the newest consent ledger once more.
+
+Cost: one shuffle of the scores by customer; only the list itself (at most `delivery.capacity` rows) meets in
+one task.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from lam_spark.consent.eligibility import eligible
+from lam_spark.errors import ConfigError
+from lam_spark.run import Run, StageResult, sql_literal
+
+LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
+
+
+def run(run: Run) -> StageResult:
+    """Publish `contact_list` for this `as_of` (grain: a customer) and the same as CSV.
+
+    Raises:
+        ConfigError: no scores for this `as_of`; the stage `score` comes first.
+        ConsentError: nobody may be contacted now.
+    """
+    config = run.config
+    as_of = sql_literal(run.as_of)
+    scores = run.tables.read("scores").where(
+        (F.col("target") == config.scoring.target) & (F.col("as_of") == F.expr(as_of))
+    )
+    scored = scores.select("customer_key").distinct().count()
+    if scored == 0:
+        raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
+    allowed = eligible(run, config.consent.contact_purpose)
+    consent_version = run.tables.read_versions["consent"]
+    contactable = scores.join(allowed, "customer_key", "left_semi")
+    best = F.max_by(
+        F.struct("proposal_id", "description", "calibrated", "model_digest"),
+        F.struct("calibrated", "proposal_id"),
+    )
+    candidates = contactable.groupBy("customer_key").agg(best.alias("best"))
+    listed = (
+        candidates.orderBy(F.desc("best.calibrated"), "customer_key")
+        .limit(config.delivery.capacity)
+        .select(
+            F.row_number().over(Window.orderBy(F.desc("best.calibrated"), "customer_key")).alias("rank"),
+            "customer_key",
+            F.col("best.proposal_id").alias("proposal_id"),
+            F.col("best.description").alias("description"),
+            F.col("best.calibrated").alias("proposal_necessity"),
+            F.expr(as_of).alias("as_of"),
+            F.col("best.model_digest").alias("model_digest"),
+            F.lit(consent_version).alias("consent_version"),
+            F.lit(run.run_id).alias("run_id"),
+        )
+    )
+    delivered = run.tables.overwrite(listed, "contact_list", where=f"as_of = {as_of}")
+    published = run.tables.read("contact_list").where(F.col("as_of") == F.expr(as_of))
+    path = config.workspace / "delivery" / f"contact_list_{config.as_of}.csv"
+    _write_csv(published.select(*LIST_COLUMNS).orderBy("rank"), path)
+    still = candidates.count()
+    return StageResult(
+        says=f"{delivered:,} customers on the list, {scored - still:,} withheld by the newest ledger: {path}",
+        counts={
+            "customers_scored": scored,
+            "suppressed_by_consent": scored - still,
+            "below_capacity": still - delivered,
+            "delivered": delivered,
+        },
+        facts={"path": str(path)},
+    )
+
+
+def _write_csv(rows: DataFrame, path: Path) -> None:
+    """One file, written by one task, put in place by a rename."""
+    draft = path.with_suffix(".draft")
+    rows.coalesce(1).write.mode("overwrite").option("header", "true").csv(str(draft))
+    (part,) = draft.glob("part-*.csv")
+    part.replace(path)
+    shutil.rmtree(draft)

@@ -1,0 +1,96 @@
+"""Stage `evaluate`: the registered model on the test period, beside the simple rule.
+
+The held-out examples go through the same scoring job as everyone else. Histograms of at most some ten
+thousand bins come to the driver, whatever the number of examples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.consent.eligibility import eligible
+from lam_spark.dataset.columns import collect_queries, event_columns
+from lam_spark.errors import DataQualityError
+from lam_spark.evaluation.ranking import Histogram, expected_calibration_error
+from lam_spark.run import Run, StageResult
+from lam_spark.scoring.spark import champion, predict
+from lam_spark.sequences.examples import TEST
+
+# Logits are binned to a ten-thousandth where there are so many that the driver would feel them.
+_BIN_DECIMALS = 4
+
+
+def run(run: Run) -> StageResult:
+    """Publish `held_out_scores` (grain: a test example of a customer eligible for training) and measure.
+
+    Raises:
+        DataQualityError: the test period has no example.
+        ModelError: no fitting model.
+    """
+    config = run.config
+    model = champion(config)
+    target = config.scoring.target
+    allowed = eligible(run, config.consent.training_purpose)
+    test = (
+        run.tables.read("examples")
+        .where((F.col("split") == TEST) & (F.col("target") == target))
+        .join(allowed, "customer_key", "left_semi")
+    )
+    sequences = run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
+    rows = sequences.join(collect_queries(test, model.layout), "customer_key")
+    told = test.select("customer_key", "target", "query_id", "as_of", "label", "rule_score")
+    scored = predict(run, rows, model).join(told, ["customer_key", "query_id"]).withColumn(
+        "model_digest", F.lit(model.digest)
+    )
+    written = run.tables.overwrite(scored, "held_out_scores")
+    if written == 0:
+        raise DataQualityError(
+            f"no example of {target!r} opens on or after {config.split.test_start} and matures before as_of "
+            f"{config.as_of}: nothing to hold the model against"
+        )
+    held = run.tables.read("held_out_scores")
+    by_model = _histogram(held, F.round("logit", _BIN_DECIMALS))
+    by_rule = _histogram(held, F.round("rule_score", _BIN_DECIMALS))
+    positives = int(by_model.positives.sum())
+    calibration = by_model.calibration()
+    squares = held.agg(F.avg(F.pow(F.col("calibrated") - F.col("label"), 2))).first()
+    assert squares is not None  # an aggregate without keys gives one row
+    base = positives / written
+    low, high = by_model.auc_interval()
+    rule_low, rule_high = by_rule.auc_interval()
+    bounds = held.agg(F.min("as_of").cast("date"), F.max("as_of").cast("date")).first()
+    assert bounds is not None
+    tenths, rule_tenths = by_model.tenths(), by_rule.tenths()
+    return StageResult(
+        says=(
+            f"{written:,} held-out examples, {positives:,} positive: AUC {by_model.auc:.3f} "
+            f"(rule {by_rule.auc:.3f}), lift of the first tenth {tenths[0]['lift']:.2f} "
+            f"(rule {rule_tenths[0]['lift']:.2f})"
+        ),
+        counts={"examples": written, "positives": positives},
+        facts={
+            "digest": model.digest,
+            "period": [str(bounds[0]), str(bounds[1])],
+            "model": {"auc": by_model.auc, "auc_low": low, "auc_high": high, "deciles": tenths},
+            "rule": {"auc": by_rule.auc, "auc_low": rule_low, "auc_high": rule_high, "deciles": rule_tenths},
+            "calibration": {
+                "bins": calibration,
+                "brier": float(squares[0]),
+                "brier_of_base_rate": base * (1 - base),
+                "expected_calibration_error": expected_calibration_error(calibration),
+            },
+        },
+    )
+
+
+def _histogram(held: DataFrame, score: Column) -> Histogram:
+    counted = (
+        held.groupBy(score.alias("score"))
+        .agg(F.count("*"), F.sum("label"), F.sum("calibrated"))
+        .orderBy("score")
+        .toLocalIterator()
+    )
+    columns = np.array([[float(value) for value in row] for row in counted]).T
+    return Histogram(*columns)

@@ -1,0 +1,58 @@
+"""Metrics of binary answers on arrays; numpy only, shared by training and evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+
+
+def sigmoid(logits: Float) -> Float:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+
+
+def auc(scores: Float, labels: Float, weights: Float | None = None) -> float:
+    """Area under the ROC curve, ties counted half; NaN where a class is absent.
+
+    Args:
+        scores, labels: (n,), labels 0 or 1.
+        weights: (n,) rows that each entry stands for; 1 where not given.
+    """
+    rows = np.ones(len(scores)) if weights is None else weights
+    values, inverse = np.unique(scores, return_inverse=True)
+    positive = np.bincount(inverse, rows * labels, len(values))
+    negative = np.bincount(inverse, rows * (1 - labels), len(values))
+    total = positive.sum() * negative.sum()
+    if total == 0:
+        return float("nan")
+    below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
+    return float((positive * (below + negative / 2)).sum() / total)
+
+
+def log_loss(logits: Float, labels: Float) -> float:
+    """Mean negative log-likelihood (nats) of labels under logits."""
+    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+
+
+def fit_logistic_calibration(logits: Float, labels: Float) -> tuple[float, float]:
+    """Slope and intercept of the logistic map from logits to probabilities (Platt 1999), by Newton steps.
+
+    Platt's smoothed targets keep the fit finite where the classes separate. The slope is kept positive, so
+    that calibration never turns the order round.
+    """
+    positives, negatives = labels.sum(), (1 - labels).sum()
+    high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
+    wanted = np.where(labels == 1, high, low)
+    inputs = np.stack([logits, np.ones_like(logits)], axis=1)
+    weights = np.array([1.0, 0.0])
+    for _ in range(50):
+        predicted = sigmoid(inputs @ weights)
+        gradient = inputs.T @ (predicted - wanted)
+        curvature = (inputs * (predicted * (1 - predicted))[:, None]).T @ inputs + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(max(weights[0], 1e-3)), float(weights[1])

@@ -1,0 +1,1 @@
+"""Batch prediction: a pure torch predictor and the Spark job around it."""

@@ -1,0 +1,98 @@
+"""Answers for a batch of customers: pack, one pass, unpack. Pure torch and numpy, no Spark."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.packing import Block, Customer, pack
+from lam_spark.model.artifact import Artifact, as_batch, open_artifact
+
+_UNKNOWN = 1
+_BLOCKS_PER_PASS = 8
+
+_loaded: dict[str, Artifact] = {}
+
+
+def model_of_process(weights: bytes, card: bytes, digest: str) -> Artifact:
+    """The model, built once a Python process and digest."""
+    if digest not in _loaded:
+        _loaded.clear()
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        _loaded[digest] = open_artifact(weights, card, digest)
+    return _loaded[digest]
+
+
+def answer_queries(
+    artifact: Artifact, customers: Iterable[Customer], target: str
+) -> list[npt.NDArray[np.float32]]:
+    """Logits of every customer's queries.
+
+    Args:
+        artifact: the model.
+        customers: with their queries in any number; events after a query are not seen by it.
+        target: which answer.
+
+    Returns:
+        For each customer (q,) float32 logits, in the order of its queries.
+    """
+    counts: list[int] = []
+
+    def numbered() -> Iterator[Customer]:
+        first = 0
+        for customer in customers:
+            asked = len(customer.queries["query_time"])
+            counts.append(asked)
+            rows = np.arange(first, first + asked, dtype=np.int32)
+            first += asked
+            known = _known_ids(artifact.model.layout, customer)
+            yield dataclasses.replace(known, queries={**known.queries, "query_row": rows})
+
+    rows: list[npt.NDArray[np.int32]] = []
+    logits: list[npt.NDArray[np.float32]] = []
+    waiting: list[Block] = []
+    for block in pack(artifact.model.layout, numbered(), with_loss=False, only_queried=True):
+        waiting.append(block)
+        if len(waiting) == _BLOCKS_PER_PASS:
+            _answer_blocks(artifact, waiting, target, rows, logits)
+            waiting = []
+    if waiting:
+        _answer_blocks(artifact, waiting, target, rows, logits)
+    ordered = np.full(sum(counts), np.nan, np.float32)
+    if rows:
+        ordered[np.concatenate(rows)] = np.concatenate(logits)
+    return np.split(ordered, np.cumsum(counts)[:-1]) if counts else []
+
+
+def _answer_blocks(
+    artifact: Artifact,
+    blocks: list[Block],
+    target: str,
+    rows: list[npt.NDArray[np.int32]],
+    logits: list[npt.NDArray[np.float32]],
+) -> None:
+    stacked = {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
+    layout = artifact.model.layout
+    stacked["aggregates"] = stacked["aggregates"].reshape(len(blocks), layout.queries_per_block, -1)
+    with torch.inference_mode():
+        answers = artifact.model(as_batch(stacked)).query_logits[target].numpy()
+    asked = stacked["query_row"] >= 0
+    rows.append(stacked["query_row"][asked])
+    logits.append(answers[asked])
+
+
+def _known_ids(layout: Layout, customer: Customer) -> Customer:
+    """Ids that the vocabulary gained after training are unknown to this model."""
+    events, queries = dict(customer.events), dict(customer.queries)
+    for name, size in zip(layout.categorical, layout.sizes, strict=True):
+        for arrays, key in ((events, name), (queries, f"query_{name}")):
+            ids = np.asarray(arrays[key])
+            if len(ids) and ids.max() >= size:
+                arrays[key] = np.where(ids >= size, _UNKNOWN, ids).astype(ids.dtype)
+    return Customer(events, queries)

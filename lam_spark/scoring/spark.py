@@ -1,0 +1,96 @@
+"""The Spark side of prediction: an iterator pandas UDF over customers and their queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
+
+from lam_spark.config import Config
+from lam_spark.dataset.columns import customers, event_columns, query_columns
+from lam_spark.dataset.layout import Layout
+from lam_spark.errors import ModelError
+from lam_spark.model.artifact import Calibration, open_artifact
+from lam_spark.run import Run
+from lam_spark.scoring.predictor import answer_queries, model_of_process
+from lam_spark.training.registry import registered_model
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The registered model, checked, as bytes that travel to the executors.
+
+    Attributes:
+        digest: sha256 of the files, pinned in the registry.
+        version: in the registry.
+    """
+
+    weights: bytes
+    card: bytes
+    digest: str
+    version: int
+    layout: Layout
+    calibration: Calibration
+
+
+def champion(config: Config) -> Champion:
+    """Fetch the model behind the alias and check that it fits the configuration.
+
+    Raises:
+        ModelError: none registered, damaged, or trained on other fields or targets.
+    """
+    weights, card, digest, version = registered_model(config)
+    artifact = open_artifact(weights, card, digest)
+    layout, target = artifact.model.layout, config.scoring.target
+    for what, trained, declared in (
+        ("categorical fields", layout.categorical, config.categorical),
+        ("numeric fields", layout.numeric, config.numeric),
+    ):
+        if trained != declared:
+            raise ModelError(
+                f"the registered model was trained on the {what} {', '.join(trained)}, the configuration declares "
+                f"{', '.join(declared)}: train again"
+            )
+    if target not in artifact.calibration:
+        known = ", ".join(artifact.calibration)
+        raise ModelError(f"the registered model answers {known}, not {target!r}: train again")
+    return Champion(weights, card, digest, version, layout, artifact.calibration[target])
+
+
+def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:
+    """Answer the queries of every customer.
+
+    Args:
+        run: the target is `scoring.target`.
+        rows: a row a customer: `customer_key, query_ids`, the arrays of the sequence and of the queries.
+        model: who answers.
+
+    Returns:
+        Grain (customer_key, query_id): `logit`, `calibrated` (probability). The model travels by broadcast
+        and is built once a Python process; memory of a worker: the model and one Arrow batch.
+    """
+    parts = run.spark.sparkContext.broadcast((model.weights, model.card, model.digest))
+    layout, target = model.layout, run.config.scoring.target
+    names = [*event_columns(layout), *query_columns(layout)]
+
+    def logits(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+        artifact = model_of_process(*parts.value)
+        for series in batches:
+            batch = pd.DataFrame(dict(zip(names, series, strict=True)))
+            yield pd.Series(answer_queries(artifact, customers(layout, batch), target))
+
+    answer: Callable[..., object] = pandas_udf(logits, "array<float>")  # type: ignore[call-overload]
+    answered = rows.select("customer_key", "query_ids", answer(*names).alias("logits"))  # type: ignore[arg-type]
+    pairs = answered.select("customer_key", F.explode(F.arrays_zip("query_ids", "logits")).alias("pair"))
+    logit = F.col("pair.logits").cast("double")
+    calibrated = 1 / (1 + F.exp(-(logit * model.calibration.slope + model.calibration.intercept)))
+    return pairs.select(
+        "customer_key",
+        F.col("pair.query_ids").alias("query_id"),
+        logit.alias("logit"),
+        calibrated.alias("calibrated"),
+    )

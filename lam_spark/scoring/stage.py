@@ -1,0 +1,142 @@
+"""Stage `score`: every eligible customer's answer to every proposal at `as_of`.
+
+The proposal-necessity score is the calibrated probability of the target after the proposal. Cost: one pass
+over the eligible customers' sequences, no shuffle; proposals are broadcast.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.consent.eligibility import count_standings, eligible
+from lam_spark.dataset.columns import collect_queries, event_columns
+from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.schema import field_types
+from lam_spark.scoring.spark import champion, predict
+from lam_spark.sequences.assemble import hour_of_week
+from lam_spark.sequences.vocabulary import encode
+from lam_spark.sources.readers import named_in, refuse_malformed, register_inputs, select
+
+_PROPOSAL_COLUMNS = ("proposal_id", "description")
+
+
+def run(run: Run) -> StageResult:
+    """Publish `scores` for this target and `as_of` (a rerun replaces them).
+
+    Grain: (customer_key, target, proposal_id, as_of). Columns: `logit, calibrated, description,
+    model_digest, model_version, consent_version, run_id`.
+
+    Raises:
+        ConsentError: nobody may be contacted.
+        ModelError: no fitting model.
+        ConfigError: no proposals, or too many.
+    """
+    config = run.config
+    model = champion(config)
+    offers = proposals(run)
+    allowed = eligible(run, config.consent.contact_purpose)
+    consent_version = run.tables.read_versions["consent"]
+    everyone = run.tables.read("events").select("customer_key").distinct()
+    standings = {
+        purpose: count_standings(run, purpose, everyone)
+        for purpose in (config.consent.training_purpose, config.consent.contact_purpose)
+    }
+    sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
+    if sequences.isEmpty():
+        raise DataQualityError(
+            "no eligible customer has a sequence: run the stage 'sequences' after the consent ledger changed"
+        )
+    queries = collect_queries(_as_queries(run, offers), model.layout).drop("customer_key")
+    rows = sequences.select("customer_key", *event_columns(model.layout)).crossJoin(F.broadcast(queries))
+    scored = predict(run, rows, model)
+    target, as_of = config.scoring.target, sql_literal(run.as_of)
+    result = scored.join(F.broadcast(offers.select("proposal_id", "description")), F.col("query_id") == F.col("proposal_id")).select(
+        "customer_key",
+        F.lit(target).alias("target"),
+        "proposal_id",
+        "description",
+        F.expr(as_of).alias("as_of"),
+        "logit",
+        "calibrated",
+        F.lit(model.digest).alias("model_digest"),
+        F.lit(model.version).alias("model_version"),
+        F.lit(consent_version).alias("consent_version"),
+        F.lit(run.run_id).alias("run_id"),
+    )
+    where = f"target = '{target}' AND as_of = {as_of}"
+    written = run.tables.overwrite(result, "scores", where=where)
+    broken = run.tables.read("scores").where(where).where("calibrated IS NULL OR isnan(calibrated)").count()
+    if broken:
+        raise DataQualityError(f"{broken:,} scores are not numbers: the model or its inputs are damaged")
+    offered = offers.count()
+    return StageResult(
+        says=f"{written // offered:,} customers x {offered} proposals = {written:,} scores",
+        counts={
+            "customers_with_events": sum(standings[config.consent.contact_purpose].values()),
+            "customers_scored": written // offered,
+            "proposals": offered,
+            "scores": written,
+        },
+        facts={"standings": standings, "digest": model.digest, "model_version": model.version},
+    )
+
+
+def proposals(run: Run) -> DataFrame:
+    """The proposals at `as_of` (grain: a proposal; at most `scoring.max_proposals` rows).
+
+    Columns: `proposal_id, description` and every declared field but the reference ones.
+
+    Raises:
+        ConfigError: the select does not run, yields an unknown column, no row, a repeated id, or too many rows.
+    """
+    config = run.config
+    inputs = register_inputs(run.spark, config.inputs)
+    for name in named_in(config.scoring.proposals, inputs):
+        refuse_malformed(name, inputs[name])
+    statement = config.scoring.proposals.replace("{as_of}", config.as_of.isoformat())
+    chosen = select(run.spark, statement, "scoring.proposals")
+    types = {n: t for n, t in field_types(config).items() if n not in config.reference}
+    for name in chosen.columns:
+        if name not in (*_PROPOSAL_COLUMNS, *types):
+            close = difflib.get_close_matches(name, list(types), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(_PROPOSAL_COLUMNS)} and fields"
+            raise ConfigError(f"scoring.proposals yields {name!r}, which is not a field of the model: {hint}")
+    lacking = [name for name in _PROPOSAL_COLUMNS if name not in chosen.columns]
+    if lacking:
+        raise ConfigError(f"scoring.proposals must yield {', '.join(lacking)}")
+    typed = chosen.select(
+        *(F.col(name).cast("string") for name in _PROPOSAL_COLUMNS),
+        *(
+            (F.col(name).cast(kind) if name in chosen.columns else F.lit(None).cast(kind)).alias(name)
+            for name, kind in types.items()
+        ),
+    )
+    most = config.scoring.max_proposals
+    rows = typed.limit(most + 1).toLocalIterator()
+    held = list(rows)
+    if not held:
+        raise ConfigError(f"scoring.proposals gives no proposal at as_of {config.as_of}: nothing can be proposed")
+    if len(held) > most:
+        raise ConfigError(f"scoring.proposals gives more than scoring.max_proposals = {most} rows")
+    if len({row["proposal_id"] for row in held}) != len(held):
+        raise ConfigError("scoring.proposals repeats a proposal_id: each proposal needs one of its own")
+    return run.spark.createDataFrame(held, typed.schema)
+
+
+def _as_queries(run: Run, offers: DataFrame) -> DataFrame:
+    """Proposals as query events at `as_of`, of one nobody ('*'), encoded by the vocabulary."""
+    config = run.config
+    at = F.expr(sql_literal(run.as_of))
+    events = offers.select(
+        F.lit("*").alias("customer_key"),
+        F.col("proposal_id").alias("query_id"),
+        F.unix_micros(at).alias("query_time"),
+        hour_of_week(F.from_utc_timestamp(at, config.time_zone)).alias("query_hour_of_week"),
+        *config.categorical,
+        *config.numeric,
+    )
+    return encode(events, run.tables.read("vocabulary"), config.categorical)

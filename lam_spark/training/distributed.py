@@ -1,0 +1,110 @@
+"""Ranks that train together. The loop knows only `World`; Horovod stays behind it and can be replaced."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+
+class World(Protocol):
+    """The ranks of one training run.
+
+    Every method is collective: all ranks call it in the same order.
+    """
+
+    rank: int
+    size: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks."""
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' values."""
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The ranks' rows, one after the other; their numbers may differ."""
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Give every rank the weights of rank 0."""
+
+    def close(self) -> None:
+        """Leave."""
+
+
+class SingleWorld:
+    """One process on its own."""
+
+    rank, size = 0, 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The values themselves."""
+        return values
+
+    def largest(self, value: int) -> int:
+        """The value itself."""
+        return value
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The rows themselves."""
+        return values
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class HorovodWorld:
+    """Ranks that horovodrun (or Spark) started; gloo on CPUs, NCCL where Horovod was built with it."""
+
+    def __init__(self) -> None:
+        import horovod.torch as hvd
+
+        self._hvd = hvd
+        hvd.init()
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(hvd.local_rank())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """One allreduce."""
+        return torch.as_tensor(self._hvd.allreduce(values, op=self._hvd.Sum, name=f"sum_{values.numel()}"))
+
+    def largest(self, value: int) -> int:
+        """An allgather of one number."""
+        return int(self._hvd.allgather(torch.tensor([value]), name="largest").max())
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """An allgather along the first axis."""
+        gathered: npt.NDArray[np.float64] = self._hvd.allgather(torch.from_numpy(values), name="gather").numpy()
+        return gathered
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Broadcast parameters and buffers from rank 0."""
+        self._hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+
+    def close(self) -> None:
+        """Shut Horovod down."""
+        self._hvd.shutdown()
+
+
+def sum_gradients(world: World, model: nn.Module) -> None:
+    """Replace each gradient by its sum over the ranks, in one flat collective.
+
+    A rank without a batch this step has no gradients and adds zeros.
+    """
+    if world.size == 1:
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).cpu() for p in parameters])
+    summed = world.sum(flat)
+    start = 0
+    for p in parameters:
+        p.grad = summed[start : start + p.numel()].view_as(p).to(p.device)
+        start += p.numel()

@@ -1,0 +1,144 @@
+"""What is learned: the next moment of every segment, and the answers to the queries.
+
+Shapes: B blocks, T event slots, Q query slots, N moments that have a next one, M events in next moments.
+
+Losses are sums with their counts, so that ranks and batches of any size add up to the same gradient as one
+process over everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS
+from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, signed_log
+
+# Padding-like scale of time: a moment less than a minute after the last is as good as at once.
+_MINUTE_IN_DAYS = 1 / 1440
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over what was asked, and how much that was.
+
+    Attributes:
+        next_sum: over moments, the mean loss of a next moment's fields, numbers and time (nats).
+        next_count: moments that have a next one.
+        answer_sum: over labelled queries, binary cross-entropy (nats).
+        answer_count: labelled queries.
+    """
+
+    next_sum: Tensor
+    next_count: Tensor
+    answer_sum: Tensor
+    answer_count: Tensor
+
+
+@dataclass(frozen=True)
+class Period:
+    """Which part of the data a pass may learn from or is judged on.
+
+    Attributes:
+        start, end: next moments in [start, end), microseconds UTC.
+        splits: names of the queries' splits.
+    """
+
+    start: int
+    end: int
+    splits: Collection[str]
+
+
+def loss_of(model: LargeActionModel, batch: Batch, period: Period, with_next: bool, with_answers: bool) -> Loss:
+    """One forward pass and its losses; a part that is not asked for costs nothing and is zero."""
+    predictions = model(batch)
+    zero = predictions.event_hidden_BTD.new_zeros(())
+    next_sum, next_count = next_moment_loss(model, batch, predictions, period) if with_next else (zero, zero)
+    answer_sum, answer_count = answer_loss(model, batch, predictions, period) if with_answers else (zero, zero)
+    return Loss(next_sum, next_count, answer_sum, answer_count)
+
+
+def next_moment_loss(
+    model: LargeActionModel, batch: Batch, predictions: Predictions, period: Period
+) -> tuple[Tensor, Tensor]:
+    """Predict the set of events of the next moment from the last event of the moment before.
+
+    Each event of a moment of k weighs 1 / k: with k = 1 this is the next-event cross-entropy.
+
+    Returns:
+        Sum over moments and number of moments.
+    """
+    moment_source, counted = next_moments(batch, period)
+    if not bool(counted.any()):
+        hidden = predictions.event_hidden_BTD
+        return hidden.sum() * 0, hidden.new_zeros(())
+    source_M = moment_source[counted]
+    sources_N, row_M, size_N = torch.unique(source_M, return_inverse=True, return_counts=True)
+    weight_M = 1.0 / size_N[row_M]
+    hidden_ND = predictions.event_hidden_BTD.flatten(0, 1)[sources_N]
+    layout = model.layout
+    total = hidden_ND.new_zeros(())
+    for name in layout.categorical:
+        log_p_NV = F.log_softmax(model.next_value[name](hidden_ND), dim=-1)
+        happened_M = batch[f"event_{name}"].flatten()[counted].long()
+        total = total - (log_p_NV[row_M, happened_M] * weight_M).sum() / len(layout.categorical)
+    time = batch["event_time"].flatten()
+    first_M = time[counted]
+    days_M = (first_M - time[source_M]).double() / MICROS_PER_DAY
+    mean_N, log_std_N = model.next_days(hidden_ND).unbind(-1)
+    log_std_N = log_std_N.clamp(-3, 3)
+    surprise_M = ((days_M + _MINUTE_IN_DAYS).log().float() - mean_N[row_M]) / log_std_N[row_M].exp()
+    total = total + ((0.5 * surprise_M.square() + log_std_N[row_M]) * weight_M).sum() * 0.1
+    if layout.numeric:
+        numbers_MF = torch.stack([batch[f"event_{name}"].flatten()[counted] for name in layout.numeric], -1)
+        known_MF = ~numbers_MF.isnan()
+        wanted_MF = (signed_log(torch.where(known_MF, numbers_MF, 0.0)) - model.numeric_mean) / model.numeric_std
+        missed_MF = F.smooth_l1_loss(model.next_number(hidden_ND)[row_M], wanted_MF, reduction="none")
+        total = total + ((missed_MF * known_MF).sum(-1) * weight_M).sum() / len(layout.numeric)
+    return total, torch.tensor(float(len(sources_N)), device=total.device)
+
+
+def next_moments(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
+    """Where each event is predicted from.
+
+    Returns:
+        (B * T,) flat slot of the last event of the moment before (garbage where not counted), and (B * T,)
+        bool, True for events that count: in a moment with one before it, new here, and in the period.
+    """
+    segment, time = batch["segment"], batch["event_time"]
+    rows, slots = segment.shape
+    order = torch.arange(slots, device=segment.device).expand(rows, -1)
+    starts = torch.ones_like(segment, dtype=torch.bool)
+    starts[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | (time[:, 1:] != time[:, :-1])
+    first = torch.where(starts, order, 0).cummax(dim=1).values
+    source = first - 1
+    same = (source >= 0) & (segment.gather(1, source.clamp_min(0)) == segment)
+    counted = same & (segment > 0) & (batch["is_new"] > 0) & (time >= period.start) & (time < period.end)
+    base = torch.arange(rows, device=segment.device)[:, None] * slots
+    return (source.clamp_min(0) + base).flatten(), counted.flatten()
+
+
+def answer_loss(
+    model: LargeActionModel, batch: Batch, predictions: Predictions, period: Period
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of the labelled queries of the period's splits: sum and count."""
+    allowed = in_splits(batch, period.splits)
+    total = predictions.event_hidden_BTD.sum() * 0
+    count = total.detach().clone()
+    for target in model.layout.targets:
+        label = batch[f"label_{target}"]
+        asked = allowed & ~label.isnan()
+        logits = predictions.query_logits[target][asked]
+        total = total + F.binary_cross_entropy_with_logits(logits, label[asked], reduction="sum")
+        count = count + asked.sum()
+    return total, count
+
+
+def in_splits(batch: Batch, splits: Collection[str]) -> Tensor:
+    """(B, Q) bool: queries of these splits."""
+    numbers = torch.tensor([SPLIT_IDS[name] for name in splits], device=batch["query_split"].device)
+    return torch.isin(batch["query_split"], numbers)

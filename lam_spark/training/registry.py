@@ -1,0 +1,124 @@
+"""MLflow: parameters, metrics by step, the data's versions, the artifact, and the registry.
+
+A database is used (SQLite under the workspace, unless MLFLOW_TRACKING_URI names a server). Models are
+registered as plain files with their sha256; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lam_spark.config import Config
+from lam_spark.errors import ModelError
+from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
+from lam_spark.training.fit import TrainingSpec
+
+_ARTIFACT_PATH = "model"
+
+
+def _client(config: Config) -> Any:
+    # Import late and quietly: it costs seconds, and only training and scoring need it.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+
+    folder = config.workspace / "mlflow"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+class Tracking:
+    """One MLflow run, as a context manager."""
+
+    def __init__(self, config: Config, run_id: str) -> None:
+        self.config, self.run_id = config, run_id
+        self.client = _client(config)
+        self._steps: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        name = self.config.training.experiment
+        experiment = self.client.get_experiment_by_name(name)
+        location = (self.config.workspace / "mlflow" / "artifacts").as_uri()
+        experiment_id = (
+            experiment.experiment_id if experiment else self.client.create_experiment(name, artifact_location=location)
+        )
+        self.id = self.client.create_run(experiment_id, run_name=self.run_id).info.run_id
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.set_terminated(self.id, "FAILED" if error else "FINISHED")
+
+    def start(self, spec: TrainingSpec, versions: dict[str, int]) -> None:
+        """Log what repeats the run: every setting, the sizes, the tables' versions."""
+        parameters = {
+            **{f"training.{k}": v for k, v in spec.settings.items()},
+            **{f"model.{k}": v for k, v in vars(spec.size).items()},
+            "config_digest": self.config.digest(),
+        }
+        for key, value in parameters.items():
+            self.client.log_param(self.id, key, value)
+        for table, version in versions.items():
+            self.client.set_tag(self.id, f"delta.{table}", str(version))
+        self.client.set_tag(self.id, "lam_spark.run_id", self.run_id)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Log a progress record's numbers, by step within their phase."""
+        if record["event"] == "done":
+            for key in ("seconds", "core_seconds", "tokens", "parameters"):
+                self.client.log_metric(self.id, key, float(record["facts"][key]))
+            return
+        phase = record["phase"].replace(" ", "_")
+        step = self._steps[phase] = self._steps.get(phase, 0) + 1
+        for key, value in record.items():
+            if key not in ("event", "phase", "step", "steps", "seconds_left") and isinstance(value, int | float):
+                self.client.log_metric(self.id, f"{phase}.{key.replace(' ', '_')}", float(value), step=step)
+
+    def failed(self) -> None:
+        """Say in the run that training did not end well."""
+        self.client.set_tag(self.id, "lam_spark.outcome", "failed")
+
+    def register(self, folder: Path, digest: str, facts: dict[str, Any]) -> int:
+        """Keep the artifact, register it as a version of the data set's model, and move the alias."""
+        for name in (WEIGHTS, CARD):
+            self.client.log_artifact(self.id, str(folder / name), _ARTIFACT_PATH)
+        name = self.config.name
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        source = f"{self.client.get_run(self.id).info.artifact_uri}/{_ARTIFACT_PATH}"
+        version = self.client.create_model_version(
+            name, source=source, run_id=self.id, tags={"sha256": digest, "lam_spark.run_id": self.run_id}
+        )
+        self.client.set_registered_model_alias(name, self.config.scoring.alias, version.version)
+        return int(version.version)
+
+
+def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
+    """The bytes of the model behind the alias, its registered sha256 and its version.
+
+    Raises:
+        ModelError: no model has the alias, or its files are gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client(config)
+    name, alias = config.name, config.scoring.alias
+    try:
+        version = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise ModelError(
+            f"expected a registered model {name!r} with the alias {alias!r}, found none: run the stage 'train'"
+        ) from error
+    digest = version.tags.get("sha256")
+    if digest is None:
+        raise ModelError(f"version {version.version} of {name!r} has no sha256 in the registry: train again")
+    try:
+        folder = client.download_artifacts(version.run_id, _ARTIFACT_PATH)
+    except (MlflowException, OSError) as error:
+        raise ModelError(f"the files of {name!r} version {version.version} cannot be fetched: {error}") from error
+    weights, card = read_artifact(Path(folder))
+    return weights, card, digest, int(version.version)

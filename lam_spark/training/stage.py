@@ -1,0 +1,188 @@
+"""Stage `train`: pins a version of the snapshot, starts the ranks, follows them in MLflow, registers the model.
+
+Spark is only asked for the files' names and a few sums; the ranks read Parquet and know nothing of Spark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pyspark.sql import functions as F
+
+from lam_spark.consent.eligibility import eligible
+from lam_spark.dataset.columns import layout_of
+from lam_spark.dataset.snapshot import QUERIED
+from lam_spark.errors import ModelError
+from lam_spark.model.transformer import ModelSize
+from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.training.fit import TrainingSpec
+from lam_spark.training.registry import Tracking
+from lam_spark.training.worker import PROGRESS_FILE
+
+# Horovod turns a rank that never comes into an exit code instead of a hang.
+_STALL_SECONDS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120"}
+_POLL_SECONDS = 0.5
+_LOG_TAIL_LINES = 30
+
+
+def run(run: Run) -> StageResult:
+    """Train and register a model; the alias of `scoring.alias` then points to it.
+
+    Raises:
+        ModelError: a rank failed; the end of its log is in the message.
+    """
+    config = run.config
+    # Models live under the workspace and stay; the one in training is a folder of its own until it is done.
+    folder = config.workspace / "models" / run.run_id
+    folder.mkdir(parents=True)
+    spec = _specification(run, folder)
+    spec.save(folder / "spec.json")
+    with Tracking(config, run.run_id) as tracking:
+        tracking.start(spec, run.tables.read_versions)
+        done: dict[str, Any] = {}
+        try:
+            for record in _ranks(spec, folder):
+                _follow(run, tracking, record)
+                if record["event"] == "done":
+                    done = record
+        except BaseException:
+            tracking.failed()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        version = tracking.register(folder, done["digest"], done["facts"])
+    facts = done["facts"]
+    return StageResult(
+        says=(
+            f"{facts['parameters']:,} parameters, {facts['tokens']:,} events in {facts['seconds']:.0f} s on "
+            f"{facts['ranks']} ranks; validation AUC {facts['validation_AUC']:.3f} (epoch {facts['chosen_epoch']})"
+        ),
+        counts={"parameters": facts["parameters"], "tokens": facts["tokens"]},
+        facts={
+            "model": {"name": config.name, "version": version, "alias": config.scoring.alias},
+            "digest": done["digest"],
+            "training": facts,
+            "curves": [json.loads(line) for line in _curve_lines(folder)],
+        },
+    )
+
+
+def _specification(run: Run, folder: Path) -> TrainingSpec:
+    config = run.config
+    tables = run.tables
+    version = tables.version("training_blocks")
+    mean, std = _numeric_moments(run)
+    settings = config.training.model_dump(mode="json")
+    return TrainingSpec(
+        layout=layout_of(config, tables.read("vocabulary")),
+        size=ModelSize(config.model.width, config.model.layers, config.model.heads, config.model.dropout),
+        settings=settings,
+        all_urls=tuple(tables.files("training_blocks", version)),
+        queried_urls=tuple(tables.files("training_blocks", version, f"block_kind = '{QUERIED}'")),
+        validation_start=config.micros(config.split.validation_start),
+        test_start=config.micros(config.split.test_start),
+        numeric_mean=mean,
+        numeric_std=std,
+        target=config.scoring.target,
+        folder=str(folder),
+        facts={
+            "data_set": config.name,
+            "target": config.scoring.target,
+            "config_digest": config.digest(),
+            "table_versions": {"training_blocks": version},
+            "run_id": run.run_id,
+        },
+    )
+
+
+def _numeric_moments(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each numeric field's signed log over consented events before validation."""
+    config = run.config
+    if not config.numeric:
+        return (), ()
+    allowed = eligible(run, config.consent.training_purpose)
+    cut = sql_literal(config.instant(config.split.validation_start))
+    events = run.tables.read("events").where(F.col("event_time") < F.expr(cut))
+    logs = {name: F.signum(name) * F.log1p(F.abs(F.col(name))) for name in config.numeric}
+    row = (
+        events.join(allowed, "customer_key", "left_semi")
+        .agg(
+            *(F.coalesce(F.avg(log), F.lit(0.0)) for log in logs.values()),
+            *(F.coalesce(F.stddev_pop(log), F.lit(0.0)) for log in logs.values()),
+        )
+        .first()
+    )
+    assert row is not None  # an aggregate without keys gives one row
+    count = len(config.numeric)
+    return tuple(row[:count]), tuple(value if value > 1e-4 else 1.0 for value in row[count:])
+
+
+def _ranks(spec: TrainingSpec, folder: Path) -> Iterator[dict[str, Any]]:
+    """Start the ranks and yield their progress until they end; a failed rank ends all."""
+    settings = spec.settings
+    worker = [sys.executable, "-m", "lam_spark.training.worker", str(folder / "spec.json")]
+    if settings["launcher"] == "horovod":
+        ranks = settings["ranks"]
+        horovodrun = str(Path(sys.executable).with_name("horovodrun"))
+        if not Path(horovodrun).exists():
+            raise ModelError(
+                f"expected Horovod's launcher at {horovodrun}: install the wheel that `make setup` builds, or set "
+                "training.launcher=in_process and training.ranks=1"
+            )
+        worker = [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}", *worker]
+    threads = str(settings["threads_per_rank"])
+    environment = {**os.environ, **_STALL_SECONDS, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    progress = folder / PROGRESS_FILE
+    progress.touch()
+    with (folder / "worker.log").open("w") as log, progress.open(encoding="utf-8") as lines:
+        process = subprocess.Popen(
+            worker, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            while process.poll() is None:
+                yield from _new_records(lines)
+                time.sleep(_POLL_SECONDS)
+            yield from _new_records(lines)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    if process.returncode != 0:
+        tail = "\n".join((folder / "worker.log").read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        raise ModelError(f"training stopped with exit code {process.returncode}:\n{tail}")
+
+
+def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:
+    """Whole lines that were written since the last look."""
+    while True:
+        position = lines.tell()
+        line = lines.readline()
+        if not line.endswith("\n"):
+            lines.seek(position)
+            return
+        yield json.loads(line)
+
+
+def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:
+    tracking.log(record)
+    if record["event"] in ("step", "epoch end"):
+        run.journal.note(
+            f"{record['phase']} epoch {record['epoch']}, step {record['step']}/{record['steps']}, "
+            f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} events/s, "
+            f"{record['seconds_left']:.0f} s left in the epoch"
+        )
+    elif record["event"] == "epoch":
+        run.journal.event("epoch", **{k: v for k, v in record.items() if k != "event"})
+
+
+def _curve_lines(folder: Path) -> list[str]:
+    """The few records a epoch that the report draws."""
+    lines = (folder / PROGRESS_FILE).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if json.loads(line)["event"] in ("epoch", "epoch end")]
