@@ -201,6 +201,16 @@ class QualityConfig(_Section):
     max_staleness_days: int = Field(default=7, ge=0, description="of as_of after the last event")
 
 
+class WordsConfig(_Section):
+    """What the report calls things; `did` is the target as a past-tense verb."""
+
+    customer: str = "customer"
+    customers: str = "customers"
+    example: str = "example"
+    examples: str = "examples"
+    did: str = "reached the target"
+
+
 class SparkConfig(_Section):
     """Used only where no platform gives a session: one machine."""
 
@@ -232,6 +242,7 @@ class Config(_Section):
     scoring: ScoringConfig
     delivery: DeliveryConfig = DeliveryConfig()
     quality: QualityConfig = QualityConfig()
+    words: WordsConfig = WordsConfig()
     spark: SparkConfig = SparkConfig()
     notes: tuple[str, ...] = ()
 

@@ -13,13 +13,21 @@ from pyspark.sql import functions as F
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import collect_queries, event_columns
 from lam_spark.errors import DataQualityError
-from lam_spark.evaluation.ranking import Histogram, expected_calibration_error
+from lam_spark.evaluation.ranking import (
+    Histogram,
+    Intervals,
+    customer_intervals,
+    expected_calibration_error,
+)
 from lam_spark.run import Run, StageResult
 from lam_spark.scoring.spark import champion, predict
 from lam_spark.sequences.examples import TEST
 
 # Logits are binned to a ten-thousandth where there are so many that the driver would feel them.
 _BIN_DECIMALS = 4
+# Intervals are drawn from at most so many examples: they narrow with the root of the number, and this many
+# are narrow enough for any decision.
+_MOST_RESAMPLED = 20_000
 
 
 def run(run: Run) -> StageResult:
@@ -58,8 +66,7 @@ def run(run: Run) -> StageResult:
     squares = held.agg(F.avg(F.pow(F.col("calibrated") - F.col("label"), 2))).first()
     assert squares is not None  # an aggregate without keys gives one row
     base = positives / written
-    low, high = by_model.auc_interval()
-    rule_low, rule_high = by_rule.auc_interval()
+    intervals = _intervals(held)
     bounds = held.agg(F.min("as_of").cast("date"), F.max("as_of").cast("date")).first()
     assert bounds is not None
     tenths, rule_tenths = by_model.tenths(), by_rule.tenths()
@@ -73,8 +80,9 @@ def run(run: Run) -> StageResult:
         facts={
             "digest": model.digest,
             "period": [str(bounds[0]), str(bounds[1])],
-            "model": {"auc": by_model.auc, "auc_low": low, "auc_high": high, "deciles": tenths},
-            "rule": {"auc": by_rule.auc, "auc_low": rule_low, "auc_high": rule_high, "deciles": rule_tenths},
+            "model": {"auc": by_model.auc, "interval": intervals.model, "deciles": tenths},
+            "rule": {"auc": by_rule.auc, "interval": intervals.rule, "deciles": rule_tenths},
+            "lead": intervals.lead,
             "calibration": {
                 "bins": calibration,
                 "brier": float(squares[0]),
@@ -94,3 +102,11 @@ def _histogram(held: DataFrame, score: Column) -> Histogram:
     )
     columns = np.array([[float(value) for value in row] for row in counted]).T
     return Histogram(*columns)
+
+
+def _intervals(held: DataFrame) -> Intervals:
+    """Bootstrap intervals over a bounded sample of whole examples, chosen by the customers' hash."""
+    sample = held.orderBy(F.xxhash64("customer_key"), "query_id").limit(_MOST_RESAMPLED)
+    rows = list(sample.select("customer_key", "label", "logit", "rule_score").toLocalIterator())
+    customer, label, model, rule = (np.array(column) for column in zip(*rows, strict=True))
+    return customer_intervals(customer, label.astype(float), model.astype(float), rule.astype(float))

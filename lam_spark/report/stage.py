@@ -1,0 +1,302 @@
+"""Stage `report`: one HTML file from the run records and the contact list.
+
+Reads the newest successful record of every stage; from the tables only aggregates and the head of the list.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import platform
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.audit.record import latest_entries
+from lam_spark.errors import ConfigError
+from lam_spark.report import context as c
+from lam_spark.report import words
+from lam_spark.report.render import write_report
+from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.tables import TABLES
+
+_NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
+_HEAD_ROWS = 15
+_HISTOGRAM_BINS = 20
+_PACKAGES = ("pyspark", "delta-spark", "torch", "horovod", "petastorm", "mlflow", "pyarrow", "numpy", "pandas")
+
+Entry = dict[str, Any]
+
+
+def run(run: Run) -> StageResult:
+    """Write `report/<as_of>.html` (atomically, replacing the one of an earlier run).
+
+    Raises:
+        ConfigError: a stage that the report needs has not run yet.
+    """
+    entries = latest_entries(run)
+    lacking = [stage for stage in _NEEDED if stage not in entries]
+    if lacking:
+        raise ConfigError(f"the report needs the stages {', '.join(lacking)} to have run first")
+    context = _context(run, entries)
+    path = write_report(context, run.config.workspace / "report" / f"{run.config.as_of}.html")
+    summary = {
+        "report": str(path),
+        "contact_list": context.contact_list.path,
+        "numbers": {line.label: line.value for line in context.headlines},
+    }
+    lines = [f"{line.label}: {line.value} ({line.note})" for line in context.headlines]
+    return StageResult(
+        says=str(path), facts={"summary": summary, "lines": ["", *lines, f"Report: {path}", f"List: {context.contact_list.path}"]}
+    )
+
+
+def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
+    config = run.config
+    target = config.targets[config.scoring.target]
+    held = _held_out(run, entries["evaluate"]["facts"])
+    contacts = _contact_list(run, entries["deliver"])
+    return c.ReportContext(
+        title=f"Whom to contact on {config.as_of:%d %B %Y}",
+        data_set=config.name.replace("_", " ").title(),
+        as_of=config.as_of,
+        generated_at=dt.datetime.now(dt.UTC),
+        run_id=run.run_id,
+        target=target.says,
+        contact_list=contacts,
+        headlines=_headlines(run, held, contacts),
+        held_out=held,
+        calibration=_calibration(entries["evaluate"]["facts"]["calibration"]),
+        funnel=_funnel(run, entries),
+        sources=tuple(
+            c.SourceCount(source, **counts) for source, counts in entries["ingest"]["facts"]["sources"].items()
+        ),
+        consent=tuple(
+            c.ConsentCount(purpose, **counts) for purpose, counts in entries["score"]["facts"]["standings"].items()
+        ),
+        training=_training(entries["train"]["facts"]),
+        stages=tuple(
+            c.StageCost(stage, entry["seconds"], entry["peak_memory_gib"]) for stage, entry in _in_order(entries)
+        ),
+        versions=_versions(run, entries),
+        notes=config.notes,
+        nouns=c.Nouns(**config.words.model_dump()),
+    )
+
+
+def _headlines(run: Run, held: c.HeldOut, contacts: c.ContactList) -> tuple[c.Headline, ...]:
+    model, rule = held.rankings[0], held.rankings[1]
+    noun = run.config.words
+    expected = words.expected_successes(contacts)
+    return (
+        c.Headline(
+            f"{noun.customers} to contact", words.count(contacts.customers), f"about {words.count(round(expected or 0))} expected to act"
+        ),
+        c.Headline(
+            "lift of the first tenth",
+            words.ratio(model.deciles[0].lift),
+            f"held-out; {rule.name}: {words.ratio(rule.deciles[0].lift)}, random order: 1.0",
+        ),
+        c.Headline(
+            "held-out AUC", words.three(model.auc), f"{rule.name}: {words.three(rule.auc)}; {held.examples:,} {noun.examples}"
+        ),
+    )
+
+
+def _held_out(run: Run, facts: Entry) -> c.HeldOut:
+    def ranking(name: str, kind: c.RankingKind, description: str, part: Entry, lead: Any = (None, None)) -> c.Ranking:
+        low, high = part["interval"]
+        tenths = tuple(c.Decile(**{**tenth, "decile": int(tenth["decile"])}) for tenth in part["deciles"])
+        return c.Ranking(name, kind, description, part["auc"], low, high, tenths, lead[0], lead[1])
+
+    model, rule = facts["model"], facts["rule"]
+    spec = run.config.targets[run.config.scoring.target]
+    examples = sum(tenth["examples"] for tenth in model["deciles"])
+    even = {
+        "auc": 0.5,
+        "interval": (None, None),
+        "deciles": [
+            {
+                "decile": number,
+                "examples": examples / 10,
+                "positives": sum(t["positives"] for t in model["deciles"]) / 10,
+                "rate": sum(t["positives"] for t in model["deciles"]) / max(examples, 1),
+                "lift": 1.0,
+                "cumulative_gain": number / 10,
+            }
+            for number in range(1, 11)
+        ],
+    }
+    start, end = (dt.date.fromisoformat(day) for day in facts["period"])
+    return c.HeldOut(
+        start,
+        end,
+        round(examples),
+        round(sum(tenth["positives"] for tenth in model["deciles"])),
+        (
+            ranking("the model", "model", "the registered model's score", model),
+            ranking(spec.rule_says, "rule", f"{spec.rule} over {spec.rule_events}", rule, facts["lead"]),
+            ranking("random order", "random", "no ranking at all", even),
+        ),
+    )
+
+
+def _calibration(facts: Entry) -> c.Calibration:
+    bins = tuple(c.CalibrationBin(**part) for part in facts["bins"])
+    return c.Calibration(bins, facts["brier"], facts["brier_of_base_rate"], facts["expected_calibration_error"])
+
+
+def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
+    ingest, score, deliver = (entries[stage] for stage in ("ingest", "score", "deliver"))
+    refused: dict[str, int] = {}
+    for reasons in ingest["facts"]["refused"].values():
+        for reason, count in reasons.items():
+            refused[reason] = refused.get(reason, 0) + count
+    duplicates = ingest["counts"]["duplicates"]
+    losses = [c.Loss("seen before (exact duplicates)", duplicates)] if duplicates else []
+    losses += [c.Loss(f"refused: {reason}", count) for reason, count in refused.items()]
+    purpose = run.config.consent.contact_purpose
+    stands = score["facts"]["standings"][purpose]
+    scored = score["counts"]["customers_scored"]
+    denied = [
+        c.Loss(text, stands[key])
+        for key, text in (
+            ("opted_out", "opted out"),
+            ("never_asked", "never asked (no statement means no)"),
+            ("unclear", "statements disagree (unclear means no)"),
+        )
+        if stands[key]
+    ]
+    no_history = stands["opted_in"] - scored
+    counts = deliver["counts"]
+    withheld, below = counts["suppressed_by_consent"], counts["below_capacity"]
+    return (
+        c.FunnelStep("Raw rows", ingest["counts"]["rows_in"], "rows", note="as the channels delivered them"),
+        c.FunnelStep("Events", ingest["counts"]["events"], "events", tuple(losses), "who, when, where, what, how"),
+        c.FunnelStep("With any event", sum(stands.values()), "customers", note="everyone the channels know"),
+        c.FunnelStep("Eligible", stands["opted_in"], "customers", tuple(denied), f"opted in to {purpose.replace('_', ' ')}"),
+        c.FunnelStep(
+            "Scored",
+            scored,
+            "customers",
+            (c.Loss("no event before the date of the list", no_history),) if no_history else (),
+            f"each for {score['counts']['proposals']} proposals",
+        ),
+        c.FunnelStep(
+            "Still eligible at delivery",
+            scored - withheld,
+            "customers",
+            (c.Loss("withdrew since they were scored", withheld),) if withheld else (),
+            "asked again, newest ledger",
+        ),
+        c.FunnelStep(
+            "Delivered",
+            counts["delivered"],
+            "customers",
+            (c.Loss(f"below the {run.config.delivery.capacity:,} places of the list", below),) if below else (),
+        ),
+    )
+
+
+def _contact_list(run: Run, deliver: Entry) -> c.ContactList:
+    listed = run.tables.read("contact_list").where(F.col("as_of") == F.expr(sql_literal(run.as_of)))
+    by_proposal = (
+        listed.groupBy("proposal_id", "description")
+        .agg(F.count("*").alias("customers"), F.avg("proposal_necessity").alias("mean"))
+        .orderBy(F.desc("customers"), "proposal_id")
+    )
+    head = listed.orderBy("rank").limit(_HEAD_ROWS)
+    return c.ContactList(
+        path=deliver["facts"]["path"],
+        customers=deliver["counts"]["delivered"],
+        capacity=run.config.delivery.capacity,
+        by_proposal=tuple(
+            c.ProposalCount(row["proposal_id"], row["description"], row["customers"], row["mean"])
+            for row in by_proposal.toLocalIterator()
+        ),
+        head=tuple(
+            c.Contact(row["rank"], row["customer_key"], row["proposal_id"], row["description"], row["proposal_necessity"])
+            for row in head.toLocalIterator()
+        ),
+        score_histogram=_score_histogram(listed),
+    )
+
+
+def _score_histogram(listed: DataFrame) -> tuple[c.HistogramBin, ...]:
+    bounds = listed.agg(F.min("proposal_necessity"), F.max("proposal_necessity")).first()
+    if bounds is None or bounds[0] is None:
+        return ()
+    low, high = float(bounds[0]), float(bounds[1])
+    width = (high - low) / _HISTOGRAM_BINS or 1.0
+    number = F.least(F.floor((F.col("proposal_necessity") - low) / width), F.lit(_HISTOGRAM_BINS - 1))
+    counts = {row["bin"]: row["count"] for row in listed.groupBy(number.alias("bin")).count().toLocalIterator()}
+    return tuple(
+        c.HistogramBin(low + i * width, low + (i + 1) * width, counts.get(i, 0)) for i in range(_HISTOGRAM_BINS)
+    )
+
+
+def _training(facts: Entry) -> c.Training:
+    points = []
+    for record in facts["curves"]:
+        names: tuple[c.Measure, ...] = (
+            ("loss",) if record["event"] == "epoch end" else ("validation loss", "validation AUC")
+        )
+        points += [
+            c.CurvePoint(record["phase"], float(record["epoch"]), name, record[name]) for name in names if name in record
+        ]
+    trained = facts["training"]
+    return c.Training(
+        tuple(points),
+        (
+            ("parameters", f"{trained['parameters']:,}"),
+            ("events read", f"{trained['tokens']:,}"),
+            ("wall time", words.duration(trained["seconds"])),
+            ("ranks", str(trained["ranks"])),
+            ("core-hours", f"{trained['core_seconds'] / 3600:.2f}"),
+            ("chosen epoch", f"{trained['chosen_epoch']} (by validation loss)"),
+        ),
+    )
+
+
+def _versions(run: Run, entries: dict[str, Entry]) -> tuple[c.VersionGroup, ...]:
+    model = entries["train"]["facts"]["model"]
+    packages = []
+    for name in _PACKAGES:
+        try:
+            packages.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            packages.append((name, "not installed"))
+    java = run.spark.sparkContext._jvm.System.getProperty("java.version")  # type: ignore[union-attr]
+    newest = entries["deliver"]
+    return (
+        c.VersionGroup(
+            "Tables (Delta version)",
+            tuple((name, str(run.tables.version(name))) for name in TABLES if run.tables.exists(name)),
+        ),
+        c.VersionGroup(
+            "Model",
+            (
+                ("name", f"{model['name']}, version {entries['score']['facts']['model_version']}"),
+                ("alias", model["alias"]),
+                ("sha256", entries["score"]["facts"]["digest"]),
+            ),
+        ),
+        c.VersionGroup(
+            "Code and configuration",
+            (
+                ("lam_spark", newest["lam_spark"]),
+                ("git commit", newest["git_commit"]),
+                ("configuration", newest["config_digest"]),
+                ("Python", platform.python_version()),
+                ("Java", str(java)),
+            ),
+        ),
+        c.VersionGroup("Packages", tuple(packages)),
+    )
+
+
+def _in_order(entries: dict[str, Entry]) -> list[tuple[str, Entry]]:
+    """Stages by when they ran, as the records' run ids and the flow order them."""
+    flow = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot", "train", "score", "evaluate", "deliver")
+    return [(stage, entries[stage]) for stage in flow if stage in entries]
