@@ -20,7 +20,7 @@ from lam_spark.config import Config, load_config
 from lam_spark.errors import ConfigError, LamSparkError
 from lam_spark.journal import Journal
 from lam_spark.lock import workspace_lock
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, Stage, StageResult
 
 # Stage -> module with `run(run: Run) -> StageResult`, in the order of the data's flow.
 STAGES = {
@@ -85,7 +85,9 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
     with workspace_lock(workspace, run_id):
         journal = Journal(run_id, workspace / "logs")
         try:
-            journal.event("run started", stages=list(names), config_digest=config.digest(), root=str(workspace))
+            journal.event(
+                "run started", stages=list(names), config_digest=config.digest(), root=str(workspace)
+            )
             spark = spark_session(config.spark)
             run = Run(
                 config=config.model_copy(update={"root": str(workspace)}),
@@ -116,7 +118,8 @@ def _one_stage(run: Run, name: str) -> StageResult:
     monitor = Monitor(name, run.spark, run.journal)
     try:
         with monitor:
-            result = importlib.import_module(STAGES[name]).run(run)
+            stage: Stage = importlib.import_module(STAGES[name]).run
+            result = stage(run)
     except BaseException as error:
         failure = f"{type(error).__name__}: {error}"
         raise
@@ -128,6 +131,7 @@ def _one_stage(run: Run, name: str) -> StageResult:
             stage=name,
             seconds=round(cost.seconds, 1),
             peak_memory_gib=cost.peak_memory_gib,
+            says=result.says if result else None,
             counts=result.counts if result else {},
             error=failure,
         )

@@ -137,7 +137,9 @@ class ModelConfig(_Section):
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     context_events: int = Field(default=512, ge=8, description="most events the model sees at once")
-    count_by: Name = Field(default="action", description="categorical field whose values the aggregates count")
+    count_by: Name = Field(
+        default="action", description="categorical field whose values the aggregates count"
+    )
     window_days: tuple[int, ...] = (28, 91, 365)
 
     @model_validator(mode="after")
@@ -164,6 +166,9 @@ class TrainingConfig(_Section):
     seed: int = 20171002
     pretrain_epochs: int = Field(default=2, ge=0)
     finetune_epochs: int = Field(default=4, ge=1, description="at most; validation chooses")
+    patience: int = Field(
+        default=1, ge=1, description="epochs without a better validation loss before stopping"
+    )
     batch_blocks: int = Field(default=4, ge=1, description="blocks a rank and step")
     learning_rate: float = Field(default=2e-3, gt=0)
     finetune_learning_rate: float = Field(default=1e-3, gt=0)
@@ -412,4 +417,4 @@ def _valid_keys(location: Sequence[int | str]) -> list[str]:
         candidates = [a for a in get_args(section) if isinstance(a, type) and issubclass(a, _Section)]
         if get_origin(section) is not dict and candidates:
             section = candidates[0]
-    return sorted(section.model_fields) if isinstance(section, type) else []
+    return sorted(section.model_fields) if isinstance(section, type) and issubclass(section, _Section) else []

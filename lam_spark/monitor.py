@@ -12,7 +12,8 @@ from pyspark.sql import SparkSession
 
 from lam_spark.journal import Journal
 
-_INTERVAL_SECONDS = 1.0
+# Summing the pages of a JVM takes a twentieth of a second of a core: not more often than this.
+_INTERVAL_SECONDS = 2.0
 
 
 class Monitor:
@@ -21,7 +22,7 @@ class Monitor:
     Attributes:
         seconds: wall time once the stage ended.
         peak_memory_gib: highest proportional set size of this process and all below it (JVM, Python
-            workers, training ranks), shared pages counted once; sampled each second.
+            workers, training ranks), shared pages counted once; sampled every two seconds.
     """
 
     def __init__(self, stage: str, spark: SparkSession, journal: Journal) -> None:

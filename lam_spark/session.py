@@ -41,6 +41,8 @@ _ONE_MACHINE = {
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.sql.parquet.compression.codec": "zstd",
+    # A batch to Python holds whole sequences: by default it would be ten thousand of them.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     # A truncated plan text in a log line may hold values of the data: none is printed.
     "spark.sql.maxPlanStringLength": "0",
     "spark.sql.debug.maxToStringFields": "8",

@@ -39,7 +39,9 @@ class Cost:
     peak_memory_gib: float | None
 
 
-def append_entry(run: Run, stage: str, result: StageResult | None, cost: Cost, error: str | None = None) -> None:
+def append_entry(
+    run: Run, stage: str, result: StageResult | None, cost: Cost, error: str | None = None
+) -> None:
     """Append the record of one stage; `result` is None for one that failed."""
     last = None
     if run.tables.exists("audit"):

@@ -34,9 +34,7 @@ def run(run: Run) -> StageResult:
     stated = select(run.spark, statement, "consent.select")
     lacking = [name for name in _COLUMNS if name not in stated.columns]
     if lacking:
-        raise ConfigError(
-            f"consent.select must yield {', '.join(_COLUMNS)}; it lacks {', '.join(lacking)}"
-        )
+        raise ConfigError(f"consent.select must yield {', '.join(_COLUMNS)}; it lacks {', '.join(lacking)}")
     stated = stated.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _COLUMNS.items()))
     total = stated.count()
     if total == 0:

@@ -7,6 +7,7 @@ code serves training and scoring. One cumulative sum a customer: linear in event
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
 
 Float = npt.NDArray[np.float64]
-Arrays = Mapping[str, npt.NDArray[np.generic]]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 _FIRST_VALUE = 3  # token ids below are padding, unknown, missing
 _NEVER_DAYS = 3650.0
@@ -65,12 +66,16 @@ def _running_sums(layout: Layout, events: Arrays, times: npt.NDArray[np.int64]) 
         if len(where):
             moments[where[np.concatenate([[True], np.diff(times[where]) > 0])], column] = 1.0
     numbers = [np.nan_to_num(np.asarray(events[name], dtype=np.float64)) for name in layout.numeric]
-    columns = np.concatenate([is_value, moments, np.stack(numbers, 1)] if numbers else [is_value, moments], axis=1)
+    columns = np.concatenate(
+        [is_value, moments, np.stack(numbers, 1)] if numbers else [is_value, moments], axis=1
+    )
     return np.concatenate([np.zeros((1, columns.shape[1])), np.cumsum(columns, axis=0)])
 
 
 def _history(times: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], upto: npt.NDArray[np.intp]) -> Float:
-    known = np.where(upto > 0, (asked - times[0]) / MICROS_PER_DAY, 0.0) if len(times) else np.zeros(len(asked))
+    known = (
+        np.where(upto > 0, (asked - times[0]) / MICROS_PER_DAY, 0.0) if len(times) else np.zeros(len(asked))
+    )
     return np.stack([np.log1p(upto), np.log1p(np.maximum(known, 0.0))], axis=1)
 
 

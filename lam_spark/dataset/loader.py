@@ -89,7 +89,7 @@ def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int)
     names = list(layout.columns)
     width = len(layout.aggregate_names)
     # petastorm prints to stdout when it closes; stdout belongs to the run's summary line.
-    with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
+    with contextlib.redirect_stdout(open(os.devnull, "w")):
         reader = make_batch_reader(
             list(files.urls),
             schema_fields=[f"^{name}$" for name in names],

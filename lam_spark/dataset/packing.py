@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from lam_spark.dataset.aggregates import aggregates
 from lam_spark.dataset.layout import Layout
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Block = dict[str, Array]
 _OPEN_BLOCKS = 32
 
@@ -51,7 +52,9 @@ class Segment:
     upto: npt.NDArray[np.intp]
 
 
-def cut_segments(events: int, upto: npt.NDArray[np.intp], block_events: int, most_queries: int) -> list[Segment]:
+def cut_segments(
+    events: int, upto: npt.NDArray[np.intp], block_events: int, most_queries: int
+) -> list[Segment]:
     """Windows over `events` events that together cover each event as new once and each query once."""
     half = max(1, block_events // 2)
     ends = [min(events, block_events)]
@@ -72,30 +75,29 @@ def cut_segments(events: int, upto: npt.NDArray[np.intp], block_events: int, mos
     return segments
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A customer ready to pack: the segments, and the aggregates of every query, (q, A)."""
+
+    customer: Customer
+    segments: list[Segment]
+    summary: Array
+
+
+def prepare(layout: Layout, customer: Customer) -> Prepared:
+    """Cut a customer into segments and compute the aggregates of the queries."""
+    times, asked = customer.events["event_time"], customer.queries["query_time"]
+    upto = np.searchsorted(times, asked, side="left")
+    segments = cut_segments(len(times), upto, layout.block_events, layout.queries_per_block)
+    return Prepared(customer, segments, aggregates(layout, customer.events, customer.queries))
+
+
 class Packer:
-    """Fills blocks with segments; `add` gives back the blocks that became full enough."""
+    """Fills blocks with segments; `place` gives back a block when too many are open."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._open: list[tuple[int, int, int, Block]] = []  # events, queries, segments used; the block
-
-    def add(self, customer: Customer, with_loss: bool = True, only_queried: bool = False) -> Iterator[Block]:
-        """Pack one customer.
-
-        Args:
-            customer: events in order.
-            with_loss: False marks no event as new (scoring needs no next-event loss).
-            only_queried: leave out segments without a query.
-        """
-        times = customer.events["event_time"]
-        asked = customer.queries["query_time"]
-        upto = np.searchsorted(times, asked, side="left")
-        summary = aggregates(self.layout, customer.events, customer.queries)
-        limit = self.layout.block_events
-        for segment in cut_segments(len(times), upto, limit, self.layout.queries_per_block):
-            if only_queried and not len(segment.queries):
-                continue
-            yield from self._place(customer, segment, summary, with_loss)
 
     def flush(self) -> Iterator[Block]:
         """Give the blocks that are still open."""
@@ -103,9 +105,14 @@ class Packer:
             yield block
         self._open = []
 
-    def _place(
-        self, customer: Customer, segment: Segment, summary: Array, with_loss: bool
-    ) -> Iterator[Block]:
+    def place(self, prepared: Prepared, segment: Segment, with_loss: bool) -> Iterator[Block]:
+        """Put one segment into the open block that it fills best.
+
+        Args:
+            prepared: whose segment it is.
+            segment: what to place.
+            with_loss: False marks no event as new (scoring needs no next-event loss).
+        """
         layout = self.layout
         events, queries = segment.end - segment.start, len(segment.queries)
         best, room = -1, layout.block_events + 1
@@ -120,7 +127,7 @@ class Packer:
             self._open.append((0, 0, 0, empty_block(layout)))
             best = len(self._open) - 1
         used, asked, segments, block = self._open[best]
-        fill_block(layout, block, (used, asked, segments + 1), customer, segment, summary, with_loss)
+        fill_block(layout, block, (used, asked, segments + 1), prepared, segment, with_loss)
         self._open[best] = (used + events, asked + queries, segments + 1, block)
 
 
@@ -137,19 +144,17 @@ def fill_block(
     layout: Layout,
     block: Block,
     place: tuple[int, int, int],
-    customer: Customer,
+    prepared: Prepared,
     segment: Segment,
-    summary: Array,
     with_loss: bool,
 ) -> None:
     """Write one segment at `place` = (first event slot, first query slot, segment number)."""
     slot, query_slot, number = place
+    customer = prepared.customer
     rows = slice(segment.start, segment.end)
     to = slice(slot, slot + segment.end - segment.start)
     block["segment"][to] = number
-    block["is_new"][to] = (
-        np.arange(segment.start, segment.end) >= segment.new_from if with_loss else 0
-    )
+    block["is_new"][to] = np.arange(segment.start, segment.end) >= segment.new_from if with_loss else 0
     for name in ("event_time", "hour_of_week"):
         block[name][to] = customer.events[name][rows]
     for name in (*layout.categorical, *layout.numeric):
@@ -161,12 +166,15 @@ def fill_block(
         if name not in ("query_segment", "query_index", "aggregates"):
             block[name][asked] = customer.queries[name][segment.queries]
     width = len(layout.aggregate_names)
-    block["aggregates"].reshape(-1, width)[asked] = summary[segment.queries]
+    block["aggregates"].reshape(-1, width)[asked] = prepared.summary[segment.queries]
 
 
-def pack(layout: Layout, customers: Iterable[Customer], with_loss: bool, only_queried: bool) -> Iterator[Block]:
-    """Pack a stream of customers; holds `_OPEN_BLOCKS` blocks at most."""
+def pack_queries(layout: Layout, customers: Iterable[Customer]) -> Iterator[Block]:
+    """Pack the segments that hold queries, for scoring; holds `_OPEN_BLOCKS` blocks at most."""
     packer = Packer(layout)
     for customer in customers:
-        yield from packer.add(customer, with_loss, only_queried)
+        prepared = prepare(layout, customer)
+        for segment in prepared.segments:
+            if len(segment.queries):
+                yield from packer.place(prepared, segment, with_loss=False)
     yield from packer.flush()

@@ -6,9 +6,9 @@ Cost: one shuffle by customer; a task holds one customer and 64 open blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -16,13 +16,14 @@ from pyspark.sql import functions as F
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block, Packer
+from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
 
-# Blocks with queries are read by fine-tuning, both kinds by pre-training.
+# Segments with queries are read by fine-tuning, both kinds by pre-training.
 QUERIED, PLAIN = "queried", "plain"
+_BLOCKS_PER_FRAME = 64
 
 
 def run(run: Run) -> StageResult:
@@ -53,10 +54,11 @@ def run(run: Run) -> StageResult:
         run.spark.conf.unset("parquet.block.row.count.limit")
     if written == 0:
         raise DataQualityError(f"no event of an eligible customer lies before {config.split.test_start}")
-    used = F.size(F.filter("segment", lambda s: s > 0))
-    totals = run.tables.read("training_blocks").agg(
-        F.sum(used), F.sum(F.size(F.filter("is_new", lambda s: s > 0))), F.sum(F.size(F.filter("query_segment", lambda s: s > 0)))
-    ).first()
+    used = [
+        F.sum(F.size(F.filter(name, lambda slot: slot > 0)))
+        for name in ("segment", "is_new", "query_segment")
+    ]
+    totals = run.tables.read("training_blocks").agg(*used).first()
     assert totals is not None  # an aggregate without keys gives one row
     filled, fresh, asked = (int(value) for value in totals)
     share = filled / (written * layout.block_events)
@@ -75,20 +77,28 @@ def block_schema(layout: Layout) -> str:
 
 
 def _pack(rows: DataFrame, layout: Layout, before: int) -> DataFrame:
-    def blocks_of(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def blocks_of(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         packers = {QUERIED: Packer(layout), PLAIN: Packer(layout)}
-        for batch in batches:
-            for customer in customers(layout, batch, before):
-                kind = QUERIED if len(customer.queries["query_time"]) else PLAIN
-                for block in packers[kind].add(customer):
-                    yield _as_frame(block, kind)
-        for kind, packer in packers.items():
-            for block in packer.flush():
-                yield _as_frame(block, kind)
+
+        def packed() -> Iterator[tuple[Block, str]]:
+            for batch in batches:
+                for customer in customers(layout, batch, before):
+                    prepared = prepare(layout, customer)
+                    for segment in prepared.segments:
+                        kind = QUERIED if len(segment.queries) else PLAIN
+                        for block in packers[kind].place(prepared, segment, with_loss=True):
+                            yield block, kind
+            for kind, packer in packers.items():
+                for block in packer.flush():
+                    yield block, kind
+
+        stream = packed()
+        while held := list(itertools.islice(stream, _BLOCKS_PER_FRAME)):
+            yield _as_frame(held)
 
     return rows.mapInPandas(blocks_of, block_schema(layout))
 
 
-def _as_frame(block: Block, kind: str) -> pd.DataFrame:
-    columns: dict[str, list[object]] = {name: [np.asarray(values)] for name, values in block.items()}
-    return pd.DataFrame({**columns, "block_kind": [kind]})
+def _as_frame(blocks: list[tuple[Block, str]]) -> pd.DataFrame:
+    columns: dict[str, list[object]] = {name: [block[name] for block, _ in blocks] for name in blocks[0][0]}
+    return pd.DataFrame({**columns, "block_kind": [kind for _, kind in blocks]})

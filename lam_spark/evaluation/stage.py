@@ -49,8 +49,10 @@ def run(run: Run) -> StageResult:
     sequences = run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
     rows = sequences.join(collect_queries(test, model.layout), "customer_key")
     told = test.select("customer_key", "target", "query_id", "as_of", "label", "rule_score")
-    scored = predict(run, rows, model).join(told, ["customer_key", "query_id"]).withColumn(
-        "model_digest", F.lit(model.digest)
+    scored = (
+        predict(run, rows, model)
+        .join(told, ["customer_key", "query_id"])
+        .withColumn("model_digest", F.lit(model.digest))
     )
     written = run.tables.overwrite(scored, "held_out_scores")
     if written == 0:

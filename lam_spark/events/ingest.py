@@ -63,7 +63,11 @@ def _stage(run: Run, channel: str, staging: Path) -> int:
             "An empty delivery is refused: publishing it would erase the channel"
         )
     mapped = map_channel(run.spark, config, channel, spec).withColumns(
-        {"source": F.lit(channel), REASON: row_reason(config, run.started_at), "raw": F.lit(None).cast("string")}
+        {
+            "source": F.lit(channel),
+            REASON: row_reason(config, run.started_at),
+            "raw": F.lit(None).cast("string"),
+        }
     )
     target = str(staging / channel)
     mapped.write.mode("overwrite").parquet(target)
@@ -79,7 +83,11 @@ def _stage(run: Run, channel: str, staging: Path) -> int:
         bad = grain.malformed.withColumns({"source": F.lit(channel), REASON: F.lit(MALFORMED_REASON)})
         malformed_rows = grain.malformed.count()
         if malformed_rows:
-            columns = [f"CAST(NULL AS {f.dataType.simpleString()}) AS {f.name}" for f in mapped.schema[:-3]]
+            columns = [
+                f"CAST(NULL AS {kind}) AS {name}"
+                for name, kind in mapped.dtypes
+                if name not in ("source", REASON, "raw")
+            ]
             bad.selectExpr(*columns, "source", REASON, "raw").write.mode("append").parquet(target)
     run.journal.event("channel staged", channel=channel, rows=raw_rows, malformed=malformed_rows)
     return raw_rows + malformed_rows
@@ -126,7 +134,8 @@ def _events(run: Run, staged: DataFrame) -> DataFrame:
     accepted = staged.where(F.col(REASON).isNull()).drop(REASON, "raw")
     keyed = resolve(run, accepted)
     identified = keyed.withColumn(
-        "event_id", F.substring(F.sha2(F.concat_ws("\x1f", "source", "customer_key", "event_key"), 256), 1, 32)
+        "event_id",
+        F.substring(F.sha2(F.concat_ws("\x1f", "source", "customer_key", "event_key"), 256), 1, 32),
     )
     return identified.dropDuplicates(["event_id"]).select(
         "customer_key",
@@ -158,7 +167,9 @@ def _balance(
         }
     counts = {key: sum(source[key] for source in sources.values()) for key in next(iter(sources.values()))}
     if quarantined != counts["quarantined"] or counts["duplicates"] < 0:
-        raise DataQualityError(f"the counts of this run do not balance: {counts}, {quarantined} in quarantine")
+        raise DataQualityError(
+            f"the counts of this run do not balance: {counts}, {quarantined} in quarantine"
+        )
     return StageResult(
         says=(
             f"{counts['rows_in']:,} raw rows: {counts['events']:,} events, "

@@ -44,8 +44,11 @@ def map_channel(spark: SparkSession, config: Config, channel: str, spec: Channel
             raise ConfigError(f"channels.{channel}.select yields {name!r}, which is not declared: {hint}")
     return mapped.select(
         *(
-            (F.col(f.name).try_cast(f.dataType) if f.name in mapped.columns else F.lit(None).cast(f.dataType))
-            .alias(f.name)
+            (
+                F.col(f.name).try_cast(f.dataType)
+                if f.name in mapped.columns
+                else F.lit(None).cast(f.dataType)
+            ).alias(f.name)
             for f in schema
         )
     )

@@ -91,6 +91,7 @@ class LargeActionModel(nn.Module):
         offsets = [0]
         for rows in layout.sizes:
             offsets.append(offsets[-1] + rows)
+        self.field_offsets: Tensor
         self.register_buffer("field_offsets", torch.tensor(offsets[:-1]), persistent=False)
         # One table for all categorical fields: one gather and one sum an event.
         self.embedding = nn.EmbeddingBag(offsets[-1], width, mode="sum")
@@ -101,12 +102,21 @@ class LargeActionModel(nn.Module):
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.layers))
         self.output_norm = nn.RMSNorm(width)
         self.next_value = nn.ModuleDict(
-            {name: nn.Linear(width, rows) for name, rows in zip(layout.categorical, layout.sizes, strict=True)}
+            {
+                name: nn.Linear(width, rows)
+                for name, rows in zip(layout.categorical, layout.sizes, strict=True)
+            }
         )
         self.next_number = nn.Linear(width, len(layout.numeric))
         self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
         summaries = len(layout.aggregate_names)
-        self.answers = nn.ModuleDict({name: _Answer(width, summaries, size.dropout) for name in layout.targets})
+        self.answers = nn.ModuleDict(
+            {name: _Answer(width, summaries, size.dropout) for name in layout.targets}
+        )
+        self.numeric_mean: Tensor
+        self.numeric_std: Tensor
+        self.aggregate_mean: Tensor
+        self.aggregate_std: Tensor
         for name in ("numeric_mean", "numeric_std", "aggregate_mean", "aggregate_std"):
             self.register_buffer(name, torch.tensor(getattr(normaliser, name)), persistent=False)
         self._initialise()
@@ -119,12 +129,13 @@ class LargeActionModel(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 nn.init.normal_(module.weight, std=0.1)
-        for block in self.blocks:
-            nn.init.zeros_(block.attention_out.weight)  # each layer starts as the identity
-            nn.init.zeros_(block.feed_out.weight)
-        for answer in self.answers.values():
-            nn.init.zeros_(answer.wide.weight)
-            nn.init.zeros_(answer.deep[-1].weight)
+        for module in self.modules():
+            if isinstance(module, _Block):  # each layer starts as the identity
+                nn.init.zeros_(module.attention_out.weight)
+                nn.init.zeros_(module.feed_out.weight)
+            elif isinstance(module, _Answer):
+                nn.init.zeros_(module.wide.weight)
+                nn.init.zeros_(module.last.weight)
 
     def forward(self, batch: Batch) -> Predictions:
         """Read a batch of blocks (columns of `Layout.columns`, as tensors)."""
@@ -162,7 +173,7 @@ class LargeActionModel(nn.Module):
         rows, slots = hour.shape
         ids = torch.stack([batch[prefix + name] for name in self.layout.categorical], dim=-1)
         ids = ids.long() + self.field_offsets
-        x = self.embedding(ids.view(-1, ids.shape[-1])).view(rows, slots, -1)
+        x: Tensor = self.embedding(ids.view(-1, ids.shape[-1])).view(rows, slots, -1)
         x = x + self.hour_embedding(hour.long())
         features = [_time_features(elapsed)]
         if self.layout.numeric:
@@ -170,7 +181,8 @@ class LargeActionModel(nn.Module):
             missing = numbers.isnan()
             standard = (signed_log(numbers) - self.numeric_mean) / self.numeric_std
             features += [torch.where(missing, 0.0, standard), missing.float(), (numbers == 0).float()]
-        return x + self.number_projection(torch.cat(features, dim=-1))
+        x = x + self.number_projection(torch.cat(features, dim=-1))
+        return x
 
 
 class _Block(nn.Module):
@@ -206,13 +218,14 @@ class _Answer(nn.Module):
     def __init__(self, width: int, summaries: int, dropout: float) -> None:
         super().__init__()
         self.wide = nn.Linear(summaries, 1)
-        self.deep = nn.Sequential(
-            nn.Linear(width + summaries, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 1)
-        )
+        self.first = nn.Linear(width + summaries, width)
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(width, 1)
 
     def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor) -> Tensor:
         both = torch.cat([hidden_BQD, summary_BQA], dim=-1)
-        answer: Tensor = (self.wide(summary_BQA) + self.deep(both)).squeeze(-1)
+        deep = self.last(self.dropout(F.silu(self.first(both))))
+        answer: Tensor = (self.wide(summary_BQA) + deep).squeeze(-1)
         return answer
 
 

@@ -24,7 +24,17 @@ from lam_spark.tables import TABLES
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
 _HEAD_ROWS = 15
 _HISTOGRAM_BINS = 20
-_PACKAGES = ("pyspark", "delta-spark", "torch", "horovod", "petastorm", "mlflow", "pyarrow", "numpy", "pandas")
+_PACKAGES = (
+    "pyspark",
+    "delta-spark",
+    "torch",
+    "horovod",
+    "petastorm",
+    "mlflow",
+    "pyarrow",
+    "numpy",
+    "pandas",
+)
 
 Entry = dict[str, Any]
 
@@ -48,7 +58,11 @@ def run(run: Run) -> StageResult:
     }
     lines = [f"{line.label}: {line.value} ({line.note})" for line in context.headlines]
     return StageResult(
-        says=str(path), facts={"summary": summary, "lines": ["", *lines, f"Report: {path}", f"List: {context.contact_list.path}"]}
+        says=str(path),
+        facts={
+            "summary": summary,
+            "lines": ["", *lines, f"Report: {path}", f"List: {context.contact_list.path}"],
+        },
     )
 
 
@@ -70,14 +84,17 @@ def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
         calibration=_calibration(entries["evaluate"]["facts"]["calibration"]),
         funnel=_funnel(run, entries),
         sources=tuple(
-            c.SourceCount(source, **counts) for source, counts in entries["ingest"]["facts"]["sources"].items()
+            c.SourceCount(source, **counts)
+            for source, counts in entries["ingest"]["facts"]["sources"].items()
         ),
         consent=tuple(
-            c.ConsentCount(purpose, **counts) for purpose, counts in entries["score"]["facts"]["standings"].items()
+            c.ConsentCount(purpose, **counts)
+            for purpose, counts in entries["score"]["facts"]["standings"].items()
         ),
         training=_training(entries["train"]["facts"]),
         stages=tuple(
-            c.StageCost(stage, entry["seconds"], entry["peak_memory_gib"]) for stage, entry in _in_order(entries)
+            c.StageCost(stage, entry["seconds"], entry["peak_memory_gib"])
+            for stage, entry in _in_order(entries)
         ),
         versions=_versions(run, entries),
         notes=config.notes,
@@ -91,7 +108,9 @@ def _headlines(run: Run, held: c.HeldOut, contacts: c.ContactList) -> tuple[c.He
     expected = words.expected_successes(contacts)
     return (
         c.Headline(
-            f"{noun.customers} to contact", words.count(contacts.customers), f"about {words.count(round(expected or 0))} expected to act"
+            f"{noun.customers} to contact",
+            words.count(contacts.customers),
+            f"about {words.count(round(expected or 0))} expected to act",
         ),
         c.Headline(
             "lift of the first tenth",
@@ -99,13 +118,17 @@ def _headlines(run: Run, held: c.HeldOut, contacts: c.ContactList) -> tuple[c.He
             f"held-out; {rule.name}: {words.ratio(rule.deciles[0].lift)}, random order: 1.0",
         ),
         c.Headline(
-            "held-out AUC", words.three(model.auc), f"{rule.name}: {words.three(rule.auc)}; {held.examples:,} {noun.examples}"
+            "held-out AUC",
+            words.three(model.auc),
+            f"{rule.name}: {words.three(rule.auc)}; {held.examples:,} {noun.examples}",
         ),
     )
 
 
 def _held_out(run: Run, facts: Entry) -> c.HeldOut:
-    def ranking(name: str, kind: c.RankingKind, description: str, part: Entry, lead: Any = (None, None)) -> c.Ranking:
+    def ranking(
+        name: str, kind: c.RankingKind, description: str, part: Entry, lead: Any = (None, None)
+    ) -> c.Ranking:
         low, high = part["interval"]
         tenths = tuple(c.Decile(**{**tenth, "decile": int(tenth["decile"])}) for tenth in part["deciles"])
         return c.Ranking(name, kind, description, part["auc"], low, high, tenths, lead[0], lead[1])
@@ -144,7 +167,9 @@ def _held_out(run: Run, facts: Entry) -> c.HeldOut:
 
 def _calibration(facts: Entry) -> c.Calibration:
     bins = tuple(c.CalibrationBin(**part) for part in facts["bins"])
-    return c.Calibration(bins, facts["brier"], facts["brier_of_base_rate"], facts["expected_calibration_error"])
+    return c.Calibration(
+        bins, facts["brier"], facts["brier_of_base_rate"], facts["expected_calibration_error"]
+    )
 
 
 def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
@@ -173,9 +198,17 @@ def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
     withheld, below = counts["suppressed_by_consent"], counts["below_capacity"]
     return (
         c.FunnelStep("Raw rows", ingest["counts"]["rows_in"], "rows", note="as the channels delivered them"),
-        c.FunnelStep("Events", ingest["counts"]["events"], "events", tuple(losses), "who, when, where, what, how"),
+        c.FunnelStep(
+            "Events", ingest["counts"]["events"], "events", tuple(losses), "who, when, where, what, how"
+        ),
         c.FunnelStep("With any event", sum(stands.values()), "customers", note="everyone the channels know"),
-        c.FunnelStep("Eligible", stands["opted_in"], "customers", tuple(denied), f"opted in to {purpose.replace('_', ' ')}"),
+        c.FunnelStep(
+            "Eligible",
+            stands["opted_in"],
+            "customers",
+            tuple(denied),
+            f"opted in to {purpose.replace('_', ' ')}",
+        ),
         c.FunnelStep(
             "Scored",
             scored,
@@ -194,7 +227,9 @@ def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
             "Delivered",
             counts["delivered"],
             "customers",
-            (c.Loss(f"below the {run.config.delivery.capacity:,} places of the list", below),) if below else (),
+            (c.Loss(f"below the {run.config.delivery.capacity:,} places of the list", below),)
+            if below
+            else (),
         ),
     )
 
@@ -216,7 +251,13 @@ def _contact_list(run: Run, deliver: Entry) -> c.ContactList:
             for row in by_proposal.toLocalIterator()
         ),
         head=tuple(
-            c.Contact(row["rank"], row["customer_key"], row["proposal_id"], row["description"], row["proposal_necessity"])
+            c.Contact(
+                row["rank"],
+                row["customer_key"],
+                row["proposal_id"],
+                row["description"],
+                row["proposal_necessity"],
+            )
             for row in head.toLocalIterator()
         ),
         score_histogram=_score_histogram(listed),
@@ -230,9 +271,12 @@ def _score_histogram(listed: DataFrame) -> tuple[c.HistogramBin, ...]:
     low, high = float(bounds[0]), float(bounds[1])
     width = (high - low) / _HISTOGRAM_BINS or 1.0
     number = F.least(F.floor((F.col("proposal_necessity") - low) / width), F.lit(_HISTOGRAM_BINS - 1))
-    counts = {row["bin"]: row["count"] for row in listed.groupBy(number.alias("bin")).count().toLocalIterator()}
+    counts = {
+        row["bin"]: row["count"] for row in listed.groupBy(number.alias("bin")).count().toLocalIterator()
+    }
     return tuple(
-        c.HistogramBin(low + i * width, low + (i + 1) * width, counts.get(i, 0)) for i in range(_HISTOGRAM_BINS)
+        c.HistogramBin(low + i * width, low + (i + 1) * width, counts.get(i, 0))
+        for i in range(_HISTOGRAM_BINS)
     )
 
 
@@ -243,7 +287,9 @@ def _training(facts: Entry) -> c.Training:
             ("loss",) if record["event"] == "epoch end" else ("validation loss", "validation AUC")
         )
         points += [
-            c.CurvePoint(record["phase"], float(record["epoch"]), name, record[name]) for name in names if name in record
+            c.CurvePoint(record["phase"], float(record["epoch"]), name, record[name])
+            for name in names
+            if name in record
         ]
     trained = facts["training"]
     return c.Training(
@@ -298,5 +344,16 @@ def _versions(run: Run, entries: dict[str, Entry]) -> tuple[c.VersionGroup, ...]
 
 def _in_order(entries: dict[str, Entry]) -> list[tuple[str, Entry]]:
     """Stages by when they ran, as the records' run ids and the flow order them."""
-    flow = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot", "train", "score", "evaluate", "deliver")
+    flow = (
+        "fetch",
+        "ingest",
+        "consent",
+        "sequences",
+        "examples",
+        "snapshot",
+        "train",
+        "score",
+        "evaluate",
+        "deliver",
+    )
     return [(stage, entries[stage]) for stage in flow if stage in entries]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block, Customer, pack
+from lam_spark.dataset.packing import Block, Customer, pack_queries
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
 
 _UNKNOWN = 1
@@ -57,7 +57,7 @@ def answer_queries(
     rows: list[npt.NDArray[np.int32]] = []
     logits: list[npt.NDArray[np.float32]] = []
     waiting: list[Block] = []
-    for block in pack(artifact.model.layout, numbered(), with_loss=False, only_queried=True):
+    for block in pack_queries(artifact.model.layout, numbered()):
         waiting.append(block)
         if len(waiting) == _BLOCKS_PER_PASS:
             _answer_blocks(artifact, waiting, target, rows, logits)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
@@ -77,14 +77,14 @@ def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:
     layout, target = model.layout, run.config.scoring.target
     names = [*event_columns(layout), *query_columns(layout)]
 
-    def logits(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+    def logits(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
         artifact = model_of_process(*parts.value)
         for series in batches:
             batch = pd.DataFrame(dict(zip(names, series, strict=True)))
             yield pd.Series(answer_queries(artifact, customers(layout, batch), target))
 
-    answer: Callable[..., object] = pandas_udf(logits, "array<float>")  # type: ignore[call-overload]
-    answered = rows.select("customer_key", "query_ids", answer(*names).alias("logits"))  # type: ignore[arg-type]
+    answer: Callable[..., Column] = pandas_udf(logits, "array<float>")
+    answered = rows.select("customer_key", "query_ids", answer(*names).alias("logits"))
     pairs = answered.select("customer_key", F.explode(F.arrays_zip("query_ids", "logits")).alias("pair"))
     logit = F.col("pair.logits").cast("double")
     calibrated = 1 / (1 + F.exp(-(logit * model.calibration.slope + model.calibration.intercept)))

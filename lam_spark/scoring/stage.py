@@ -54,7 +54,9 @@ def run(run: Run) -> StageResult:
     rows = sequences.select("customer_key", *event_columns(model.layout)).crossJoin(F.broadcast(queries))
     scored = predict(run, rows, model)
     target, as_of = config.scoring.target, sql_literal(run.as_of)
-    result = scored.join(F.broadcast(offers.select("proposal_id", "description")), F.col("query_id") == F.col("proposal_id")).select(
+    result = scored.join(
+        F.broadcast(offers.select("proposal_id", "description")), F.col("query_id") == F.col("proposal_id")
+    ).select(
         "customer_key",
         F.lit(target).alias("target"),
         "proposal_id",
@@ -103,7 +105,11 @@ def proposals(run: Run) -> DataFrame:
     for name in chosen.columns:
         if name not in (*_PROPOSAL_COLUMNS, *types):
             close = difflib.get_close_matches(name, list(types), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(_PROPOSAL_COLUMNS)} and fields"
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"expected {', '.join(_PROPOSAL_COLUMNS)} and fields"
+            )
             raise ConfigError(f"scoring.proposals yields {name!r}, which is not a field of the model: {hint}")
     lacking = [name for name in _PROPOSAL_COLUMNS if name not in chosen.columns]
     if lacking:
@@ -119,7 +125,9 @@ def proposals(run: Run) -> DataFrame:
     rows = typed.limit(most + 1).toLocalIterator()
     held = list(rows)
     if not held:
-        raise ConfigError(f"scoring.proposals gives no proposal at as_of {config.as_of}: nothing can be proposed")
+        raise ConfigError(
+            f"scoring.proposals gives no proposal at as_of {config.as_of}: nothing can be proposed"
+        )
     if len(held) > most:
         raise ConfigError(f"scoring.proposals gives more than scoring.max_proposals = {most} rows")
     if len({row["proposal_id"] for row in held}) != len(held):

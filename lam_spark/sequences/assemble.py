@@ -36,13 +36,17 @@ def run(run: Run) -> StageResult:
     training = eligible(run, config.consent.training_purpose)
     contact = eligible(run, config.consent.contact_purpose)
     cut = min(run.as_of, config.instant(config.split.test_start))
-    known = events.where(F.col("event_time") < F.expr(sql_literal(cut))).join(training, "customer_key", "left_semi")
+    known = events.where(F.col("event_time") < F.expr(sql_literal(cut))).join(
+        training, "customer_key", "left_semi"
+    )
     added = extend_vocabulary(run, known)
     visible = events.where(F.col("event_time") < F.expr(sql_literal(run.as_of)))
     allowed = visible.join(training.union(contact).distinct(), "customer_key", "left_semi")
     rows = run.tables.overwrite(assemble(allowed, run.tables.read("vocabulary"), config), "sequences")
     if rows == 0:
-        raise DataQualityError(f"no eligible customer has an event before {config.as_of}: nothing to learn from")
+        raise DataQualityError(
+            f"no eligible customer has an event before {config.as_of}: nothing to learn from"
+        )
     totals = (
         run.tables.read("sequences").agg(F.sum("events_seen"), F.sum("seq_len"), F.max("seq_len")).first()
     )
@@ -80,7 +84,9 @@ def assemble(events: DataFrame, vocabulary: DataFrame, config: Config) -> DataFr
         .select(
             "customer_key",
             F.size("all_entries").alias("events_seen"),
-            F.expr(f"slice(all_entries, greatest(size(all_entries) - {limit}, 0) + 1, {limit})").alias("entries"),
+            F.expr(f"slice(all_entries, greatest(size(all_entries) - {limit}, 0) + 1, {limit})").alias(
+                "entries"
+            ),
         )
     )
     arrays = ["event_time", "hour_of_week", *config.categorical, *config.numeric]

@@ -43,17 +43,19 @@ def run(run: Run) -> StageResult:
         examples = part if examples is None else examples.unionByName(part)
     assert examples is not None  # the configuration has at least one target
     rows = run.tables.overwrite(examples, "examples")
-    counted = run.tables.read("examples").groupBy("target", "split").agg(
-        F.count("*").alias("examples"), F.sum("label").cast("int").alias("positives")
+    counted = (
+        run.tables.read("examples")
+        .groupBy("target", "split")
+        .agg(F.count("*").alias("examples"), F.sum("label").cast("int").alias("positives"))
     )
     counts: dict[str, int] = {"examples": rows}
     for row in counted.orderBy("target", "split").toLocalIterator():
         counts[f"{row['target']}.{row['split']}"] = row["examples"]
         counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
     _require_both_classes(config, counts)
-    target = config.scoring.target
+    scored = config.scoring.target
     parts = ", ".join(
-        f"{counts.get(f'{target}.{split}', 0):,} {split}" for split in (TRAIN, VALIDATION, STRADDLING, TEST)
+        f"{counts.get(f'{scored}.{split}', 0):,} {split}" for split in (TRAIN, VALIDATION, STRADDLING, TEST)
     )
     return StageResult(says=f"{rows:,} examples: {parts}", counts=counts)
 

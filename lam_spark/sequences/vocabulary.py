@@ -28,27 +28,29 @@ def extend_vocabulary(run: Run, events: DataFrame) -> int:
     config = run.config
     pairs = F.explode(
         F.array(
-            *(
-                F.struct(F.lit(name).alias("field"), F.col(name).alias("value"))
-                for name in config.categorical
-            )
+            *(F.struct(F.lit(name).alias("field"), F.col(name).alias("value")) for name in config.categorical)
         )
     )
     counted = (
-        events.select(pairs.alias("pair")).select("pair.*").where("value IS NOT NULL").groupBy("field", "value")
+        events.select(pairs.alias("pair"))
+        .select("pair.*")
+        .where("value IS NOT NULL")
+        .groupBy("field", "value")
     ).count()
     limits = _limits(run)
     frequent = (
         counted.join(F.broadcast(limits), "field")
-        .withColumn("rank", F.row_number().over(Window.partitionBy("field").orderBy(F.desc("count"), "value")))
+        .withColumn(
+            "rank", F.row_number().over(Window.partitionBy("field").orderBy(F.desc("count"), "value"))
+        )
         .where((F.col("count") >= F.col("min_count")) & (F.col("rank") <= F.col("max_values")))
     )
     if run.tables.exists("vocabulary"):
         known = run.tables.read("vocabulary")
         top = known.groupBy("field").agg(F.max("token_id").alias("top"))
-        fresh = frequent.join(F.broadcast(known.select("field", "value")), ["field", "value"], "left_anti").join(
-            F.broadcast(top), "field", "left"
-        )
+        fresh = frequent.join(
+            F.broadcast(known.select("field", "value")), ["field", "value"], "left_anti"
+        ).join(F.broadcast(top), "field", "left")
     else:
         fresh = frequent.withColumn("top", F.lit(None).cast("int"))
     order = Window.partitionBy("field").orderBy(F.desc("count"), "value")

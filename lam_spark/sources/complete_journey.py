@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -120,7 +121,7 @@ def _write_json_lines(table: pa.Table, target: Path) -> int:
     return int(table.num_rows)
 
 
-def _draw_ledger(households: np.ndarray, seed: int, target: Path) -> int:
+def _draw_ledger(households: npt.NDArray[np.int64], seed: int, target: Path) -> int:
     """Draw who was asked, who agreed and who withdrew, and when; one statement a row."""
     rng = np.random.default_rng(seed)
     year = dt.datetime(2017, 1, 1, 15, tzinfo=dt.UTC)

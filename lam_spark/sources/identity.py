@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 from pyspark.sql import DataFrame
@@ -67,11 +67,11 @@ def resolve(run: Run, rows: DataFrame) -> DataFrame:
             )
         ids = ids.join(known, "customer_id", "left_anti")
 
-    def keys(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def keys(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
-            yield batch.assign(
-                customer_key=[keyed_pseudonym(secret, raw) for raw in batch["customer_id"]],
-                key_check=check,
+            made = [keyed_pseudonym(secret, raw) for raw in batch["customer_id"]]
+            yield pd.DataFrame(
+                {"customer_id": batch["customer_id"], "customer_key": made, "key_check": check}
             )
 
     fresh = ids.mapInPandas(keys, "customer_id STRING, customer_key STRING, key_check STRING")

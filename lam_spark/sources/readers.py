@@ -56,11 +56,14 @@ def open_input(spark: SparkSession, name: str, spec: InputConfig) -> Input:
         schema = StructType.fromDDL(spec.columns)
     except (ParseException, AnalysisException) as error:
         raise ConfigError(f"inputs.{name}.columns is not Spark DDL: {_first_line(error)}") from error
+    assert isinstance(schema, StructType)  # a list of columns is never a simple type
     try:
         present = _columns_present(spark, spec)
     except AnalysisException as error:
         if error.getCondition() == "PATH_NOT_FOUND" or "doesn't exist" in str(error):
-            raise ConfigError(f"inputs.{name}: expected {spec.format} at {spec.path}, found nothing") from error
+            raise ConfigError(
+                f"inputs.{name}: expected {spec.format} at {spec.path}, found nothing"
+            ) from error
         raise ConfigError(f"inputs.{name}: {spec.path} is not {spec.format}: {_first_line(error)}") from error
     _compare(name, spec, schema, present)
     reader = spark.read.format(spec.format).options(**spec.options)

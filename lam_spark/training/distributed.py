@@ -82,7 +82,9 @@ class HorovodWorld:
 
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """An allgather along the first axis."""
-        gathered: npt.NDArray[np.float64] = self._hvd.allgather(torch.from_numpy(values), name="gather").numpy()
+        gathered: npt.NDArray[np.float64] = self._hvd.allgather(
+            torch.from_numpy(values), name="gather"
+        ).numpy()
         return gathered
 
     def share_weights(self, model: nn.Module) -> None:
@@ -102,7 +104,9 @@ def sum_gradients(world: World, model: nn.Module) -> None:
     if world.size == 1:
         return
     parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).cpu() for p in parameters])
+    flat = torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).cpu() for p in parameters]
+    )
     summed = world.sum(flat)
     start = 0
     for p in parameters:

@@ -74,14 +74,11 @@ class TrainingSpec:
     @classmethod
     def load(cls, path: Path) -> TrainingSpec:
         """Inverse of `save`."""
-        values = json.loads(path.read_text())
-        return cls(
-            **{
-                **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()},
-                "layout": Layout.from_json(values["layout"]),
-                "size": ModelSize(**values["size"]),
-            }
-        )
+        saved = json.loads(path.read_text())
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
+        values["layout"] = Layout.from_json(saved["layout"])
+        values["size"] = ModelSize(**saved["size"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -151,6 +148,8 @@ class Trainer:
             if loss < best:
                 chosen, best, validation = epoch, loss, judged
                 calibration = Calibration(*fit_logistic_calibration(logits, labels))
+            elif epoch - chosen >= settings["patience"]:
+                break
         self.model.load_state_dict(pretrained)
         refit = dataclasses.replace(fine, phase="refit", period=whole)
         for epoch in self._epochs(refit, stop_after=chosen):
@@ -174,7 +173,9 @@ class Trainer:
         digest = ""
         if self.world.rank == 0:
             facts = json.loads(json.dumps(facts, default=str))
-            calibrations = {name: calibration for name in self.spec.layout.targets if name == self.spec.target}
+            calibrations = {
+                name: calibration for name in self.spec.layout.targets if name == self.spec.target
+            }
             digest = save_artifact(Path(self.spec.folder), self.model, calibrations, facts)
             self.progress({"event": "done", "digest": digest, "facts": facts})
         return digest
@@ -193,7 +194,9 @@ class Trainer:
         warmup = max(1, min(100, total // 10))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser,
-            lambda step: min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * step / total))),
+            lambda step: (
+                min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * step / total)))
+            ),
         )
         for epoch in range(1, (work.epochs if stop_after is None else stop_after) + 1):
             self.model.train()
@@ -244,7 +247,9 @@ class Trainer:
         """Next-moment loss on the validation period, over all ranks."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        for block in block_batches(self.all_files, self.spec.layout, self.settings["batch_blocks"], seed=None):
+        for block in block_batches(
+            self.all_files, self.spec.layout, self.settings["batch_blocks"], seed=None
+        ):
             late = block["event_time"].max(axis=1) >= period.start
             if not late.any():
                 continue
@@ -261,7 +266,9 @@ class Trainer:
         rows: list[Float] = [np.zeros((0, 2))]
         target = self.spec.target
         wanted = [SPLIT_IDS[name] for name in period.splits]
-        for block in block_batches(self.queried_files, self.spec.layout, self.settings["batch_blocks"], seed=None):
+        for block in block_batches(
+            self.queried_files, self.spec.layout, self.settings["batch_blocks"], seed=None
+        ):
             asked = np.isin(block["query_split"], wanted).any(axis=1)
             if not asked.any():
                 continue

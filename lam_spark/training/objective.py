@@ -53,12 +53,16 @@ class Period:
     splits: Collection[str]
 
 
-def loss_of(model: LargeActionModel, batch: Batch, period: Period, with_next: bool, with_answers: bool) -> Loss:
+def loss_of(
+    model: LargeActionModel, batch: Batch, period: Period, with_next: bool, with_answers: bool
+) -> Loss:
     """One forward pass and its losses; a part that is not asked for costs nothing and is zero."""
     predictions = model(batch)
     zero = predictions.event_hidden_BTD.new_zeros(())
     next_sum, next_count = next_moment_loss(model, batch, predictions, period) if with_next else (zero, zero)
-    answer_sum, answer_count = answer_loss(model, batch, predictions, period) if with_answers else (zero, zero)
+    answer_sum, answer_count = (
+        answer_loss(model, batch, predictions, period) if with_answers else (zero, zero)
+    )
     return Loss(next_sum, next_count, answer_sum, answer_count)
 
 
@@ -96,7 +100,9 @@ def next_moment_loss(
     if layout.numeric:
         numbers_MF = torch.stack([batch[f"event_{name}"].flatten()[counted] for name in layout.numeric], -1)
         known_MF = ~numbers_MF.isnan()
-        wanted_MF = (signed_log(torch.where(known_MF, numbers_MF, 0.0)) - model.numeric_mean) / model.numeric_std
+        wanted_MF = (
+            signed_log(torch.where(known_MF, numbers_MF, 0.0)) - model.numeric_mean
+        ) / model.numeric_std
         missed_MF = F.smooth_l1_loss(model.next_number(hidden_ND)[row_M], wanted_MF, reduction="none")
         total = total + ((missed_MF * known_MF).sum(-1) * weight_M).sum() / len(layout.numeric)
     return total, torch.tensor(float(len(sources_N)), device=total.device)

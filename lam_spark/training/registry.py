@@ -7,6 +7,7 @@ registered as plain files with their sha256; nothing is pickled.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
 from lam_spark.training.fit import TrainingSpec
 
 _ARTIFACT_PATH = "model"
+_NOT_METRICS = ("event", "phase", "step", "steps", "seconds_left")
 
 
 def _client(config: Config) -> Any:
@@ -43,7 +45,9 @@ class Tracking:
         experiment = self.client.get_experiment_by_name(name)
         location = (self.config.workspace / "mlflow" / "artifacts").as_uri()
         experiment_id = (
-            experiment.experiment_id if experiment else self.client.create_experiment(name, artifact_location=location)
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment(name, artifact_location=location)
         )
         self.id = self.client.create_run(experiment_id, run_name=self.run_id).info.run_id
         return self
@@ -68,15 +72,21 @@ class Tracking:
 
     def log(self, record: dict[str, Any]) -> None:
         """Log a progress record's numbers, by step within their phase."""
+        from mlflow.entities import Metric
+
         if record["event"] == "done":
             for key in ("seconds", "core_seconds", "tokens", "parameters"):
                 self.client.log_metric(self.id, key, float(record["facts"][key]))
             return
         phase = record["phase"].replace(" ", "_")
         step = self._steps[phase] = self._steps.get(phase, 0) + 1
-        for key, value in record.items():
-            if key not in ("event", "phase", "step", "steps", "seconds_left") and isinstance(value, int | float):
-                self.client.log_metric(self.id, f"{phase}.{key.replace(' ', '_')}", float(value), step=step)
+        now = int(time.time() * 1000)
+        values = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, int | float)}
+        metrics = [
+            Metric(f"{phase}.{key.replace(' ', '_')}", float(value), now, step)
+            for key, value in values.items()
+        ]
+        self.client.log_batch(self.id, metrics=metrics)
 
     def failed(self) -> None:
         """Say in the run that training did not end well."""
@@ -119,6 +129,8 @@ def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
     try:
         folder = client.download_artifacts(version.run_id, _ARTIFACT_PATH)
     except (MlflowException, OSError) as error:
-        raise ModelError(f"the files of {name!r} version {version.version} cannot be fetched: {error}") from error
+        raise ModelError(
+            f"the files of {name!r} version {version.version} cannot be fetched: {error}"
+        ) from error
     weights, card = read_artifact(Path(folder))
     return weights, card, digest, int(version.version)

@@ -27,8 +27,14 @@ from lam_spark.training.fit import TrainingSpec
 from lam_spark.training.registry import Tracking
 from lam_spark.training.worker import PROGRESS_FILE
 
-# Horovod turns a rank that never comes into an exit code instead of a hang.
-_STALL_SECONDS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120"}
+_HOROVOD = {
+    # A rank that never comes becomes an exit code instead of a hang.
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
+    # Its background thread wakes every millisecond by default; where ranks fill the cores, that is a tenth of
+    # the speed (docs/benchmarks.md).
+    "HOROVOD_CYCLE_TIME": "5",
+}
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
 
@@ -138,12 +144,17 @@ def _ranks(spec: TrainingSpec, folder: Path) -> Iterator[dict[str, Any]]:
             )
         worker = [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}", *worker]
     threads = str(settings["threads_per_rank"])
-    environment = {**os.environ, **_STALL_SECONDS, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = {**_HOROVOD, **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     progress = folder / PROGRESS_FILE
     progress.touch()
     with (folder / "worker.log").open("w") as log, progress.open(encoding="utf-8") as lines:
         process = subprocess.Popen(
-            worker, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            worker,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
         try:
             while process.poll() is None:

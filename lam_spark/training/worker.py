@@ -1,6 +1,6 @@
 """One rank: reads the specification, trains, writes progress as JSON lines.
 
-    horovodrun --gloo -np 2 python -m lam_spark.training.worker /path/to/spec.json
+horovodrun --gloo -np 2 python -m lam_spark.training.worker /path/to/spec.json
 """
 
 from __future__ import annotations
