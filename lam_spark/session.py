@@ -20,12 +20,14 @@ from lam_spark.errors import ConfigError
 DELTA_VERSION = "4.0.1"
 DELTA_PACKAGE = f"io.delta:delta-spark_2.13:{DELTA_VERSION}"
 
-# What results depend on: set wherever the job runs.
-_CORRECTNESS = {
+# What results and memory depend on: set wherever the job runs.
+_EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
+    # A batch to Python holds whole sequences: by default it would be ten thousand of them.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
 }
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -41,8 +43,6 @@ _ONE_MACHINE = {
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.sql.parquet.compression.codec": "zstd",
-    # A batch to Python holds whole sequences: by default it would be ten thousand of them.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     # A truncated plan text in a log line may hold values of the data: none is printed.
     "spark.sql.maxPlanStringLength": "0",
     "spark.sql.debug.maxToStringFields": "8",
@@ -73,7 +73,7 @@ def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSe
     """
     builder = SparkSession.builder.appName(app_name)
     given = platform_gives_session()
-    options = {**_DELTA, **_CORRECTNESS}
+    options = {**_DELTA, **_EVERYWHERE}
     if not given:
         os.environ["PYSPARK_PYTHON"] = sys.executable
         os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
@@ -95,7 +95,7 @@ def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSe
     for key, value in (options | settings.settings).items():
         builder = builder.config(key, value)
     spark: SparkSession = builder.getOrCreate()
-    for key, value in _CORRECTNESS.items():
+    for key, value in _EVERYWHERE.items():
         spark.conf.set(key, value)
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ and "io.delta" not in (
         spark.conf.get("spark.sql.extensions", "") or ""

@@ -83,7 +83,7 @@ def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:
             batch = pd.DataFrame(dict(zip(names, series, strict=True)))
             yield pd.Series(answer_queries(artifact, customers(layout, batch), target))
 
-    answer: Callable[..., Column] = pandas_udf(logits, "array<float>")
+    answer: Callable[..., Column] = pandas_udf(logits, "array<float>")  # type: ignore[call-overload]
     answered = rows.select("customer_key", "query_ids", answer(*names).alias("logits"))
     pairs = answered.select("customer_key", F.explode(F.arrays_zip("query_ids", "logits")).alias("pair"))
     logit = F.col("pair.logits").cast("double")

@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import layout_of
+from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.snapshot import QUERIED
 from lam_spark.errors import ModelError
 from lam_spark.model.transformer import ModelSize
@@ -84,10 +85,12 @@ def _specification(run: Run, folder: Path) -> TrainingSpec:
     config = run.config
     tables = run.tables
     version = tables.version("training_blocks")
+    layout = layout_of(config, tables.read("vocabulary"))
+    _require_fitting_blocks(run, layout, version)
     mean, std = _numeric_moments(run)
     settings = config.training.model_dump(mode="json")
     return TrainingSpec(
-        layout=layout_of(config, tables.read("vocabulary")),
+        layout=layout,
         size=ModelSize(config.model.width, config.model.layers, config.model.heads, config.model.dropout),
         settings=settings,
         all_urls=tuple(tables.files("training_blocks", version)),
@@ -106,6 +109,20 @@ def _specification(run: Run, folder: Path) -> TrainingSpec:
             "run_id": run.run_id,
         },
     )
+
+
+def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:
+    blocks = run.tables.read("training_blocks", version)
+    expected = {name: length for name, (_, length) in layout.columns.items()}
+    found: dict[str, int] = {}
+    if set(expected) <= set(blocks.columns):
+        first = blocks.select(*(F.size(name).alias(name) for name in expected)).first()
+        found = first.asDict() if first else {}
+    if found != expected:
+        raise ModelError(
+            "the training snapshot was packed for other fields, targets or sizes than the configuration and the "
+            "vocabulary now give: run the stage 'snapshot' again"
+        )
 
 
 def _numeric_moments(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
