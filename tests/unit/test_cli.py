@@ -1,0 +1,107 @@
+"""The command line where no Spark session starts: wrong words, and the dry run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lam_spark.cli import STAGES, main
+
+SHIPPED = str(Path(__file__).parents[2] / "conf" / "complete_journey.yaml")
+Capture = pytest.CaptureFixture[str]
+
+
+def outcome(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON object on the last line of stdout, and stderr."""
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["exit_code"] == code
+    return code, summary, err
+
+
+def test_an_unknown_stage_names_the_nearest(capsys: Capture) -> None:
+    code, summary, err = outcome(capsys, "trian", "--conf", SHIPPED)
+    assert code == 2
+    assert summary["status"] == "failed"
+    assert summary["error"] == "unknown stage 'trian': did you mean 'train'?"
+    assert err == "lam-spark trian: ConfigError: unknown stage 'trian': did you mean 'train'?\n"
+
+
+def test_a_stage_like_no_other_lists_them_all(capsys: Capture) -> None:
+    _, summary, _ = outcome(capsys, "xyzzy")
+    assert summary["error"] == f"unknown stage 'xyzzy': expected run or one of {', '.join(STAGES)}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["run"], "the following arguments are required: --conf"),
+        (["run", "--conf", SHIPPED, "--fast"], "unrecognized arguments: --fast"),
+        (["run", "--con", SHIPPED], "the following arguments are required: --conf"),
+        (["run", "--conf", SHIPPED, "--set"], "argument --set: expected one argument"),
+    ],
+)
+def test_wrong_flags_are_refused_with_the_right_ones(
+    capsys: Capture, arguments: list[str], error: str
+) -> None:
+    code, summary, _ = outcome(capsys, *arguments)
+    assert code == 2
+    assert summary["error"] == f"{error} (flags: --conf FILE --as-of DATE --set key=value --dry-run)"
+
+
+def test_a_missing_configuration_is_a_configuration_error(capsys: Capture, tmp_path: Path) -> None:
+    code, summary, _ = outcome(capsys, "run", "--conf", str(tmp_path / "none.yaml"))
+    assert code == 2
+    assert summary["error"] == f"expected a configuration file at {tmp_path / 'none.yaml'}, found none"
+
+
+@pytest.mark.parametrize("stage", ["run", *STAGES])
+def test_every_stage_has_these_flags_and_no_other(capsys: Capture, stage: str) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([stage, "--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    assert flags == {"--help", "--conf", "--as-of", "--set", "--dry-run"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_stage_in_order(capsys: Capture, arguments: list[str]) -> None:
+    assert main(arguments) == 0
+    listed = re.findall(r"^  (\w+)$", capsys.readouterr().out, re.MULTILINE)
+    assert listed == list(STAGES)
+
+
+def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    code, plan, _ = outcome(
+        capsys, "run", "--conf", SHIPPED, "--dry-run", "--as-of", "2017-03-13", "--set", f"root={root}",
+        "--set", "training.ranks=1",
+    )  # fmt: skip
+    assert code == 0
+    assert plan["status"] == "done"
+    assert plan["stages"] == list(STAGES)
+    assert plan["root"] == str(root)
+    assert plan["as_of"] == "2017-03-13T04:00:00+00:00"
+    assert plan["config"]["training"]["ranks"] == 1
+    assert not root.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_one_stage_imports_no_session_and_says_one_line(tmp_path: Path) -> None:
+    script = (
+        "import sys; from lam_spark.cli import main; code = main(sys.argv[1:]); "
+        "assert 'lam_spark.session' not in sys.modules; sys.exit(code)"
+    )
+    arguments = ["train", "--conf", SHIPPED, "--dry-run", "--set", f"root={tmp_path / 'root'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["stages"] for line in done.stdout.splitlines()] == [["train"]]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,228 @@
+"""The configuration file: what is refused, in which words, and what an override does."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lam_spark.config import Config, load_config
+from lam_spark.dataset.layout import Layout
+from lam_spark.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[[Change], Path]:
+    """Writes the shipped configuration with one change."""
+
+    def write(change: Change) -> Path:
+        content = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+        change(content)
+        file = tmp_path / "changed.yaml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return file
+
+    return write
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    """The message with which the file is refused, without its first line."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides=overrides)
+    return str(caught.value).removeprefix(f"{file} is not a valid configuration:\n")
+
+
+def test_the_shipped_configuration_loads() -> None:
+    config = load_config(SHIPPED)
+    assert config.name == "complete_journey"
+    assert config.as_of == dt.date(2017, 12, 28)
+    assert set(config.categorical) | set(config.numeric) | set(config.reference) == set(config.fields)
+    assert config.inputs["products"].path == "out/complete_journey/raw/products.parquet"
+
+
+def test_an_unknown_top_level_key_names_the_nearest(changed: Callable[[Change], Path]) -> None:
+    file = changed(lambda c: c.update(trainning={}))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value) == (
+        f"{file} is not a valid configuration:\n  - unknown key 'trainning': did you mean 'training'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fields.item.knd=categorical", "unknown key 'fields.item.knd': did you mean 'kind'?"),
+        ("channels.mailing.grian=campaigns", "unknown key 'channels.mailing.grian': did you mean 'grain'?"),
+        ("training.batch_block=2", "unknown key 'training.batch_block': did you mean 'batch_blocks'?"),
+        ("inputs.products.formt=csv", "unknown key 'inputs.products.formt': did you mean 'format'?"),
+        ("fetch.argument=1", "unknown key 'fetch.argument': did you mean 'arguments'?"),
+        ("split.zzzz=1", "unknown key 'split.zzzz': expected one of test_start, train_start, validation_start"),
+    ],
+)
+def test_an_unknown_nested_key_names_the_nearest(override: str, message: str) -> None:
+    assert refusal(SHIPPED, override) == f"  - {message}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.ranks=many",
+            "training.ranks: Input should be a valid integer, unable to parse string as an integer, got 'many'",
+        ),
+        ("model.dropout=1", "model.dropout: Input should be less than 1, got 1"),
+        ("fields.item.kind=word", "fields.item.kind: Input should be 'categorical', 'numeric' or 'reference'"),
+        ("inputs.products=[1]", "inputs.products: Input should be a valid dictionary"),
+        ("time_zone=Mars/Base", "time_zone: expected an IANA time zone such as Europe/Lisbon, got 'Mars/Base'"),
+        ("scoring.target=coupon", "scoring.target 'coupon' is not declared, did you mean 'coupon_redemption'?"),
+        ("model.count_by=actoin", "model.count_by 'actoin' is not declared, did you mean 'action'?"),
+        (
+            "channels.mailing.grain=campains",
+            "channels.mailing.grain 'campains' is not declared, did you mean 'campaigns'?",
+        ),
+        ("fields.customer_id={role: who, kind: reference}", "fields ['customer_id'] are reserved column names"),
+        ("fields.Item={role: what, kind: numeric}", "fields.Item: String should match pattern"),
+        (
+            "split.validation_start=2017-11-01",
+            "split: expected train_start < validation_start < test_start",
+        ),
+        ("split.validation_start=2017-02-01", "split: expected train_start < validation_start < test_start"),
+        ("model.width=36", "model: width 36 must be a multiple of 2 x heads (8)"),
+        ("sequences.max_events=100", "sequences.max_events must not be below model.context_events"),
+        ("snapshot.files=1", "snapshot.files 1 must not be below training.ranks 2"),
+        ("training.launcher=in_process", "training: launcher in_process runs one rank, ranks is 2"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place(override: str, message: str) -> None:
+    assert refusal(SHIPPED, override).startswith(f"  - {message}")
+
+
+def test_a_missing_key_is_named(changed: Callable[[Change], Path]) -> None:
+    assert refusal(changed(lambda c: c.pop("as_of"))) == "  - missing key 'as_of'"
+    assert refusal(changed(lambda c: c["split"].pop("test_start"))) == "  - missing key 'split.test_start'"
+
+
+def test_every_problem_is_told_at_once(changed: Callable[[Change], Path]) -> None:
+    told = refusal(changed(lambda c: (c.pop("as_of"), c.update(rot="x"), c["training"].update(ranks=0)
+                                      if "training" in c else c.update(training={"ranks": 0}))))
+    assert told.count("\n") == 2
+    assert "missing key 'as_of'" in told
+    assert "unknown key 'rot': did you mean 'root'?" in told
+    assert "training.ranks: " in told
+
+
+def test_as_of_is_replaced_and_must_be_a_date() -> None:
+    assert load_config(SHIPPED, as_of="2017-11-30").as_of == dt.date(2017, 11, 30)
+    with pytest.raises(ConfigError, match=r"  - as_of: .*, got '2017-13-01'"):
+        load_config(SHIPPED, as_of="2017-13-01")
+
+
+def test_set_replaces_nested_keys_and_makes_sections() -> None:
+    config = load_config(SHIPPED, overrides=["training.ranks=1", "spark.settings.a=b", "root=/tmp/x"])
+    assert config.training.ranks == 1
+    assert config.spark.settings == {"a": "b"}
+    assert config.inputs["products"].path == "/tmp/x/raw/products.parquet"
+
+
+def test_set_splits_at_the_first_equals_sign_only() -> None:
+    config = load_config(SHIPPED, overrides=["targets.coupon_redemption.later=action = 'a=b'"])
+    assert config.targets["coupon_redemption"].later == "action = 'a=b'"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name.first=x", "--set name.first: name holds a value, not a section"),
+        ("training.ranks.of=1", "--set training.ranks.of: ranks holds a value, not a section"),
+        ("training", "expected --set key=value with a dotted key, got 'training'"),
+        ("=1", "expected --set key=value with a dotted key, got '=1'"),
+        ("notes=[1", "--set notes: '[1' is not a YAML value"),
+    ],
+)
+def test_a_malformed_set_is_refused(override: str, message: str) -> None:
+    overrides = ["training.ranks=1", override]
+    with pytest.raises(ConfigError) as caught:
+        load_config(SHIPPED, overrides=overrides)
+    assert str(caught.value) == message
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "there.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "absent.yaml")
+    assert str(caught.value) == (
+        f"expected a configuration file at {tmp_path / 'absent.yaml'}, found none; {tmp_path} holds there.yaml"
+    )
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: [1", "just words", ""])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"expected a (mapping of keys|readable YAML file)"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("zone", ["", "../etc", "America"])
+def test_a_zone_that_is_no_zone_is_refused(zone: str) -> None:
+    # 'America' is a folder of zones, not a zone: zoneinfo raises an OSError of its own for it.
+    assert f"expected an IANA time zone such as Europe/Lisbon, got {zone!r}" in refusal(
+        SHIPPED, f"time_zone='{zone}'"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "time",  # a block's event_time
+        "segment",  # a block's query_segment
+        "index",
+        "row",
+        "hour_of_week",
+        "split",  # a column of the examples
+        "label",
+        "target",
+        "query_id",
+    ],
+)
+def test_a_field_may_not_take_the_name_of_a_column_that_the_stages_add(name: str) -> None:
+    assert "reserved" in refusal(SHIPPED, f"fields.{name}={{role: what, kind: numeric}}")
+
+
+def test_no_accepted_field_overwrites_a_column_of_a_block() -> None:
+    config = load_config(SHIPPED)
+    fields = (*config.categorical, *config.numeric)
+    with_fields = Layout(
+        config.categorical, (4,) * len(config.categorical), config.numeric, "action", (), (), 8, 4, ("t",)
+    )
+    without = Layout((), (), (), "action", (), (), 8, 4, ("t",))
+    assert len(with_fields.columns) == len(without.columns) + 2 * len(fields)
+
+
+@pytest.mark.parametrize(
+    ("day", "utc"),
+    [
+        (dt.date(2017, 3, 12), "2017-03-12T05:00:00+00:00"),  # clocks go forward on this day, after midnight
+        (dt.date(2017, 3, 13), "2017-03-13T04:00:00+00:00"),
+        (dt.date(2017, 11, 5), "2017-11-05T04:00:00+00:00"),  # clocks go back on this day
+        (dt.date(2017, 11, 6), "2017-11-06T05:00:00+00:00"),
+    ],
+)
+def test_a_day_starts_at_local_midnight_across_summer_time(day: dt.date, utc: str) -> None:
+    config = load_config(SHIPPED)
+    assert config.instant(day).isoformat() == utc
+    assert config.micros(day) == int(dt.datetime.fromisoformat(utc).timestamp() * 1e6)
+
+
+def test_the_digest_tells_configurations_apart_and_nothing_else() -> None:
+    same: list[Config] = [load_config(SHIPPED), load_config(SHIPPED, overrides=["training.ranks=2"])]
+    assert same[0].digest() == same[1].digest()
+    assert load_config(SHIPPED, overrides=["training.ranks=1"]).digest() != same[0].digest()
