@@ -185,7 +185,7 @@ def settings(root: Path) -> Row:
         },
         "delivery": {"capacity": 50},
         "words": {"did": "answered"},
-        "spark": {"master": "local[2,4]", "driver_memory": "1g", "shuffle_partitions": 2},
+        "spark": {"master": "local[2,4]", "driver_memory": "1g", "shuffle_partitions": 3},
     }
 
 
@@ -404,7 +404,7 @@ def spark(secret: str) -> Iterator[SparkSession]:
             SparkConfig(
                 master="local[2]",
                 driver_memory="2g",
-                shuffle_partitions=2,
+                shuffle_partitions=3,
                 settings={"spark.python.worker.reuse": "true"},
             ),
             "lam_spark tests",

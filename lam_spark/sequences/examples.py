@@ -78,12 +78,8 @@ def _examples_of(
             & (F.col("later.event_time") < F.col("query.label_end"))
             & F.expr(target.label)
         )
-        hits = (
-            opened.join(later, follows)
-            .select(F.col("query.event_id").alias("event_id"))
-            .distinct()
-            .withColumn("hit", F.lit(1.0))
-        )
+        # A semi join stops at the first hit: a customer of many events costs no pairs of events.
+        hits = opened.join(later, follows, "left_semi").select("event_id").withColumn("hit", F.lit(1.0))
         labelled = opened.join(hits, "event_id", "left")
         ruled = labelled.join(_rule_scores(opened, events, target), "event_id", "left")
     except (AnalysisException, ParseException) as error:
@@ -108,7 +104,10 @@ def _examples_of(
 
 
 def _rule_scores(opened: DataFrame, events: DataFrame, target: TargetConfig) -> DataFrame:
-    """The simple rule, over the events before each query (grain: a query event that has any)."""
+    """The simple rule, over the events before each query (grain: a query event that has any).
+
+    Cost: pairs of a customer's queries and earlier `rule_events`; pick few of them, as a rule does.
+    """
     before = events.where(F.expr(target.rule_events)).alias("before")
     earlier = (F.col("query.customer_key") == F.col("before.customer_key")) & (
         F.col("before.event_time") < F.col("query.event_time")

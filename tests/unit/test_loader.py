@@ -1,0 +1,119 @@
+"""Reading block files: every block once an epoch, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.loader import BlockFiles, block_batches, files_of_rank
+from lam_spark.dataset.packing import Block, empty_block
+from lam_spark.errors import ModelError
+
+from .tiny import layout, write_blocks
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
+
+SHAPE = layout(block_events=4, queries_per_block=2)
+BLOCKS_A_FILE = (7, 5, 9)  # row groups of 3: the last of a file is smaller
+
+
+def numbered_block(shape: Layout, number: int) -> Block:
+    """A block that can be told from all others, and whose columns can be told apart."""
+    block = empty_block(shape)
+    block["event_time"][:] = number
+    block["query_time"][:] = number
+    block["event_amount"][:] = [number, np.nan, 0, -1]
+    block["aggregates"][:] = np.arange(len(block["aggregates"])) + 100 * number
+    return block
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three files of 7, 5 and 9 blocks, numbered through."""
+    folder = tmp_path_factory.mktemp("blocks")
+    made, first = [], 0
+    for number, count in enumerate(BLOCKS_A_FILE):
+        blocks = [numbered_block(SHAPE, n) for n in range(first, first + count)]
+        made.append(write_blocks(folder / f"part-{number}.parquet", SHAPE, blocks, rows_per_group=3))
+        first += count
+    return made
+
+
+def batches(files: BlockFiles, seed: int | None = 1, epoch: int = 0, size: int = 4) -> list[list[int]]:
+    """Numbers of the blocks, batch by batch."""
+    found = block_batches(files, SHAPE, size, seed=seed, epoch=epoch)
+    return [batch["event_time"][:, 0].tolist() for batch in found]
+
+
+def flat(parts: Sequence[Sequence[int]]) -> list[int]:
+    return [number for part in parts for number in part]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_ranks_together_read_every_block_once(urls: list[str], ranks: int, seed: int | None) -> None:
+    hands = [files_of_rank(urls, rank, ranks) for rank in range(ranks)]
+    read = [flat(batches(hand, seed)) for hand in hands]
+    assert [len(numbers) for numbers in read] == [hand.blocks for hand in hands]
+    assert sorted(flat(read)) == list(range(sum(BLOCKS_A_FILE)))
+
+
+def test_the_files_are_dealt_out_evenly(urls: list[str]) -> None:
+    assert sorted(files_of_rank(urls, rank, 2).blocks for rank in range(2)) == [9, 12]
+    assert files_of_rank(urls[::-1], 0, 2) == files_of_rank(urls, 0, 2)  # whatever their order
+
+
+def test_a_seed_gives_each_epoch_an_order_of_its_own(urls: list[str]) -> None:
+    files = files_of_rank(urls, 0, 1)
+    first, again, second, other = (
+        flat(batches(files, seed, epoch)) for seed, epoch in ((1, 1), (1, 1), (1, 2), (2, 1))
+    )
+    assert first == again
+    assert first != list(range(21))
+    assert len({tuple(first), tuple(second), tuple(other)}) == 3
+
+
+def test_without_a_seed_the_order_is_that_of_the_files(urls: list[str]) -> None:
+    assert flat(batches(files_of_rank(urls, 0, 1), seed=None)) == list(range(21))
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(4, [4, 4, 4, 4, 4, 1]), (7, [7, 7, 7]), (50, [21])])
+def test_batches_are_whole_and_the_rest_is_kept(urls: list[str], size: int, sizes: list[int]) -> None:
+    assert [len(part) for part in batches(files_of_rank(urls, 0, 1), size=size)] == sizes
+
+
+def test_a_block_comes_back_as_it_was_written(urls: list[str]) -> None:
+    files = files_of_rank(urls, 0, 1)
+    for batch in block_batches(files, SHAPE, 4, seed=3):
+        for row, number in enumerate(batch["event_time"][:, 0].tolist()):
+            written = numbered_block(SHAPE, number)
+            for name, (dtype, _) in SHAPE.columns.items():
+                assert batch[name].dtype == np.dtype(dtype), name
+                np.testing.assert_array_equal(batch[name][row].ravel(), written[name], err_msg=name)
+        assert batch["aggregates"].shape[1:] == (2, len(SHAPE.aggregate_names))
+
+
+def test_reading_says_nothing_on_stdout(urls: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    batches(files_of_rank(urls, 0, 1))
+    assert capfd.readouterr().out == ""
+
+
+def test_fewer_files_than_ranks_are_refused(urls: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        files_of_rank(urls, 0, 4)
+    assert str(caught.value) == (
+        "3 snapshot files cannot feed 4 ranks: set snapshot.files to at least 4 and run the stage 'snapshot' again"
+    )
+
+
+def test_a_folder_with_a_space_is_read(tmp_path: Path) -> None:
+    """Spark gives the files' URLs with the space escaped; a workspace may be called so."""
+    folder = tmp_path / "our workspace"
+    folder.mkdir()
+    url = write_blocks(folder / "one.parquet", SHAPE, [numbered_block(SHAPE, n) for n in range(2)])
+    assert "%20" in url
+    assert flat(batches(files_of_rank([url], 0, 1), seed=None)) == [0, 1]

@@ -1,0 +1,169 @@
+"""Packing: nothing lost, nothing doubled, nobody mixed up, little wasted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lam_spark.dataset.aggregates import aggregates
+from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.packing import Block, Customer, cut_segments, pack_queries
+
+from .tiny import DAY, START, blocks_of, customer, layout
+
+SHAPES = [layout(), layout(block_events=9, queries_per_block=3), layout(block_events=8, queries_per_block=1)]
+# A customer: days of the events (several a day), days of the queries.
+PEOPLE = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 40), max_size=60).map(sorted),
+        st.lists(st.integers(0, 42), max_size=9).map(sorted),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def people(shape: Layout, drawn: list[Any]) -> list[Customer]:
+    """Customers whose events' amounts and queries' rows are numbers that nothing else has."""
+    made = []
+    for number, (days, asked) in enumerate(drawn):
+        one = customer(
+            shape,
+            [START + day * DAY for day in days],
+            [START + day * DAY for day in asked],
+            seed=number,
+            amount=[1000 * number + i for i in range(len(days))],
+        )
+        one.queries["query_row"] = np.arange(1000 * number, 1000 * number + len(asked), dtype=np.int32)
+        made.append(one)
+    return made
+
+
+def queries_in(block: Block) -> list[tuple[int, list[int]]]:
+    """(query's number, numbers of the events that it sees) of every query in a block."""
+    found = []
+    for slot in np.flatnonzero(block["query_row"] >= 0):
+        mine = block["segment"] == block["query_segment"][slot]
+        seen = mine & (np.arange(len(mine)) < block["query_index"][slot])
+        found.append((int(block["query_row"][slot]), block["event_amount"][seen].astype(int).tolist()))
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(drawn=PEOPLE)
+def test_each_event_is_new_once_and_each_query_asked_once(shape: Layout, drawn: list[Any]) -> None:
+    customers = people(shape, drawn)
+    blocks = blocks_of(shape, customers)
+    new = sorted(int(n) for b in blocks for n in b["event_amount"][b["is_new"] == 1])
+    assert new == sorted(int(n) for one in customers for n in one.events["amount"])
+    asked = sorted(row for block in blocks for row, _ in queries_in(block))
+    assert asked == sorted(int(row) for one in customers for row in one.queries["query_row"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(drawn=PEOPLE)
+def test_a_query_sees_the_latest_of_its_own_customers_events_before_it(
+    shape: Layout, drawn: list[Any]
+) -> None:
+    customers = people(shape, drawn)
+    for block in blocks_of(shape, customers):
+        for row, seen in queries_in(block):
+            one, query = customers[row // 1000], row % 1000
+            earlier = one.events["event_time"] < one.queries["query_time"][query]
+            before = one.events["amount"][earlier].astype(int).tolist()
+            assert seen == before[len(before) - len(seen) :]
+            assert len(seen) >= min(len(before), shape.block_events // 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(drawn=PEOPLE)
+def test_every_column_has_its_shape_and_every_segment_one_customer(shape: Layout, drawn: list[Any]) -> None:
+    customers = people(shape, drawn)
+    for block in blocks_of(shape, customers):
+        for name, (dtype, length) in shape.columns.items():
+            assert (block[name].dtype, block[name].shape) == (np.dtype(dtype), (length,)), name
+        assert set(block) == set(shape.columns)
+        used = block["segment"] > 0
+        assert (block["is_new"][~used] == 0).all()
+        assert (block["query_segment"][block["query_row"] < 0] == 0).all()
+        for number in np.unique(block["segment"][used]):
+            slots = np.flatnonzero(block["segment"] == number)
+            assert (np.diff(slots) == 1).all()  # one run: segments do not interleave
+            owners = set(block["event_amount"][slots].astype(int) // 1000)
+            owners |= set(block["query_row"][block["query_segment"] == number] // 1000)
+            assert len(owners) == 1
+            assert (np.diff(block["event_time"][slots]) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(drawn=PEOPLE)
+def test_a_query_keeps_its_values_its_label_and_its_aggregates(shape: Layout, drawn: list[Any]) -> None:
+    customers = people(shape, drawn)
+    summaries = [aggregates(shape, one.events, one.queries) for one in customers]
+    for block in blocks_of(shape, customers):
+        rows = block["aggregates"].reshape(shape.queries_per_block, -1)
+        for slot in np.flatnonzero(block["query_row"] >= 0):
+            number, query = divmod(int(block["query_row"][slot]), 1000)
+            for name in ("query_time", "query_item", "query_amount", "query_split", "label_reply"):
+                assert block[name][slot] == customers[number].queries[name][query], name
+            np.testing.assert_array_equal(rows[slot], summaries[number][query])
+
+
+@example(17, 0, 7, 16)
+@given(st.integers(0, 70), st.integers(0, 20), st.integers(0, 40), st.integers(2, 17))
+def test_later_events_do_not_move_the_window_of_a_query(
+    upto: int, more: int, even_more: int, block_events: int
+) -> None:
+    """How much history a query sees must not tell how much is still to come."""
+    asked = np.array([upto])
+    starts = []
+    for events in (upto + more, upto + more + even_more):
+        starts += [s.start for s in cut_segments(events, asked, block_events, 4) if len(s.queries)]
+    assert starts[0] == starts[1]
+
+
+def test_more_queries_than_slots_share_the_same_history() -> None:
+    shape = layout(queries_per_block=2)
+    days = [START + day * DAY for day in range(5)]
+    blocks = blocks_of(shape, [customer(shape, days, [START + 9 * DAY] * 5, amount=range(5))])
+    seen = [query for block in blocks for query in queries_in(block)]
+    assert sorted(seen) == [(row, [0, 1, 2, 3, 4]) for row in range(5)]
+    assert sum(int(block["is_new"].sum()) for block in blocks) == 5
+
+
+def test_a_customer_without_events_can_be_asked() -> None:
+    shape = layout()
+    (block,) = blocks_of(shape, [customer(shape, [], [START, START + DAY])])
+    assert queries_in(block) == [(0, []), (1, [])]
+    assert (block["segment"] == 0).all()
+
+
+@pytest.mark.parametrize(("events", "segments"), [(15, 1), (16, 1), (17, 2), (24, 2), (25, 3)])
+def test_a_window_is_cut_only_where_the_events_outgrow_the_block(events: int, segments: int) -> None:
+    times = [START + i * DAY for i in range(events)]
+    blocks = blocks_of(layout(), [customer(layout(), times)])
+    assert sum(len(np.unique(b["segment"][b["segment"] > 0])) for b in blocks) == segments
+
+
+def test_scoring_packs_only_what_is_asked_and_marks_nothing_as_new() -> None:
+    shape = layout()
+    long_ago = customer(shape, [START + i * DAY for i in range(40)], [START + 40 * DAY])
+    silent = customer(shape, [START])
+    blocks = list(pack_queries(shape, [long_ago, silent]))
+    assert len(blocks) == 1
+    assert (blocks[0]["is_new"] == 0).all()
+    assert len(queries_in(blocks[0])) == 1
+
+
+def test_blocks_are_more_than_nine_tenths_full() -> None:
+    shape = layout(block_events=256, queries_per_block=16)
+    rng = np.random.default_rng(7)
+    lengths = np.clip(rng.lognormal(4.5, 1.0, 400).astype(int), 1, 2000)
+    customers = [customer(shape, START + np.arange(n) * DAY, seed=i) for i, n in enumerate(lengths)]
+    blocks = blocks_of(shape, customers)
+    filled = sum(int((block["segment"] > 0).sum()) for block in blocks)
+    assert filled / (len(blocks) * shape.block_events) > 0.9
