@@ -82,6 +82,7 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
     from lam_spark.tables import Tables
 
     workspace = config.workspace.absolute()
+    config = config.model_copy(update={"root": str(workspace)})
     with workspace_lock(workspace, run_id):
         journal = Journal(run_id, workspace / "logs")
         try:
@@ -90,7 +91,7 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
             )
             spark = spark_session(config.spark)
             run = Run(
-                config=config.model_copy(update={"root": str(workspace)}),
+                config=config,
                 run_id=run_id,
                 started_at=dt.datetime.now(dt.UTC),
                 spark=spark,
@@ -114,30 +115,28 @@ def _one_stage(run: Run, name: str) -> StageResult:
     run.tables.read_versions.clear()
     run.tables.written_versions.clear()
     run.journal.event("stage started", stage=name)
-    result, failure = None, None
     monitor = Monitor(name, run.spark, run.journal)
+
+    def cost() -> Cost:
+        return Cost(monitor.seconds, round(monitor.peak_memory_gib, 2))
+
     try:
         with monitor:
             stage: Stage = importlib.import_module(STAGES[name]).run
             result = stage(run)
     except BaseException as error:
         failure = f"{type(error).__name__}: {error}"
+        run.journal.event("stage failed", level="error", stage=name, error=failure, **vars(cost()))
+        try:
+            append_entry(run, name, None, cost(), failure)
+        except Exception as second:  # the first error is the one to show; this one is in the log
+            run.journal.event("failure not recorded in audit", level="error", stage=name, error=str(second))
         raise
-    finally:
-        cost = Cost(monitor.seconds, round(monitor.peak_memory_gib, 2))
-        run.journal.event(
-            "stage failed" if failure else "stage done",
-            level="error" if failure else "info",
-            stage=name,
-            seconds=round(cost.seconds, 1),
-            peak_memory_gib=cost.peak_memory_gib,
-            says=result.says if result else None,
-            counts=result.counts if result else {},
-            error=failure,
-        )
-        append_entry(run, name, result, cost, failure)
+    append_entry(run, name, result, cost())
+    run.journal.event("stage done", stage=name, says=result.says, counts=result.counts, **vars(cost()))
     run.journal.say(
-        f"[green]✓[/] [bold]{name:<10}[/] {cost.seconds:6.1f} s {cost.peak_memory_gib:5.1f} GiB  {escape(result.says)}"
+        f"[green]✓[/] [bold]{name:<10}[/] {monitor.seconds:6.1f} s {monitor.peak_memory_gib:5.1f} GiB  "
+        f"{escape(result.says)}"
     )
     for line in result.facts.get("lines", ()):
         run.journal.say(f"  {escape(line)}")

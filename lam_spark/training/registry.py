@@ -88,14 +88,14 @@ class Tracking:
         ]
         self.client.log_batch(self.id, metrics=metrics)
 
-    def failed(self) -> None:
-        """Say in the run that training did not end well."""
-        self.client.set_tag(self.id, "lam_spark.outcome", "failed")
+    def register(self, folder: Path, digest: str) -> int:
+        """Keep the artifact, register it as a version of the data set's model, and move the alias.
 
-    def register(self, folder: Path, digest: str, facts: dict[str, Any]) -> int:
-        """Keep the artifact, register it as a version of the data set's model, and move the alias."""
-        for name in (WEIGHTS, CARD):
-            self.client.log_artifact(self.id, str(folder / name), _ARTIFACT_PATH)
+        What else is in the folder (specification, progress, the ranks' log) is kept beside it.
+        """
+        for file in sorted(folder.iterdir()):
+            place = _ARTIFACT_PATH if file.name in (WEIGHTS, CARD) else "training"
+            self.client.log_artifact(self.id, str(file), place)
         name = self.config.name
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(name)

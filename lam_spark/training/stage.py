@@ -26,7 +26,7 @@ from lam_spark.model.transformer import ModelSize
 from lam_spark.run import Run, StageResult, sql_literal
 from lam_spark.training.fit import TrainingSpec
 from lam_spark.training.registry import Tracking
-from lam_spark.training.worker import PROGRESS_FILE
+from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name
 
 _HOROVOD = {
     # A rank that never comes becomes an exit code instead of a hang.
@@ -47,8 +47,9 @@ def run(run: Run) -> StageResult:
         ModelError: a rank failed; the end of its log is in the message.
     """
     config = run.config
-    # Models live under the workspace and stay; the one in training is a folder of its own until it is done.
-    folder = config.workspace / "models" / run.run_id
+    # A working folder: what is worth keeping goes to MLflow. One left by a killed run is swept here.
+    folder = config.workspace / "training"
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     spec = _specification(run, folder)
     spec.save(folder / "spec.json")
@@ -60,11 +61,10 @@ def run(run: Run) -> StageResult:
                 _follow(run, tracking, record)
                 if record["event"] == "done":
                     done = record
-        except BaseException:
-            tracking.failed()
+            version = tracking.register(folder, done["digest"])
+            curves = _curves(folder)
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        version = tracking.register(folder, done["digest"], done["facts"])
     facts = done["facts"]
     return StageResult(
         says=(
@@ -76,7 +76,7 @@ def run(run: Run) -> StageResult:
             "model": {"name": config.name, "version": version, "alias": config.scoring.alias},
             "digest": done["digest"],
             "training": facts,
-            "curves": [json.loads(line) for line in _curve_lines(folder)],
+            "curves": curves,
         },
     )
 
@@ -161,7 +161,13 @@ def _ranks(spec: TrainingSpec, folder: Path) -> Iterator[dict[str, Any]]:
             )
         worker = [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}", *worker]
     threads = str(settings["threads_per_rank"])
-    environment = {**_HOROVOD, **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = {
+        **_HOROVOD,
+        **os.environ,
+        DRIVER_VARIABLE: driver_name(),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
     progress = folder / PROGRESS_FILE
     progress.touch()
     with (folder / "worker.log").open("w") as log, progress.open(encoding="utf-8") as lines:
@@ -210,7 +216,8 @@ def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:
         run.journal.event("epoch", **{k: v for k, v in record.items() if k != "event"})
 
 
-def _curve_lines(folder: Path) -> list[str]:
-    """The few records a epoch that the report draws."""
+def _curves(folder: Path) -> list[dict[str, Any]]:
+    """The few records an epoch that the report draws."""
     lines = (folder / PROGRESS_FILE).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if json.loads(line)["event"] in ("epoch", "epoch end")]
+    records = [json.loads(line) for line in lines]
+    return [record for record in records if record["event"] in ("epoch", "epoch end")]

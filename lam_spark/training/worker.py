@@ -6,16 +6,45 @@ horovodrun --gloo -np 2 python -m lam_spark.training.worker /path/to/spec.json
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from lam_spark.training.distributed import HorovodWorld, SingleWorld, World
 from lam_spark.training.fit import Trainer, TrainingSpec
 
 PROGRESS_FILE = "progress.jsonl"
+DRIVER_VARIABLE = "LAM_SPARK_DRIVER"
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def driver_name() -> str:
+    """This process, so that its ranks can tell when it is gone: `pid:start time`."""
+    return f"{os.getpid()}:{psutil.Process().create_time()}"
+
+
+def leave_with_driver(name: str) -> None:
+    """End this process when the driver that started it is gone (kill -9 gives nobody else the chance)."""
+    pid, _, started = name.partition(":")
+
+    def alive() -> bool:
+        try:
+            return bool(psutil.Process(int(pid)).create_time() == float(started))
+        except psutil.NoSuchProcess:
+            return False
+
+    def watch() -> None:
+        while alive():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="leave-with-driver", daemon=True).start()
 
 
 def train(spec: TrainingSpec, world: World) -> str:
@@ -32,6 +61,8 @@ def train(spec: TrainingSpec, world: World) -> str:
 
 def main(arguments: list[str]) -> None:
     """Entry point of a rank's process."""
+    if DRIVER_VARIABLE in os.environ:
+        leave_with_driver(os.environ[DRIVER_VARIABLE])
     spec = TrainingSpec.load(Path(arguments[0]))
     world: World = HorovodWorld() if spec.settings["launcher"] == "horovod" else SingleWorld()
     train(spec, world)

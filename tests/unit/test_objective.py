@@ -58,6 +58,7 @@ def test_a_moment_of_three_lines_weighs_as_much_as_a_moment_of_one() -> None:
     """By hand: the last event before predicts each of the three with weight a third."""
     model = lively_model(NO_NUMBERS)
     model.next_days.weight.zero_()
+    model.next_days.bias.zero_()
     batch = batch_of(NO_NUMBERS, [on_days(NO_NUMBERS, [0, 0, 1, 1, 1])])
     hidden = model(batch).event_hidden_BTD[0, 1]
     expected = 0.1 * math.log(1 + 1 / 1440) ** 2 / 2
@@ -137,7 +138,7 @@ def test_without_a_next_moment_it_is_zero_and_can_be_differentiated(days: list[f
     batch = batch_of(LAYOUT, [customer(LAYOUT, [START + int(d) * DAY for d in days], [START + DAY])])
     total, count = next_moment_loss(model, batch, model(batch), WHOLE)
     total.backward()
-    assert (float(total), float(count)) == (0.0, 0.0)
+    assert (total.item(), count.item()) == (0.0, 0.0)
 
 
 @torch.no_grad()
