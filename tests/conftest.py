@@ -11,7 +11,6 @@ import csv
 import datetime as dt
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -303,9 +302,7 @@ def draw_data_set(root: Path, customers: int = 300, seed: int = 11) -> DataSet:
         ):
             at = start + dt.timedelta(minutes=int(minute))
             purchases.append(
-                purchase(
-                    customer, at, next(basket), product=f"{CATEGORIES[c]} {n}", amount=float(amount)
-                )
+                purchase(customer, at, next(basket), product=f"{CATEGORIES[c]} {n}", amount=float(amount))
             )
         for day in _MAILING_DAYS:
             mailed, kind, luck, after = rng.random(), rng.integers(0, 4), rng.random(), rng.integers(1, 13)
@@ -372,9 +369,7 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
             no = kind == REFUSED or (kind, purpose) in ((TRAINING_ONLY, contact), (CONTACT_ONLY, training))
             rows.append(statement(customer, purpose, "opt_out" if no else "opt_in", asked))
             if kind in (WITHDREW, UNCLEAR):  # unclear: the two newest statements disagree
-                rows.append(
-                    statement(customer, purpose, "opt_out", changed if kind == WITHDREW else asked)
-                )
+                rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else asked))
     rows.append(statement(ids[0], training, "opt_out", "2023-03-01T10:00:00Z"))
     rows.append(statement(ids[0], training, "opt_in", "2023-04-01T10:00:00Z"))
     rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", asked))  # not yet in effect
@@ -388,29 +383,26 @@ def secret() -> Iterator[str]:
         patch.setenv("LAM_SPARK_SECRET", SECRET)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("LAM_SPARK_LOG", raising=False)
+        # Java machines that live for a minute: the quick compiler only.
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
         yield SECRET
 
 
 @pytest.fixture(scope="session")
 def spark(secret: str) -> Iterator[SparkSession]:
-    """The session of all tests: two cores, two partitions, UTC, Delta."""
+    """The session of all tests: two cores, three partitions, UTC, Delta."""
     from lam_spark.config import SparkConfig
     from lam_spark.session import platform_gives_session, spark_session
 
     assert not platform_gives_session(), "a test or plug-in started a session of its own"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-        session = spark_session(
-            SparkConfig(
-                master="local[2]",
-                driver_memory="2g",
-                shuffle_partitions=3,
-                settings={"spark.python.worker.reuse": "true"},
-            ),
-            "lam_spark tests",
-        )
-        yield session
-        session.stop()
+    # Small queries: compiling them costs more than running them. The end-to-end run compiles as ever.
+    quick = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+    session = spark_session(
+        SparkConfig(master="local[2]", driver_memory="2g", shuffle_partitions=3, settings=quick),
+        "lam_spark tests",
+    )
+    yield session
+    session.stop()
 
 
 @pytest.fixture(scope="session")
@@ -434,9 +426,7 @@ def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
 
     numbers = itertools.count(1)
 
-    def build(
-        config: Config | None = None, started_at: dt.datetime = STARTED_AT, **sections: Any
-    ) -> Run:
+    def build(config: Config | None = None, started_at: dt.datetime = STARTED_AT, **sections: Any) -> Run:
         if config is None:
             from lam_spark.config import load_config
 

@@ -26,6 +26,7 @@ from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout
 
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
+_MOST_DEVIATIONS = 4.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class LargeActionModel(nn.Module):
             x_BSD = block(x_BSD, mask_BSS, cos, sin)
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
-        summary_BQA = (batch["aggregates"] - self.aggregate_mean) / self.aggregate_std
+        summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
         logits = {name: head(x_BSD[:, slots:], summary_BQA) for name, head in self.answers.items()}
         return Predictions(x_BSD[:, :slots], logits)
 
@@ -179,7 +180,7 @@ class LargeActionModel(nn.Module):
         if self.layout.numeric:
             numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
             missing = numbers.isnan()
-            standard = (signed_log(numbers) - self.numeric_mean) / self.numeric_std
+            standard = standardise(signed_log(numbers), self.numeric_mean, self.numeric_std)
             features += [torch.where(missing, 0.0, standard), missing.float(), (numbers == 0).float()]
         x = x + self.number_projection(torch.cat(features, dim=-1))
         return x
@@ -255,6 +256,11 @@ def visibility(batch: Batch) -> tuple[Tensor, Tensor]:
 def signed_log(values: Tensor) -> Tensor:
     """sign(x) log(1 + |x|)."""
     return values.sign() * values.abs().log1p()
+
+
+def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Deviations from the mean, cut at `_MOST_DEVIATIONS`: beyond what training saw there is nothing to trust."""
+    return ((values - mean) / std).clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
 
 def _time_features(elapsed: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS
-from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, signed_log
+from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, signed_log, standardise
 
 # Padding-like scale of time: a moment less than a minute after the last is as good as at once.
 _MINUTE_IN_DAYS = 1 / 1440

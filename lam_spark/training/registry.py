@@ -6,6 +6,7 @@ registered as plain files with their sha256; nothing is pickled.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ _NOT_METRICS = ("event", "phase", "step", "steps", "seconds_left")
 def _client(config: Config) -> Any:
     # Import late and quietly: it costs seconds, and only training and scoring need it.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
+        logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
 
     folder = config.workspace / "mlflow"

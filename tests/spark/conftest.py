@@ -1,0 +1,120 @@
+"""Tables made by hand, and one small shop taken through the stages up to the snapshot."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import PURPOSES, STARTED_AT, run_builder
+
+if TYPE_CHECKING:
+    from conftest import DataSet
+    from pyspark.sql import DataFrame, SparkSession
+
+    from lam_spark.run import Run, StageResult
+
+Row = dict[str, Any]
+
+_LEDGER = (
+    "customer_key STRING, purpose STRING, state STRING, effective_at TIMESTAMP, recorded_at TIMESTAMP, "
+    "source STRING"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs Spark."""
+    for item in items:
+        if "/tests/spark/" in item.path.as_posix():
+            item.add_marker(pytest.mark.spark)
+
+
+def utc(text: str) -> dt.datetime:
+    """An instant written in UTC."""
+    return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
+
+
+def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
+    """A row of `events`; fields that are left out are missing."""
+    return {"customer_key": customer, "event_time": utc(at), "event_id": event_id, **fields}
+
+
+def events_frame(run: Run, rows: list[Row]) -> DataFrame:
+    """Rows as the table `events` has them."""
+    from lam_spark.schema import field_types
+
+    kinds = {name: kind.simpleString() for name, kind in field_types(run.config).items()}
+    columns = {
+        "customer_key": "string",
+        "event_id": "string",
+        "event_time": "timestamp",
+        "source": "string",
+        **kinds,
+        "ingested_at": "timestamp",
+    }
+    given = {"source": "by hand", "ingested_at": STARTED_AT}
+    values = [tuple((given | row).get(name) for name in columns) for row in rows]
+    return run.spark.createDataFrame(values, ", ".join(f"{name} {kind}" for name, kind in columns.items()))
+
+
+def ledger_frame(spark: SparkSession, rows: list[tuple[str, str, str | None, str, str]]) -> DataFrame:
+    """Rows (customer, purpose, state, effective_at, recorded_at) as the table `consent` has them."""
+    values = [(c, p, s, utc(e), utc(r), "by hand") for c, p, s, e, r in rows]
+    return spark.createDataFrame(values, _LEDGER)
+
+
+def publish(run: Run, events: list[Row], standings: Mapping[str, tuple[str | None, str | None]]) -> None:
+    """Write `events` and `consent`; a standing is (training, contact), None is no statement."""
+    run.tables.overwrite(events_frame(run, events), "events")
+    rows = [
+        (customer, purpose, state, "2023-01-01T00:00:00", "2023-01-01T00:00:00")
+        for customer, states in standings.items()
+        for purpose, state in zip(PURPOSES, states, strict=True)
+        if state is not None
+    ]
+    run.tables.overwrite(ledger_frame(run.spark, rows), "consent")
+
+
+def table_versions(run: Run) -> dict[str, int]:
+    """Every table that exists, with its newest version."""
+    from lam_spark.tables import TABLES
+
+    return {name: run.tables.version(name) for name in TABLES if run.tables.exists(name)}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workspace that holds everything but a model.
+
+    Attributes:
+        results: of each stage that ran.
+    """
+
+    data: DataSet
+    run: Run
+    results: dict[str, StageResult]
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    spark: SparkSession, make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prepared]:
+    """The shop after ingest, consent, sequences, examples and snapshot. Tests only read it."""
+    from lam_spark.consent import ledger
+    from lam_spark.dataset import snapshot
+    from lam_spark.events import ingest
+    from lam_spark.sequences import assemble, examples
+
+    root = tmp_path_factory.mktemp("prepared") / "shop"
+    data = make_data_set(root, customers=200)
+    run = run_builder(spark, root)(data.config())
+    stages = {
+        "ingest": ingest,
+        "consent": ledger,
+        "sequences": assemble,
+        "examples": examples,
+        "snapshot": snapshot,
+    }
+    yield Prepared(data, run, {name: stage.run(run) for name, stage in stages.items()})

@@ -1,0 +1,141 @@
+"""Consent: default deny, the newest effective statement decides, and the ledger only grows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SECRET, raw_id, statement, write_inputs
+from pyspark.sql import SparkSession
+
+from lam_spark.consent import ledger
+from lam_spark.consent.eligibility import count_standings, eligible, standing
+from lam_spark.errors import ConfigError, ConsentError
+from lam_spark.run import Run
+from lam_spark.sources.identity import keyed_pseudonym
+from spark.conftest import ledger_frame, publish
+
+CONTACT = "direct_marketing"
+JAN, FEB, MAR, LATER = (f"2023-{month:02d}-01T00:00:00" for month in (1, 2, 3, 9))
+AT = dt.datetime(2023, 6, 1, tzinfo=dt.UTC)
+
+# Customer -> statements (state, effective, recorded), and where they stand.
+CASES: dict[str, tuple[list[tuple[str | None, str, str]], str | None]] = {
+    "in": ([("opt_in", JAN, JAN)], "opt_in"),
+    "out": ([("opt_out", JAN, JAN)], "opt_out"),
+    "in then out": ([("opt_in", JAN, JAN), ("opt_out", FEB, FEB)], "opt_out"),
+    "in, out and back": ([("opt_in", JAN, JAN), ("opt_out", FEB, FEB), ("opt_in", MAR, MAR)], "opt_in"),
+    "out in the future": ([("opt_in", JAN, JAN), ("opt_out", LATER, FEB)], "opt_in"),
+    "in in the future": ([("opt_in", LATER, JAN)], None),
+    "effective at the instant": ([("opt_in", JAN, JAN), ("opt_out", "2023-06-01T00:00:00", FEB)], "opt_out"),
+    "corrected": ([("opt_in", JAN, JAN), ("opt_out", JAN, FEB)], "opt_out"),
+    "a tie that disagrees": ([("opt_in", JAN, JAN), ("opt_out", JAN, JAN)], "unclear"),
+    "a tie that agrees": ([("opt_in", JAN, JAN), ("opt_in", JAN, JAN)], "opt_in"),
+    "unknown state": ([("OPT_IN", JAN, JAN)], "unclear"),
+    "null state": ([(None, JAN, JAN)], "unclear"),
+    "a tie with null": ([("opt_in", JAN, JAN), (None, JAN, JAN)], "unclear"),
+    "unclear, then clear": ([(None, JAN, JAN), ("opt_in", FEB, FEB)], "opt_in"),
+}
+
+
+def test_where_each_customer_stands(spark: SparkSession) -> None:
+    rows = [
+        (name, CONTACT, state, effective, recorded)
+        for name, (statements, _) in CASES.items()
+        for state, effective, recorded in statements
+    ]
+    rows.append(("another purpose", "model_training", "opt_in", JAN, JAN))
+    stands = standing(ledger_frame(spark, rows), AT).collect()
+    found = {row["customer_key"]: row["standing"] for row in stands if row["purpose"] == CONTACT}
+    assert found == {name: wanted for name, (_, wanted) in CASES.items() if wanted}
+    assert [row["customer_key"] for row in stands if row["purpose"] != CONTACT] == ["another purpose"]
+    assert len(stands) == len(found) + 1
+
+
+def test_an_opt_out_counts_from_its_fraction_of_a_second(spark: SparkSession) -> None:
+    frame = ledger_frame(
+        spark,
+        [("one", CONTACT, "opt_in", JAN, JAN), ("one", CONTACT, "opt_out", "2023-06-01T00:00:00.500", MAR)],
+    )
+    before, after = AT + dt.timedelta(seconds=0.4), AT + dt.timedelta(seconds=0.9)
+    assert [row["standing"] for row in standing(frame, before).collect()] == ["opt_in"]
+    assert [row["standing"] for row in standing(frame, after).collect()] == ["opt_out"]
+
+
+def test_eligible_is_who_opted_in_to_that_purpose(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    publish(
+        run,
+        [],
+        {
+            "both": ("opt_in", "opt_in"),
+            "training": ("opt_in", None),
+            "contact": ("opt_out", "opt_in"),
+            "none": ("opt_out", "opt_out"),
+        },
+    )
+
+    def keys(purpose: str) -> list[str]:
+        return sorted(row["customer_key"] for row in eligible(run, purpose).collect())
+
+    assert keys("model_training") == ["both", "training"]
+    assert keys(CONTACT) == ["both", "contact"]
+    assert run.tables.read_versions["consent"] == run.tables.version("consent")
+    with pytest.raises(ConsentError, match="no customer is eligible for the purpose 'profiling'") as caught:
+        eligible(run, "profiling")
+    assert caught.value.exit_code == 4
+    with pytest.raises(ConsentError, match="no customer is eligible"):
+        eligible(run, CONTACT, at=dt.datetime(2022, 12, 31, tzinfo=dt.UTC))
+    known = run.spark.createDataFrame([("both",), ("none",), ("stranger",)], "customer_key STRING")
+    assert count_standings(run, CONTACT, known) == {
+        "opted_in": 1,
+        "opted_out": 1,
+        "unclear": 0,
+        "never_asked": 1,
+    }
+
+
+def test_the_ledger_only_grows_and_a_rerun_adds_nothing(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    first = [
+        statement(raw_id(1), CONTACT, "opt_in", JAN),
+        statement(raw_id(1), CONTACT, "opt_in", JAN),
+        statement(raw_id(2), CONTACT, None, JAN),
+    ]
+    raw = tmp_path / "shop" / "raw"
+    write_inputs(raw, statements=first)
+    run = make_run()
+    assert ledger.run(run).counts == {"statements_in": 3, "statements_new": 2}
+    assert ledger.run(run).counts == {"statements_in": 3, "statements_new": 0}
+    # The source forgets what it said and says something new: what was stated stays.
+    write_inputs(raw, statements=[statement(raw_id(1), CONTACT, "opt_out", FEB)])
+    assert ledger.run(run).counts == {"statements_in": 1, "statements_new": 1}
+    keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2)}
+    kept = [(keys[row["customer_key"]], row["state"]) for row in run.tables.read("consent").collect()]
+    assert sorted(kept, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
+
+
+def test_a_ledger_without_statements_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    write_inputs(tmp_path / "shop" / "raw")
+    with pytest.raises(ConsentError, match="the consent ledger has no statements"):
+        ledger.run(make_run())
+    assert not (tmp_path / "shop" / "tables").exists()
+
+
+def test_one_incomplete_statement_refuses_all(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    good = statement(raw_id(1), CONTACT, "opt_in", JAN)
+    bad = [good | {"customer": None}, good | {"purpose": None}, good | {"effective_at": None}]
+    write_inputs(tmp_path / "shop" / "raw", statements=[good, *bad])
+    with pytest.raises(
+        ConsentError, match="3 of 4 consent statements lack customer, purpose or a readable time"
+    ):
+        ledger.run(make_run())
+    assert not (tmp_path / "shop" / "tables").exists()
+
+
+def test_a_ledger_select_that_lacks_a_column(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
+    select = "SELECT customer AS customer_id, purpose, state, effective_at, source FROM consent_statements"
+    with pytest.raises(ConfigError, match=r"consent\.select must yield .*; it lacks recorded_at"):
+        ledger.run(make_run(consent={"select": select}))

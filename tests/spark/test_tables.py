@@ -1,0 +1,138 @@
+"""Tables: versions, slices and statistics; and raw ids nowhere but in the identity map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import SECRET
+
+from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.run import Run
+from lam_spark.sources.identity import keyed_pseudonym
+from spark.conftest import Prepared
+
+VOCABULARY = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
+
+
+def rows(run: Run, name: str) -> set[tuple[Any, ...]]:
+    return {tuple(row) for row in run.tables.read(name).collect()}
+
+
+def texts(values: Any) -> Iterator[str]:
+    """Every string of a value of any depth."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from (str(key), *texts(value))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from texts(value)
+
+
+def test_reading_a_table_that_was_never_written_names_its_stage(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    with pytest.raises(
+        ConfigError, match="expected a table 'scores' .*, found none: run the stage 'score' first"
+    ):
+        run.tables.read("scores")
+    with pytest.raises(ConfigError, match="no table 'score'; the tables are identity"):
+        run.tables.read("score")
+
+
+def test_insert_new_takes_each_key_once(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+
+    def insert(*values: tuple[str, str | None, int]) -> int:
+        frame = run.spark.createDataFrame([(*value, 1) for value in values], VOCABULARY)
+        return run.tables.insert_new(frame, "vocabulary", ["field", "value"])
+
+    assert insert(("item", "a", 3), ("item", "a", 3), ("item", None, 4)) == 2
+    version = run.tables.version("vocabulary")
+    assert insert(("item", "a", 9)) == 0
+    assert run.tables.version("vocabulary") == version  # an insert of nothing writes no version
+    assert insert(("item", "b", 5), ("item", "a", 9), ("item", None, 9)) == 1
+    assert rows(run, "vocabulary") == {("item", "a", 3, 1), ("item", None, 4, 1), ("item", "b", 5, 1)}
+
+
+def test_overwriting_a_slice_leaves_the_others(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+
+    def put(target: str, *scores: int) -> int:
+        frame = run.spark.createDataFrame([(target, score) for score in scores], "target STRING, score INT")
+        return run.tables.overwrite(frame, "scores", where=f"target = '{target}'")
+
+    assert put("one", 1, 2) == 2
+    assert put("two", 7) == 1
+    assert put("one", 5) == 1
+    assert rows(run, "scores") == {("one", 5), ("two", 7)}
+    stray = run.spark.createDataFrame([("two", 8)], "target STRING, score INT")
+    with pytest.raises(DataQualityError, match="table 'scores' was not written"):
+        run.tables.overwrite(stray, "scores", where="target = 'one'")
+    assert rows(run, "scores") == {("one", 5), ("two", 7)}
+    first = run.tables.read("scores", version=0)
+    assert {tuple(row) for row in first.collect()} == {("one", 1), ("one", 2)}
+    assert run.tables.read_versions["scores"] == 0
+
+
+def test_files_are_those_of_the_version_and_refused_under_deletion_vectors(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run()
+
+    def put(number: int) -> int:
+        frame = run.spark.createDataFrame([(number, "queried")], "n INT, block_kind STRING")
+        run.tables.overwrite(frame, "training_blocks", partition_by=["block_kind"])
+        return run.tables.version("training_blocks")
+
+    def numbers(version: int, where: str | None = None) -> list[int]:
+        files = run.tables.files("training_blocks", version, where)
+        return [
+            n for url in files for n in pq.ParquetFile(url.removeprefix("file://")).read()["n"].to_pylist()
+        ]
+
+    first, second = put(1), put(2)
+    assert numbers(first) == [1]
+    assert numbers(second) == [2]
+    assert numbers(second, "block_kind = 'queried'") == [2]
+    assert numbers(second, "block_kind = 'plain'") == []
+    run.spark.sql(
+        f"ALTER TABLE delta.`{run.tables.path('training_blocks')}` "
+        "SET TBLPROPERTIES ('delta.enableDeletionVectors' = true)"
+    )
+    with pytest.raises(DataQualityError, match="'training_blocks' has deletion vectors or column mapping"):
+        run.tables.files("training_blocks", second)
+
+
+def test_raw_ids_are_in_the_identity_map_and_nowhere_else(prepared: Prepared) -> None:
+    tables = prepared.data.root / "tables"
+    found: dict[str, set[str]] = {}
+    for path in tables.rglob("*.parquet"):
+        name = path.relative_to(tables).parts[0]
+        table: pa.Table = pq.ParquetFile(path).read()
+        ids = {text for text in texts(table.to_pydict()) if "RAW-CUSTOMER" in text}
+        found.setdefault(name, set()).update(ids)
+    assert found.pop("identity") == set(prepared.data.everyone)
+    assert set(found) >= {"events", "quarantine", "consent", "sequences", "examples", "training_blocks"}
+    assert {name: ids for name, ids in found.items() if ids} == {}
+
+
+def test_an_event_carries_the_key_of_its_customer(prepared: Prepared) -> None:
+    keys = {keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.everyone}
+    known = prepared.run.tables.read("events").select("customer_key").distinct().collect()
+    assert {row["customer_key"] for row in known} == keys
+    assert all(len(key) == 32 for key in keys)
+
+
+def test_the_transaction_logs_know_no_customer(prepared: Prepared) -> None:
+    keys = [keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.everyone]
+    logs = [path for path in Path(prepared.data.root, "tables").rglob("_delta_log/*") if path.is_file()]
+    text = "\n".join(path.read_bytes().decode("utf-8", "replace") for path in logs)
+    assert '\\"minValues\\":{\\"event_time\\"' in text  # what is not about customers has its statistics
+    assert "RAW-CUSTOMER" not in text
+    assert not [key for key in keys if key in text]

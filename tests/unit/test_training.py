@@ -1,0 +1,191 @@
+"""The training of one process, from block files to an artifact."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from lam_spark.dataset.packing import Block
+from lam_spark.errors import ModelError
+from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
+from lam_spark.training import worker
+from lam_spark.training.distributed import SingleWorld
+from lam_spark.training.fit import Trainer, TrainingSpec
+
+from .learnable import SHAPE, TEST, VALIDATION, blocks, specification
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
+
+Records = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Records]:
+    """The folder of a whole training through the worker's own entry point, and what it told."""
+    folder = tmp_path_factory.mktemp("trained")
+    made = blocks()
+    specification(folder, [made[::2], made[1::2]]).save(folder / "spec.json")
+    worker.main([str(folder / "spec.json")])
+    lines = (folder / worker.PROGRESS_FILE).read_text().splitlines()
+    return folder, [json.loads(line) for line in lines]
+
+
+def losses(told: Records, phase: str) -> list[float]:
+    """Validation loss after each epoch."""
+    judged = [r for r in told if r["event"] == "epoch" and r["phase"] == phase]
+    return [record["validation loss"] for record in judged]
+
+
+def test_pre_training_learns_what_comes_next(trained: tuple[Path, Records]) -> None:
+    before, *_, after = losses(trained[1], "pre-training")
+    assert after < before - 0.3
+
+
+def test_fine_tuning_learns_the_answer(trained: tuple[Path, Records]) -> None:
+    falling = losses(trained[1], "fine-tuning")
+    assert min(falling) < falling[0]
+    assert min(falling) < math.log(2) / 2  # half of what knowing nothing costs
+
+
+def test_the_epoch_that_validation_chose_is_refitted(trained: tuple[Path, Records]) -> None:
+    told = trained[1]
+    falling = losses(told, "fine-tuning")
+    facts = told[-1]["facts"]
+    assert facts["chosen_epoch"] == 1 + int(np.argmin(falling))
+    assert facts["validation_loss"] == min(falling)
+    refitted = [r["epoch"] for r in told if r["event"] == "epoch" and r["phase"] == "refit"]
+    assert refitted == list(range(1, facts["chosen_epoch"] + 1))
+
+
+def test_the_artifact_opens_under_the_digest_that_was_told(trained: tuple[Path, Records]) -> None:
+    folder, told = trained
+    assert told[-1]["event"] == "done"
+    artifact = open_artifact(*read_artifact(folder), told[-1]["digest"])
+    assert artifact.facts == told[-1]["facts"]
+    assert artifact.facts["run_id"] == "a test"
+    assert artifact.calibration["reply"].slope > 0
+    assert artifact.model.layout == SHAPE
+
+
+def test_every_slot_in_use_is_counted_once_an_epoch(trained: tuple[Path, Records]) -> None:
+    facts = trained[1][-1]["facts"]
+    slots = sum(int((block["segment"] > 0).sum()) for block in blocks())
+    fine = len(losses(trained[1], "fine-tuning"))
+    assert facts["tokens"] == slots * (2 + fine + facts["chosen_epoch"])
+
+
+def test_aggregates_are_standardised_by_the_training_period_alone(trained: tuple[Path, Records]) -> None:
+    rows = [b["aggregates"].reshape(8, -1)[b["query_split"] == 1] for b in blocks()]
+    expected = np.concatenate(rows).astype(np.float64)
+    card = json.loads((trained[0] / CARD).read_text())["normaliser"]
+    np.testing.assert_allclose(card["aggregate_mean"], expected.mean(0), rtol=1e-5, atol=1e-6)
+    std = expected.std(0)
+    np.testing.assert_allclose(card["aggregate_std"], np.where(std > 1e-4, std, 1.0), rtol=1e-4)
+
+
+def test_a_specification_comes_back_from_its_file(tmp_path: Path) -> None:
+    spec = specification(tmp_path, [blocks(2)])
+    spec.save(tmp_path / "spec.json")
+    assert TrainingSpec.load(tmp_path / "spec.json") == spec
+
+
+def weights_after(folder: Path, made: list[Block], **settings: Any) -> bytes:
+    """The artifact's weights after a short training."""
+    spec = specification(folder, [made], **{"pretrain_epochs": 1, "finetune_epochs": 1, **settings})
+    Trainer(spec, SingleWorld(), lambda record: None).fit()
+    return (folder / WEIGHTS).read_bytes()
+
+
+def test_a_seed_gives_the_same_weights_again_and_another_seed_others(tmp_path: Path) -> None:
+    made = blocks(8)
+    first, again, other = (
+        weights_after(tmp_path / name, made, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_the_test_period_teaches_nothing(tmp_path: Path) -> None:
+    """Other events and other labels from the test period on leave the weights as they were, but for rounding."""
+    made, changed = blocks(8), blocks(8)
+    for block in changed:
+        late = block["event_time"] >= TEST
+        assert late.any()
+        block["event_item"][late] = 3
+        block["event_amount"][late] = 1e6
+        in_test = block["query_split"] == 4
+        assert in_test.any()
+        block["label_reply"][in_test] = 1 - block["label_reply"][in_test]
+    first, second = (load(weights_after(tmp_path / n, b)) for n, b in (("a", made), ("b", changed)))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_validation_labels_teach_the_refit_only(tmp_path: Path) -> None:
+    """Pre-training and fine-tuning never learn from the validation period; the refit does."""
+    made, changed = blocks(8), blocks(8)
+    for block in changed:
+        late = block["query_split"] == 2
+        block["label_reply"][late] = 1 - block["label_reply"][late]
+    runs = []
+    for name, content in (("a", made), ("b", changed)):
+        told: Records = []
+        spec = specification(tmp_path / name, [content], pretrain_epochs=1, finetune_epochs=1)
+        Trainer(spec, SingleWorld(), told.append).fit()
+        ends = {r["phase"]: r["loss"] for r in told if r["event"] == "epoch end"}
+        runs.append((ends, (tmp_path / name / WEIGHTS).read_bytes()))
+    (first, weights), (second, other_weights) = runs
+    assert first["pre-training"] == second["pre-training"]
+    assert first["fine-tuning"] == second["fine-tuning"]
+    assert first["refit"] != second["refit"]
+    assert weights != other_weights
+
+
+def with_infinite_amounts(made: list[Block], start: int, end: int) -> list[Block]:
+    """Blocks whose amounts in [start, end) are infinite."""
+    for block in made:
+        here = (block["segment"] > 0) & (block["event_time"] >= start) & (block["event_time"] < end)
+        block["event_amount"][here] = np.inf
+    return made
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
+    made = with_infinite_amounts(blocks(8), 0, VALIDATION)
+    spec = specification(tmp_path, [made])
+    with pytest.raises(ModelError) as caught:
+        Trainer(spec, SingleWorld(), lambda record: None).fit()
+    assert re.match(
+        r"the loss is not finite in pre-training, epoch 1, step 1, rank 0 \(loss (nan|inf), .*"
+        r"part-0\.parquet.*Lower training.learning_rate, or look for extreme numbers in the events$",
+        str(caught.value),
+    )
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_an_infinite_number_in_the_validation_period_is_not_passed_over(tmp_path: Path) -> None:
+    """A model that validation cannot judge must not be saved as if an epoch had been chosen."""
+    made = with_infinite_amounts(blocks(8), VALIDATION, TEST)
+    spec = specification(tmp_path, [made], pretrain_epochs=0, next_event_weight=0)
+    with pytest.raises(ModelError, match="not finite"):
+        Trainer(spec, SingleWorld(), lambda record: None).fit()
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_a_validation_period_of_one_class_is_refused(tmp_path: Path) -> None:
+    made = blocks(8)
+    for block in made:
+        block["label_reply"][block["query_split"] == 2] = 0
+    with pytest.raises(ModelError) as caught:
+        Trainer(specification(tmp_path, [made]), SingleWorld(), lambda record: None).fit()
+    assert str(caught.value) == (
+        "the validation period has 16 examples of 'reply' and not both classes: nothing can be chosen or "
+        "calibrated. Move split.validation_start"
+    )
