@@ -256,7 +256,7 @@ class Config(_Section):
     def _known_zone(cls, value: str) -> str:
         try:
             zoneinfo.ZoneInfo(value)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise ValueError(f"expected an IANA time zone such as Europe/Lisbon, got {value!r}") from error
         return value
 

@@ -100,9 +100,8 @@ def next_moment_loss(
     if layout.numeric:
         numbers_MF = torch.stack([batch[f"event_{name}"].flatten()[counted] for name in layout.numeric], -1)
         known_MF = ~numbers_MF.isnan()
-        wanted_MF = (
-            signed_log(torch.where(known_MF, numbers_MF, 0.0)) - model.numeric_mean
-        ) / model.numeric_std
+        logs_MF = signed_log(torch.where(known_MF, numbers_MF, 0.0))
+        wanted_MF = standardise(logs_MF, model.numeric_mean, model.numeric_std)
         missed_MF = F.smooth_l1_loss(model.next_number(hidden_ND)[row_M], wanted_MF, reduction="none")
         total = total + ((missed_MF * known_MF).sum(-1) * weight_M).sum() / len(layout.numeric)
     return total, torch.tensor(float(len(sources_N)), device=total.device)
