@@ -24,9 +24,41 @@ Role = Literal["who", "when", "where", "what", "how"]
 Kind = Literal["categorical", "numeric", "reference"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
-# Columns that every event has; a declared field may not take these names.
+# Columns that the stages add to events, examples and blocks; a declared field may not take these names.
 RESERVED_COLUMNS = frozenset(
-    {"customer_id", "customer_key", "event_id", "event_key", "event_time", "source", "ingested_at"}
+    [
+        "customer_id",
+        "customer_key",
+        "event_id",
+        "event_key",
+        "event_time",
+        "source",
+        "ingested_at",
+        "reason",
+        "raw",
+        "target",
+        "query_id",
+        "as_of",
+        "label_end",
+        "label",
+        "split",
+        "rule_score",
+        "query_time",
+        "query_hour_of_week",
+        "hour_of_week",
+        "seq_len",
+        "events_seen",
+        "last_event_time",
+        "seq_hash",
+        "proposal_id",
+        "description",
+        "time",
+        "segment",
+        "index",
+        "row",
+        "is_new",
+        "aggregates",
+    ]
 )
 
 

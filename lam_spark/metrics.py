@@ -47,12 +47,17 @@ def fit_logistic_calibration(logits: Float, labels: Float) -> tuple[float, float
     wanted = np.where(labels == 1, high, low)
     inputs = np.stack([logits, np.ones_like(logits)], axis=1)
     weights = np.array([1.0, 0.0])
-    for _ in range(50):
+    loss = log_loss(inputs @ weights, wanted)
+    for _ in range(100):
         predicted = sigmoid(inputs @ weights)
         gradient = inputs.T @ (predicted - wanted)
         curvature = (inputs * (predicted * (1 - predicted))[:, None]).T @ inputs + 1e-6 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
-        weights = weights - np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-9:
+        size = 1.0  # a full Newton step from far away overshoots: halve it until it helps
+        while size > 1e-6 and log_loss(inputs @ (weights - size * step), wanted) > loss:
+            size /= 2
+        weights = weights - size * step
+        loss = log_loss(inputs @ weights, wanted)
+        if size * np.abs(step).max() < 1e-8:
             break
     return float(max(weights[0], 1e-3)), float(weights[1])

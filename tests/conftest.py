@@ -234,10 +234,11 @@ def write_inputs(
     raw: Path,
     purchases: Sequence[Row] = (),
     mailings: Sequence[Row] = (),
-    responses: Sequence[Row] = (),
+    responses: Sequence[Row] | None = None,
     statements: Sequence[Row] = (),
 ) -> None:
-    """Write the five files of the shop's raw folder."""
+    """Write the five files of the shop's raw folder; one response is there unless others are given."""
+    responses = [response(raw_id(0), "2023-03-21", "2023-03-20")] if responses is None else responses
     raw.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(purchases), _PURCHASES), raw / "purchases.parquet")
     products = [{"product": f"{c} {n}", "category": c} for c in CATEGORIES for n in range(4)]
@@ -419,7 +420,6 @@ def make_run(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
 
 def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
     """The function behind `make_run`, for fixtures of a wider scope."""
-    from lam_spark.config import Config
     from lam_spark.journal import Journal
     from lam_spark.run import Run
     from lam_spark.tables import Tables

@@ -91,7 +91,7 @@ def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int)
     # petastorm prints to stdout when it closes; stdout belongs to the run's summary line.
     with contextlib.redirect_stdout(open(os.devnull, "w")):
         reader = make_batch_reader(
-            list(files.urls),
+            [unquote(url) for url in files.urls],  # petastorm takes a URL's path as it is written
             schema_fields=[f"^{name}$" for name in names],
             # Decoding is cheap beside the model: on few cores a pool only adds copies.
             reader_pool_type="dummy",

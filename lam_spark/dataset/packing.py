@@ -55,17 +55,20 @@ class Segment:
 def cut_segments(
     events: int, upto: npt.NDArray[np.intp], block_events: int, most_queries: int
 ) -> list[Segment]:
-    """Windows over `events` events that together cover each event as new once and each query once."""
+    """Windows over `events` events that together cover each event as new once and each query once.
+
+    The windows lie on a grid that starts at the first event: how much history a query sees must not tell how
+    much is still to come.
+    """
     half = max(1, block_events // 2)
-    ends = [min(events, block_events)]
-    while ends[-1] < events:
-        ends.append(min(events, ends[-1] + half))
     segments = []
     new_from = 0
-    for number, end in enumerate(ends):
+    for number, border in enumerate(range(block_events, max(events, 1) + block_events, half)):
+        if number and new_from >= events:
+            break
+        end, start = min(events, border), border - block_events
         here = (upto <= end) & ((upto > new_from) | (number == 0))
         rows = np.flatnonzero(here)
-        start = max(0, end - block_events)
         # More queries than a block has slots for: the same events again, with none of them new.
         for first in range(0, max(len(rows), 1), most_queries):
             chosen = rows[first : first + most_queries]

@@ -115,11 +115,12 @@ def open_artifact(weights: bytes, card: bytes, expected_digest: str) -> Artifact
             Normaliser.from_json(values["normaliser"]),
         )
         model.load_state_dict(load(weights))
+        calibration = {target: Calibration(**c) for target, c in values["calibration"].items()}
+        facts = dict(values["facts"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"the model's files do not fit each other: {error}") from error
     model.eval()
-    calibration = {target: Calibration(**c) for target, c in values["calibration"].items()}
-    return Artifact(model, calibration, values["facts"], digest)
+    return Artifact(model, calibration, facts, digest)
 
 
 def as_batch(block: dict[str, Any], device: torch.device | None = None) -> dict[str, torch.Tensor]:

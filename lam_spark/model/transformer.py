@@ -260,7 +260,9 @@ def signed_log(values: Tensor) -> Tensor:
 
 def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Deviations from the mean, cut at `_MOST_DEVIATIONS`: beyond what training saw there is nothing to trust."""
-    return ((values - mean) / std).clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+    deviations = (values - mean) / std
+    # What is not finite is a defect upstream: it becomes NaN here, so that the loss shows it, and is not cut.
+    return deviations.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS) + 0 * deviations
 
 
 def _time_features(elapsed: Tensor) -> Tensor:

@@ -143,6 +143,11 @@ class Trainer:
         for epoch in self._epochs(fine):
             logits, labels = self._answers(late)
             loss = log_loss(logits, labels)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the validation loss is not finite after fine-tuning epoch {epoch}: nothing can be chosen. Look "
+                    f"for extreme numbers in the events of the validation period, files {self.queried_files.urls}"
+                )
             judged = {"validation loss": loss, "validation AUC": auc(logits, labels)}
             self._report(fine.phase, epoch, judged)
             if loss < best:

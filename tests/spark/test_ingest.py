@@ -175,14 +175,14 @@ def test_staging_is_swept(world: World) -> None:
     assert not list((world.root / "tables").rglob("part-0.parquet"))
 
 
-@pytest.mark.parametrize("secret", [None, "", "31 characters are one too few.."])
+@pytest.mark.parametrize("value", [None, "", "31 characters are one too few.."])
 def test_without_a_proper_secret_nothing_is_written(
-    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str | None
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
-    if secret is None:
+    if value is None:
         monkeypatch.delenv("LAM_SPARK_SECRET")
     else:
-        monkeypatch.setenv("LAM_SPARK_SECRET", secret)
+        monkeypatch.setenv("LAM_SPARK_SECRET", value)
     write_world(tmp_path / "shop")
     with pytest.raises(
         ConfigError, match=r"at least 32 characters in the environment variable LAM_SPARK_SECRET"
@@ -196,10 +196,16 @@ def one_channel(root: Path, select: str) -> Row:
     return {"channels": {"shop": settings(root)["channels"]["shop"] | {"select": select}}}
 
 
-def test_a_channel_without_rows_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    write_inputs(tmp_path / "shop" / "raw")
-    with pytest.raises(DataQualityError, match=r"channels\.shop: its input 'purchases' .* has no rows"):
-        ingest.run(make_run())
+@pytest.mark.parametrize("channel", ["shop", "mailing", "response"])
+def test_a_channel_without_rows_is_refused(
+    make_run: Callable[..., Run], tmp_path: Path, channel: str
+) -> None:
+    write_inputs(tmp_path / "shop" / "raw", responses=[])
+    spec = settings(tmp_path / "shop")["channels"][channel]
+    with pytest.raises(
+        DataQualityError, match=rf"channels\.{channel}: its input '{spec['grain']}' .* has no rows"
+    ):
+        ingest.run(make_run(channels={channel: spec}))
     assert not (tmp_path / "shop" / "tables").exists()
 
 

@@ -110,6 +110,7 @@ def test_an_unknown_nested_key_names_the_nearest(override: str, message: str) ->
             "split: expected train_start < validation_start < test_start",
         ),
         ("split.validation_start=2017-02-01", "split: expected train_start < validation_start < test_start"),
+        ("split.validation_start=2017-10-02", "split: expected train_start < validation_start < test_start"),
         ("model.width=36", "model: width 36 must be a multiple of 2 x heads (8)"),
         ("sequences.max_events=100", "sequences.max_events must not be below model.context_events"),
         ("snapshot.files=1", "snapshot.files 1 must not be below training.ranks 2"),
@@ -235,6 +236,7 @@ def test_no_accepted_field_overwrites_a_column_of_a_block() -> None:
 def test_a_day_starts_at_local_midnight_across_summer_time(day: dt.date, utc: str) -> None:
     config = load_config(SHIPPED)
     assert config.instant(day).isoformat() == utc
+    assert config.instant(day).tzinfo is dt.UTC  # whatever the machine's own zone
     assert config.micros(day) == int(dt.datetime.fromisoformat(utc).timestamp() * 1e6)
 
 

@@ -77,6 +77,13 @@ def test_a_seed_gives_each_epoch_an_order_of_its_own(urls: list[str]) -> None:
     assert len({tuple(first), tuple(second), tuple(other)}) == 3
 
 
+def test_the_blocks_of_a_row_group_are_shuffled_anew_each_epoch(tmp_path: Path) -> None:
+    url = write_blocks(tmp_path / "one.parquet", SHAPE, [numbered_block(SHAPE, n) for n in range(12)], 12)
+    files = files_of_rank([url], 0, 1)
+    orders = {tuple(flat(batches(files, 1, epoch))) for epoch in (1, 2, 3)}
+    assert len(orders) == 3
+
+
 def test_without_a_seed_the_order_is_that_of_the_files(urls: list[str]) -> None:
     assert flat(batches(files_of_rank(urls, 0, 1), seed=None)) == list(range(21))
 

@@ -159,6 +159,13 @@ def test_scoring_packs_only_what_is_asked_and_marks_nothing_as_new() -> None:
     assert len(queries_in(blocks[0])) == 1
 
 
+@pytest.mark.parametrize("lengths", [(12, 10, 4, 6), (10, 12, 4, 6), (10, 12, 6, 4)])
+def test_a_segment_goes_where_it_leaves_least_room(lengths: tuple[int, ...]) -> None:
+    shape = layout()
+    blocks = blocks_of(shape, [customer(shape, [START + i * DAY for i in range(n)]) for n in lengths])
+    assert [int((block["segment"] > 0).sum()) for block in blocks] == [16, 16]
+
+
 def test_blocks_are_more_than_nine_tenths_full() -> None:
     shape = layout(block_events=256, queries_per_block=16)
     rng = np.random.default_rng(7)

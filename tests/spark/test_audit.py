@@ -1,0 +1,63 @@
+"""The audit chain: a changed, lost or added entry is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import run_builder
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lam_spark.audit.record import AuditError, Cost, append_entry, latest_entries, verify_chain
+from lam_spark.run import Run, StageResult
+
+
+@pytest.fixture(scope="module")
+def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A workspace with three entries; the last is of a stage that failed."""
+    run = run_builder(spark, tmp_path_factory.mktemp("audit") / "shop")()
+    run.tables.read_versions["events"] = 7
+    append_entry(run, "ingest", StageResult("", {"events": 5}), Cost(1.0, 0.5))
+    append_entry(run, "train", StageResult("", {"tokens": 9}, {"digest": "abc"}), Cost(2.0, None))
+    append_entry(run, "ingest", None, Cost(3.0, None), error="DataQualityError: too much")
+    yield run
+
+
+def rewritten(run: Run, frame: DataFrame) -> Iterator[Run]:
+    """The chain with other rows, put back afterwards."""
+    kept = run.tables.read("audit", run.tables.version("audit"))
+    run.tables.overwrite(frame, "audit")
+    yield run
+    run.tables.overwrite(kept, "audit")
+
+
+def test_an_entry_tells_what_the_stage_did(run: Run) -> None:
+    assert verify_chain(run) == 3
+    entries = latest_entries(run)
+    assert set(entries) == {"ingest", "train"}  # of ingest the one that went well
+    assert entries["ingest"]["counts"] == {"events": 5}
+    assert entries["ingest"]["tables_read"] == {"events": 7}
+    assert entries["train"]["facts"] == {"digest": "abc"}
+    assert entries["train"]["config"]["name"] == "small_shop"
+    statuses = run.tables.read("audit").orderBy("sequence").select("status", "entry").collect()
+    assert [row["status"] for row in statuses] == ["done", "done", "failed"]
+    assert json.loads(statuses[2]["entry"])["error"] == "DataQualityError: too much"
+
+
+@pytest.mark.parametrize(
+    ("change", "first_broken"),
+    [
+        (lambda t: t.withColumn("entry", F.expr("replace(entry, '\"events\": 5', '\"events\": 6')")), 0),
+        (lambda t: t.where("sequence != 1"), 1),
+        (lambda t: t.union(t.where("sequence = 2")), 3),
+    ],
+    ids=["changed", "removed", "added"],
+)
+def test_a_chain_that_was_touched_is_found(run: Run, change: Any, first_broken: int) -> None:
+    for touched in rewritten(run, change(run.tables.read("audit"))):
+        with pytest.raises(AuditError, match=f"the audit chain breaks at entry {first_broken} "):
+            verify_chain(touched)
+    assert verify_chain(run) == 3

@@ -1,0 +1,105 @@
+"""The training snapshot: consented, before the test period, and the same when it is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from conftest import SECRET, run_builder
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lam_spark.dataset import snapshot
+from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
+from lam_spark.dataset.packing import prepare
+from lam_spark.run import Run, sql_literal
+from lam_spark.sources.identity import keyed_pseudonym
+from spark.conftest import Prepared
+
+
+def blocks(run: Run) -> list[tuple[Any, ...]]:
+    """The rows of the snapshot in an order of their own."""
+    return sorted(repr(tuple(row)) for row in run.tables.read("training_blocks").collect())
+
+
+def trained_on(prepared: Prepared, frame: DataFrame) -> DataFrame:
+    """Rows of customers who agreed to training."""
+    keys = [keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.training]
+    return frame.where(F.col("customer_key").isin(keys))
+
+
+def test_it_holds_the_consented_events_before_the_test_period_and_no_other(prepared: Prepared) -> None:
+    run = prepared.run
+    test_start = run.config.instant(run.config.split.test_start)
+    events = trained_on(prepared, run.tables.read("events"))
+    wanted = events.where(F.col("event_time") < F.expr(sql_literal(test_start))).count()
+    counts = prepared.results["snapshot"].counts
+    assert counts["events_new"] == wanted
+    assert wanted < events.count()  # there is something to leave out
+    assert wanted < run.tables.read("events").where(f"event_time < {sql_literal(test_start)}").count()
+    cut = run.config.micros(run.config.split.test_start)
+    latest = run.tables.read("training_blocks").agg(
+        F.max(F.array_max("event_time")), F.max(F.array_max("query_time"))
+    )
+    (row,) = latest.collect()
+    assert 0 < row[0] < cut
+    assert 0 < row[1] < cut
+
+
+def test_it_asks_the_matured_examples_and_no_other(prepared: Prepared) -> None:
+    run = prepared.run
+    examples = run.tables.read("examples")
+    assert trained_on(prepared, examples).count() == examples.count()
+    asked = examples.where("split != 'test'")
+    positives = asked.where("label = 1").count()
+    table = run.tables.read("training_blocks")
+    labels = table.select(F.explode("label_response").alias("label")).where("NOT isnan(label)")
+    assert prepared.results["snapshot"].counts["queries"] == asked.count() == labels.count()
+    assert labels.where("label = 1").count() == positives > 0
+    splits = table.select(F.explode("query_split").alias("s")).where("s > 0").groupBy("s").count().collect()
+    assert {row["s"] for row in splits} == {1, 2, 3}
+
+
+def test_made_again_it_is_the_same(prepared: Prepared) -> None:
+    before = blocks(prepared.run)
+    again = snapshot.run(run_builder(prepared.run.spark, prepared.data.root)(prepared.data.config()))
+    assert again.counts == prepared.results["snapshot"].counts
+    assert blocks(prepared.run) == before
+    assert len(before) == again.counts["blocks"]
+
+
+def test_a_query_does_not_see_an_event_of_its_own_instant(prepared: Prepared) -> None:
+    run = prepared.run
+    layout = layout_of(run.config, run.tables.read("vocabulary"))
+    queries = collect_queries(run.tables.read("examples"), layout)
+    rows = run.tables.read("sequences").select("customer_key", *event_columns(layout))
+    together = rows.join(queries, "customer_key").orderBy("customer_key").limit(20).toPandas()
+    seen = 0
+    for customer in customers(layout, together):
+        times, asked = customer.events["event_time"], customer.queries["query_time"]
+        for segment in prepare(layout, customer).segments:
+            for query, upto in zip(segment.queries, segment.upto, strict=True):
+                assert np.all(times[:upto] < asked[query])
+                assert np.all(times[upto:] >= asked[query])
+                seen += int(asked[query] in times[upto:])
+    assert seen == sum(len(ids) for ids in together["query_ids"])  # each query is itself an event
+
+
+def test_there_are_as_many_files_as_asked_for(spark: SparkSession, prepared: Prepared) -> None:
+    partitions = int(spark.conf.get("spark.sql.shuffle.partitions") or 0)
+    config = prepared.data.config(f"snapshot.files={partitions}")
+    run = run_builder(spark, prepared.data.root)(config)
+    snapshot.run(run)
+    version = run.tables.version("training_blocks")
+    queried = run.tables.files("training_blocks", version, "block_kind = 'queried'")
+    assert len(queried) == partitions
+
+
+def test_the_snapshot_needs_sequences(make_run: Callable[..., Run]) -> None:
+    import pytest
+
+    from lam_spark.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="run the stage 'sequences' first"):
+        snapshot.run(make_run())
