@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,12 @@ def events_frame(run: Run, rows: list[Row]) -> DataFrame:
         "ingested_at": "timestamp",
     }
     given = {"source": "by hand", "ingested_at": STARTED_AT}
-    values = [tuple((given | row).get(name) for name in columns) for row in rows]
+
+    def value(row: Row, name: str) -> Any:
+        held = (given | row).get(name)
+        return float(held) if columns[name] == "double" and held is not None else held
+
+    values = [tuple(value(row, name) for name in columns) for row in rows]
     return run.spark.createDataFrame(values, ", ".join(f"{name} {kind}" for name, kind in columns.items()))
 
 
@@ -100,7 +105,7 @@ class Prepared:
 @pytest.fixture(scope="session")
 def prepared(
     spark: SparkSession, make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prepared]:
+) -> Prepared:
     """The shop after ingest, consent, sequences, examples and snapshot. Tests only read it."""
     from lam_spark.consent import ledger
     from lam_spark.dataset import snapshot
@@ -117,4 +122,4 @@ def prepared(
         "examples": examples,
         "snapshot": snapshot,
     }
-    yield Prepared(data, run, {name: stage.run(run) for name, stage in stages.items()})
+    return Prepared(data, run, {name: stage.run(run) for name, stage in stages.items()})

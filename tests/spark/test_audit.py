@@ -16,14 +16,14 @@ from lam_spark.run import Run, StageResult
 
 
 @pytest.fixture(scope="module")
-def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A workspace with three entries; the last is of a stage that failed."""
     run = run_builder(spark, tmp_path_factory.mktemp("audit") / "shop")()
     run.tables.read_versions["events"] = 7
     append_entry(run, "ingest", StageResult("", {"events": 5}), Cost(1.0, 0.5))
     append_entry(run, "train", StageResult("", {"tokens": 9}, {"digest": "abc"}), Cost(2.0, None))
     append_entry(run, "ingest", None, Cost(3.0, None), error="DataQualityError: too much")
-    yield run
+    return run
 
 
 def rewritten(run: Run, frame: DataFrame) -> Iterator[Run]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,12 @@ def tokens(run: Run) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
     run = run_builder(spark, tmp_path_factory.mktemp("sequences") / "shop")(**SECTIONS)
     publish(run, EVENTS, STANDINGS)
     result = assemble.run(run)
     rows = {row["customer_key"]: row.asDict() for row in run.tables.read("sequences").collect()}
-    yield World(run, result, rows, tokens(run))
+    return World(run, result, rows, tokens(run))
 
 
 def micros(text: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import SECRET, run_builder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -13,6 +14,7 @@ from pyspark.sql import functions as F
 from lam_spark.dataset import snapshot
 from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
 from lam_spark.dataset.packing import prepare
+from lam_spark.errors import ConfigError
 from lam_spark.run import Run, sql_literal
 from lam_spark.sources.identity import keyed_pseudonym
 from spark.conftest import Prepared
@@ -97,9 +99,5 @@ def test_there_are_as_many_files_as_asked_for(spark: SparkSession, prepared: Pre
 
 
 def test_the_snapshot_needs_sequences(make_run: Callable[..., Run]) -> None:
-    import pytest
-
-    from lam_spark.errors import ConfigError
-
     with pytest.raises(ConfigError, match="run the stage 'sequences' first"):
         snapshot.run(make_run())

@@ -40,7 +40,7 @@ def texts(values: Any) -> Iterator[str]:
 def test_reading_a_table_that_was_never_written_names_its_stage(make_run: Callable[..., Run]) -> None:
     run = make_run()
     with pytest.raises(
-        ConfigError, match="expected a table 'scores' .*, found none: run the stage 'score' first"
+        ConfigError, match=r"expected a table 'scores' .*, found none: run the stage 'score' first"
     ):
         run.tables.read("scores")
     with pytest.raises(ConfigError, match="no table 'score'; the tables are identity"):

@@ -129,24 +129,24 @@ def test_the_test_period_teaches_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_validation_labels_teach_the_refit_only(tmp_path: Path) -> None:
-    """Pre-training and fine-tuning never learn from the validation period; the refit does."""
+def test_the_validation_period_teaches_the_refit_only(tmp_path: Path) -> None:
+    """Pre-training and fine-tuning learn neither its events nor its labels; the refit does."""
     made, changed = blocks(8), blocks(8)
     for block in changed:
-        late = block["query_split"] == 2
-        block["label_reply"][late] = 1 - block["label_reply"][late]
-    runs = []
+        asked = block["query_split"] == 2
+        block["label_reply"][asked] = 1 - block["label_reply"][asked]
+        late = block["event_time"] >= VALIDATION
+        block["event_action"][late] = 1
+    ends = []
     for name, content in (("a", made), ("b", changed)):
         told: Records = []
         spec = specification(tmp_path / name, [content], pretrain_epochs=1, finetune_epochs=1)
         Trainer(spec, SingleWorld(), told.append).fit()
-        ends = {r["phase"]: r["loss"] for r in told if r["event"] == "epoch end"}
-        runs.append((ends, (tmp_path / name / WEIGHTS).read_bytes()))
-    (first, weights), (second, other_weights) = runs
-    assert first["pre-training"] == second["pre-training"]
-    assert first["fine-tuning"] == second["fine-tuning"]
-    assert first["refit"] != second["refit"]
-    assert weights != other_weights
+        ends.append({r["phase"]: r["loss"] for r in told if r["event"] == "epoch end"})
+    first, second = ends
+    assert first["pre-training"] == pytest.approx(second["pre-training"], rel=1e-5)
+    assert first["fine-tuning"] == pytest.approx(second["fine-tuning"], rel=1e-5)
+    assert first["refit"] != pytest.approx(second["refit"], rel=1e-2)
 
 
 def with_infinite_amounts(made: list[Block], start: int, end: int) -> list[Block]:

@@ -1,0 +1,16 @@
+"""The notebook is whole and names only what is there; the end-to-end tests run it."""
+
+import ast
+import json
+from pathlib import Path
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "complete_journey.ipynb"
+
+
+def test_every_cell_is_python_and_holds_no_output() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    for cell in code:
+        ast.parse("".join(cell["source"]))
+        assert cell["outputs"] == []

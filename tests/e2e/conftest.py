@@ -1,0 +1,103 @@
+"""One full `lam-spark run` on the small shop, as people start it: a process, Horovod with two ranks, MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import DataSet
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder runs whole stages."""
+    for item in items:
+        if "/tests/e2e/" in item.path.as_posix():
+            item.add_marker(pytest.mark.e2e)
+
+
+def commits(root: Path, name: str) -> list[Path]:
+    """The commits of a table, oldest first."""
+    return sorted((root / "tables" / name / "_delta_log").glob("*.json"))
+
+
+def table(root: Path, name: str, version: int | None = None) -> pa.Table:
+    """A version of a Delta table, read from its log and its files without Spark or Delta."""
+    live: dict[str, None] = {}
+    for commit in commits(root, name)[: None if version is None else version + 1]:
+        for line in commit.read_text().splitlines():
+            action = json.loads(line)
+            if "add" in action:
+                live[action["add"]["path"]] = None
+            elif "remove" in action:
+                live.pop(action["remove"]["path"], None)
+    return pa.concat_tables([pq.ParquetFile(root / "tables" / name / path).read() for path in live])
+
+
+def rows(root: Path, name: str) -> list[dict[str, Any]]:
+    """The newest version of a table, a dict a row."""
+    return table(root, name).to_pylist()
+
+
+def versions(root: Path) -> dict[str, int]:
+    """The newest version of every table."""
+    return {folder.name: len(commits(root, folder.name)) - 1 for folder in (root / "tables").iterdir()}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start `lam-spark` with its output in pipes."""
+    program = Path(sys.executable).with_name("lam-spark")
+    return subprocess.Popen(
+        [str(program), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LAM_SPARK_LOG": "json"},
+    )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended.
+
+    Attributes:
+        summary: the last line on stdout.
+        versions: of the tables when it ended.
+    """
+
+    data: DataSet
+    exit_code: int
+    stdout: str
+    stderr: str
+    summary: dict[str, Any]
+    versions: dict[str, int]
+
+    @property
+    def root(self) -> Path:
+        """The workspace."""
+        return self.data.root
+
+
+@pytest.fixture(scope="session")
+def finished(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run. `test_reruns.py`, which works on in its workspace, comes last by its name."""
+    data = make_data_set(tmp_path_factory.mktemp("e2e") / "shop")
+    process = start("run", "--conf", str(data.conf))
+    stdout, stderr = process.communicate(timeout=600)
+    lines = stdout.splitlines()
+    assert lines, stderr[-3000:]
+    summary = json.loads(lines[-1])
+    assert process.returncode == 0, (summary.get("error"), stderr[-3000:])
+    return Finished(data, process.returncode, stdout, stderr, summary, versions(data.root))

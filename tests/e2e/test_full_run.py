@@ -1,0 +1,181 @@
+"""What a full run leaves behind, read without the project's own code where that can be."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CATEGORIES, SECRET
+from mlflow import MlflowClient
+
+from e2e.conftest import Finished, rows
+from lam_spark.cli import STAGES
+from lam_spark.sources.identity import keyed_pseudonym
+
+
+def keys(raw_ids: Any) -> set[str]:
+    return {keyed_pseudonym(SECRET.encode(), raw) for raw in raw_ids}
+
+
+def test_it_says_in_one_line_where_the_result_is(finished: Finished) -> None:
+    summary = finished.summary
+    assert (summary["status"], summary["exit_code"], summary["as_of"]) == ("done", 0, "2023-12-20")
+    assert Path(summary["report"]) == finished.root / "report" / "2023-12-20.html"
+    assert Path(summary["report"]).is_file()
+    assert Path(summary["contact_list"]).is_file()
+    assert set(summary["numbers"]) == {"customers to contact", "lift of the first tenth", "held-out AUC"}
+    assert list(summary["stages"]) == list(STAGES)
+
+
+def test_rows_in_are_events_duplicates_and_refused_rows(finished: Finished) -> None:
+    assert finished.summary["stages"]["ingest"] == finished.data.expected
+    events = rows(finished.root, "events")
+    assert len(events) == finished.data.expected["events"]
+    assert len({row["event_id"] for row in events}) == len(events)
+    assert len(rows(finished.root, "quarantine")) == finished.data.expected["quarantined"]
+
+
+def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) -> None:
+    stages, data = finished.summary["stages"], finished.data
+    assert stages["sequences"]["sequences"] == len(rows(finished.root, "sequences"))
+    assert stages["sequences"]["sequences"] == len(data.training | data.contact)
+    examples = rows(finished.root, "examples")
+    assert stages["examples"]["examples"] == len(examples)
+    tested = [row for row in examples if row["split"] == "test"]
+    held = rows(finished.root, "held_out_scores")
+    assert {row["query_id"] for row in held} == {row["query_id"] for row in tested}
+    assert stages["evaluate"] == {"examples": len(held), "positives": sum(row["label"] for row in held)}
+    assert stages["snapshot"]["blocks"] == len(rows(finished.root, "training_blocks"))
+    assert stages["snapshot"]["queries"] == len(examples) - len(tested)
+    assert stages["score"]["customers_with_events"] == len(data.everyone)
+    delivered = stages["deliver"]
+    assert delivered["customers_scored"] == (
+        delivered["suppressed_by_consent"] + delivered["below_capacity"] + delivered["delivered"]
+    )
+
+
+def test_every_customer_who_may_be_contacted_has_a_score_for_every_proposal(finished: Finished) -> None:
+    scores = rows(finished.root, "scores")
+    pairs = {(row["customer_key"], row["proposal_id"]) for row in scores}
+    assert pairs == {
+        (key, f"two weeks of {category}") for key in keys(finished.data.contact) for category in CATEGORIES
+    }
+    assert len(scores) == len(pairs) == finished.summary["stages"]["score"]["scores"]
+    assert all(0.0 <= row["calibrated"] <= 1.0 for row in scores)
+    assert len({row["calibrated"] for row in scores}) > len(scores) / 2  # it tells people apart
+    assert len({row["model_digest"] for row in scores}) == 1
+
+
+def test_the_list_is_the_top_of_the_scores(finished: Finished) -> None:
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows(finished.root, "scores"):
+        known = best.get(row["customer_key"])
+        if known is None or (row["calibrated"], row["proposal_id"]) > (
+            known["calibrated"],
+            known["proposal_id"],
+        ):
+            best[row["customer_key"]] = row
+    top = sorted(best.values(), key=lambda row: (-row["calibrated"], row["customer_key"]))[:50]
+    listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
+    assert [row["rank"] for row in listed] == list(range(1, 51))
+    assert [(row["customer_key"], row["proposal_id"], row["proposal_necessity"]) for row in listed] == [
+        (row["customer_key"], row["proposal_id"], row["calibrated"]) for row in top
+    ]
+
+
+def test_the_csv_is_the_table(finished: Finished) -> None:
+    listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
+    with Path(finished.summary["contact_list"]).open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    names = ["rank", "customer_key", "proposal_id", "description", "proposal_necessity"]
+    assert list(written[0]) == names
+    assert [[row[name] for name in names[:4]] for row in written] == [
+        [str(row[name]) for name in names[:4]] for row in listed
+    ]
+    assert [float(row["proposal_necessity"]) for row in written] == [
+        row["proposal_necessity"] for row in listed
+    ]
+    assert sorted(path.name for path in (finished.root / "delivery").glob("[!.]*")) == [
+        "contact_list_2023-12-20.csv"
+    ]
+
+
+def test_the_report_shows_the_numbers(finished: Finished) -> None:
+    html = Path(finished.summary["report"]).read_text(encoding="utf-8")
+    shown = re.sub(r"<[^>]+>", " ", html)
+    for number in finished.summary["numbers"].values():
+        assert number in shown
+    for count in (finished.data.expected["rows_in"], finished.data.expected["events"]):
+        assert f"{count:,}" in shown
+    first = min(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
+    assert first["proposal_id"] in shown
+    assert finished.summary["run_id"] in shown
+    assert rows(finished.root, "scores")[0]["model_digest"][:12] in shown
+
+
+@pytest.fixture(scope="module")
+def mlflow(finished: Finished) -> MlflowClient:
+    """The run's own MLflow."""
+    uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def test_mlflow_tells_how_the_model_was_trained(finished: Finished, mlflow: MlflowClient) -> None:
+    experiment = mlflow.get_experiment_by_name("lam_spark")
+    (run,) = mlflow.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.ranks"] == "2"
+    assert run.data.params["model.width"] == "16"
+    assert run.data.tags["lam_spark.run_id"] == finished.summary["run_id"]
+    assert run.data.tags["delta.training_blocks"] == str(finished.versions["training_blocks"])
+    assert run.data.metrics["tokens"] == finished.summary["stages"]["train"]["tokens"]
+    losses = mlflow.get_metric_history(run.info.run_id, "fine-tuning.validation_loss")
+    assert [point.step for point in losses] == sorted({point.step for point in losses})
+    assert 1 <= len(losses) <= 2
+    assert all(0 < point.value < 5 for point in losses)
+
+
+def test_the_registered_model_is_the_file_that_scored(finished: Finished, mlflow: MlflowClient) -> None:
+    version = mlflow.get_model_version_by_alias("small_shop", "champion")
+    folder = Path(mlflow.download_artifacts(version.run_id, "model"))
+    assert folder.is_relative_to(finished.root)
+    parts = [hashlib.sha256((folder / n).read_bytes()).digest() for n in ("model.safetensors", "model.json")]
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    assert version.tags["sha256"] == digest
+    assert {row["model_digest"] for row in rows(finished.root, "scores")} == {digest}
+    assert {row["model_digest"] for row in rows(finished.root, "held_out_scores")} == {digest}
+    card = json.loads((folder / "model.json").read_text())
+    assert card["facts"]["ranks"] == 2
+    assert card["facts"]["parameters"] == finished.summary["stages"]["train"]["parameters"]
+
+
+def test_audit_has_one_chained_entry_a_stage(finished: Finished) -> None:
+    entries = sorted(rows(finished.root, "audit"), key=lambda row: row["sequence"])
+    assert [row["stage"] for row in entries] == list(STAGES)
+    assert {row["run_id"] for row in entries} == {finished.summary["run_id"]}
+    assert {row["status"] for row in entries} == {"done"}
+    before = "0" * 64
+    for row in entries:
+        assert row["previous_hash"] == before
+        before = hashlib.sha256(f"{before}\n{row['entry']}".encode()).hexdigest()
+        assert row["entry_hash"] == before
+    told = {row["stage"]: json.loads(row["entry"]) for row in entries}
+    assert {stage: entry["counts"] for stage, entry in told.items()} == finished.summary["stages"]
+    written = [entry["tables_written"] for entry in told.values()]
+    assert dict(itertools.chain.from_iterable(part.items() for part in written)) == {
+        name: version for name, version in finished.versions.items() if name != "audit"
+    }
+
+
+def test_the_log_has_every_stage(finished: Finished) -> None:
+    (file,) = (finished.root / "logs").glob("*.jsonl")
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [record["stage"] for record in records if record["event"] == "stage done"] == list(STAGES)
+    assert {record["run_id"] for record in records} == {finished.summary["run_id"]}
+    assert not [record for record in records if record["level"] == "error"]

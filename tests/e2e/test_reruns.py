@@ -1,0 +1,266 @@
+"""The workspace of the full run, worked on: reruns, refusals, damage, processes that die. Comes last by its name."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import SECRET, statement
+from mlflow import MlflowClient
+from pyspark.sql import SparkSession
+
+from e2e.conftest import REPOSITORY, Finished, rows, start, versions
+from lam_spark.cli import run_stage
+from lam_spark.session import DELTA_PACKAGE, jar_folder
+from lam_spark.sources.identity import keyed_pseudonym
+
+Stage = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def stage(finished: Finished, spark: SparkSession, capsys: pytest.CaptureFixture[str]) -> Stage:
+    """Runs a stage in this process, in the session of the tests: exit code and summary."""
+
+    def run(name: str, *flags: str) -> tuple[int, dict[str, Any]]:
+        capsys.readouterr()
+        code = run_stage(name, ["--conf", str(finished.data.conf), *flags])
+        return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def without_run(root: Path, name: str) -> list[tuple[Any, ...]]:
+    """A table's rows but for what a rerun may change."""
+    drop = ("run_id", "ingested_at", "consent_version")
+    return sorted(tuple(v for k, v in row.items() if k not in drop) for row in rows(root, name))
+
+
+def test_scored_again_the_scores_are_the_same(finished: Finished, stage: Stage) -> None:
+    before = without_run(finished.root, "scores")
+    code, summary = stage("score")
+    assert code == 0
+    assert without_run(finished.root, "scores") == before
+    assert {row["run_id"] for row in rows(finished.root, "scores")} == {summary["run_id"]}
+
+
+def test_whoever_opts_out_after_scoring_is_withheld(finished: Finished, stage: Stage) -> None:
+    listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
+    first = listed[0]["customer_key"]
+    ids = {keyed_pseudonym(SECRET.encode(), raw): raw for raw in finished.data.contact}
+    late = statement(ids[first], "direct_marketing", "opt_out", "2024-01-01T00:00:00Z")
+    with (finished.root / "raw" / "consent_statements.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(late.values())
+    code, summary = stage("consent")
+    assert (code, summary["stages"]["consent"]["statements_new"]) == (0, 1)
+    code, summary = stage("deliver")
+    assert code == 0
+    counts = summary["stages"]["deliver"]
+    assert (counts["suppressed_by_consent"], counts["delivered"]) == (1, 50)
+    assert counts["below_capacity"] == len(finished.data.contact) - 51
+    now = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
+    assert [row["customer_key"] for row in now[:49]] == [row["customer_key"] for row in listed[1:]]
+    assert [row["rank"] for row in now] == list(range(1, 51))
+    text = (finished.root / "delivery" / "contact_list_2023-12-20.csv").read_text()
+    assert first not in text
+    assert now[-1]["customer_key"] in text
+
+
+def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> None:
+    before = without_run(finished.root, "contact_list")
+    version = versions(finished.root)["contact_list"]
+    jars = sorted(jar_folder().glob("*.jar"))
+    delta = ["--jars", ",".join(map(str, jars))] if jars else ["--packages", DELTA_PACKAGE]
+    settings = {
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.ui.enabled": "false",
+    }
+    given = [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]", *delta, *given]
+        + [str(REPOSITORY / "jobs" / "deliver.py"), "--conf", str(finished.data.conf)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["stage"], summary["stages"]["deliver"]["delivered"]) == ("deliver", 50)
+    assert versions(finished.root)["contact_list"] == version + 1
+    assert without_run(finished.root, "contact_list") == before
+
+
+def test_a_second_run_waits_outside(finished: Finished, stage: Stage) -> None:
+    before = versions(finished.root)
+    with (finished.root / ".lock").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, summary = stage("deliver")
+    assert code == summary["exit_code"] == 6
+    assert "another run works in" in summary["error"]
+    assert versions(finished.root) == before
+    code, _ = stage("deliver")
+    assert code == 0
+
+
+def test_a_damaged_model_scores_nobody(finished: Finished, stage: Stage) -> None:
+    (weights,) = (finished.root / "mlflow").rglob("model.safetensors")
+    kept = weights.read_bytes()
+    version = versions(finished.root)["scores"]
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    try:
+        code, summary = stage("score")
+    finally:
+        weights.write_bytes(kept)
+    assert code == 5
+    assert "they were changed or damaged" in summary["error"]
+    assert versions(finished.root)["scores"] == version
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "code", "says"),
+    [
+        ("sequences", ("--as-of", "2022-12-31"), 2, "as_of 2022-12-31 is outside the data"),
+        ("deliver", ("--as-of", "2023-12-19"), 2, "no scores for as_of 2023-12-19"),
+        (
+            "ingest",
+            ("--set", "inputs.purchases.path=/nowhere.parquet"),
+            2,
+            "expected parquet at /nowhere.parquet",
+        ),
+        ("ingest", ("--set", "quality.max_quarantine_share=0"), 3, "Nothing was published"),
+        (
+            "consent",
+            ("--set", "inputs.consent_statements.path={empty}"),
+            4,
+            "the consent ledger has no statements",
+        ),
+        ("score", ("--set", "scoring.alias=nobody"), 5, "found none: run the stage 'train'"),
+    ],
+)
+def test_exit_codes_and_nothing_published(
+    finished: Finished, stage: Stage, tmp_path: Path, name: str, flags: tuple[str, ...], code: int, says: str
+) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.write_text("customer,purpose,state,effective_at,recorded_at,source\n")
+    before = versions(finished.root)
+    got, summary = stage(name, *(flag.replace("{empty}", str(empty)) for flag in flags))
+    assert (got, summary["exit_code"], summary["status"]) == (code, code, "failed")
+    assert says in summary["error"]
+    after = versions(finished.root)
+    assert after.pop("audit") == before.pop("audit") + 1  # the failure itself is on record
+    assert after == before
+    last = max(rows(finished.root, "audit"), key=lambda row: row["sequence"])
+    assert (last["stage"], last["status"], last["run_id"]) == (name, "failed", summary["run_id"])
+
+
+def test_a_root_that_cannot_be_written(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, summary = stage("ingest", "--set", f"root={tmp_path / 'file' / 'shop'}")
+    assert code == 2
+    assert "expected a folder that can be written" in summary["error"]
+
+
+def test_an_error_writes_no_raw_id_down(finished: Finished, stage: Stage) -> None:
+    select = (
+        "SELECT customer AS customer_id, bought_at AS event_time, basket AS event_key, "
+        "CAST(customer AS DOUBLE) AS amount FROM purchases"
+    )
+    code, summary = stage("ingest", "--set", f"channels.shop.select={select}")
+    assert code == 1
+    logged = (finished.root / "logs" / f"{summary['run_id']}.jsonl").read_text()
+    assert "CAST_INVALID_INPUT" in logged
+    assert "RAW-CUSTOMER" not in logged
+    last = max(rows(finished.root, "audit"), key=lambda row: row["sequence"])
+    assert last["run_id"] == summary["run_id"]
+    assert "RAW-CUSTOMER" not in last["entry"]
+
+
+def registered(finished: Finished) -> tuple[int, str]:
+    """How many versions the registry has, and the one behind the alias."""
+    uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = client.search_model_versions("name = 'small_shop'")
+    return len(found), str(client.get_model_version_by_alias("small_shop", "champion").version)
+
+
+def test_a_rank_that_dies_registers_no_model(finished: Finished, stage: Stage) -> None:
+    before = registered(finished)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        """End one of the two ranks as soon as it trains."""
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    line = process.cmdline()
+                    if line[1:3] == ["-m", "lam_spark.training.worker"] and process.num_threads() > 3:
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+                except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                    continue
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    code, summary = stage("train")
+    thread.join()
+    assert killed
+    assert code == 5
+    assert "training stopped with exit code" in summary["error"]
+    assert registered(finished) == before == (1, "1")
+    assert not list((finished.root / "models").glob(f"{summary['run_id']}*"))
+    left = [
+        p for p in psutil.Process().children(recursive=True) if "lam_spark.training.worker" in p.cmdline()
+    ]
+    assert left == []
+
+
+def test_a_run_that_is_killed_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
+    before = versions(finished.root)
+    events = without_run(finished.root, "events")
+    process = start("ingest", "--conf", str(finished.data.conf))
+    staging = finished.root / "staging"
+    try:
+        deadline = time.monotonic() + 120
+        while not list(staging.glob("*/*.parquet")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert staging.exists()  # it died at work
+    assert versions(finished.root) == before
+    assert without_run(finished.root, "events") == events
+    code, summary = stage("ingest")
+    assert code == 0
+    assert summary["stages"]["ingest"] == finished.data.expected
+    assert without_run(finished.root, "events") == events
+    assert not staging.exists()
+
+
+def test_the_audit_chain_holds_after_all_of_this(finished: Finished, spark: SparkSession) -> None:
+    from conftest import run_builder
+
+    from lam_spark.audit.record import verify_chain
+
+    run = run_builder(spark, finished.root)(finished.data.config())
+    assert verify_chain(run) == len(rows(finished.root, "audit")) > 11
