@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -89,9 +90,9 @@ def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> N
         "spark.ui.enabled": "false",
     }
     given = [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
+    submit, job = str(Path(sys.executable).with_name("spark-submit")), str(REPOSITORY / "jobs" / "deliver.py")
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]", *delta, *given]
-        + [str(REPOSITORY / "jobs" / "deliver.py"), "--conf", str(finished.data.conf)],
+        [submit, "--master", "local[2]", *delta, *given, job, "--conf", str(finished.data.conf)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -198,38 +199,41 @@ def registered(finished: Finished) -> tuple[int, str]:
     return len(found), str(client.get_model_version_by_alias("small_shop", "champion").version)
 
 
+def ranks() -> list[psutil.Process]:
+    """The processes that train under this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if process.cmdline()[1:3] == ["-m", "lam_spark.training.worker"]:
+                found.append(process)
+    return found
+
+
 def test_a_rank_that_dies_registers_no_model(finished: Finished, stage: Stage) -> None:
     before = registered(finished)
     killed: list[int] = []
 
     def kill_one() -> None:
-        """End one of the two ranks as soon as it trains."""
+        """End one of the two ranks once they report that they train."""
         deadline = time.monotonic() + 120
-        while not killed and time.monotonic() < deadline:
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    line = process.cmdline()
-                    if line[1:3] == ["-m", "lam_spark.training.worker"] and process.num_threads() > 3:
-                        process.kill()
-                        killed.append(process.pid)
-                        return
-                except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                    continue
-            time.sleep(0.1)
+        progress = finished.root / "training" / "progress.jsonl"
+        while not (progress.exists() and progress.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for process in ranks():
+            process.kill()
+            killed.append(process.pid)
+            return
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    code, summary = stage("train")
+    code, summary = stage("train", "--set", "training.finetune_epochs=200", "--set", "training.patience=200")
     thread.join()
     assert killed
     assert code == 5
     assert "training stopped with exit code" in summary["error"]
     assert registered(finished) == before == (1, "1")
-    assert not list((finished.root / "models").glob(f"{summary['run_id']}*"))
-    left = [
-        p for p in psutil.Process().children(recursive=True) if "lam_spark.training.worker" in p.cmdline()
-    ]
-    assert left == []
+    assert not (finished.root / "training").exists()
+    assert ranks() == []
 
 
 def test_a_run_that_is_killed_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
