@@ -25,10 +25,10 @@ _NOT_METRICS = ("event", "phase", "step", "steps", "seconds_left")
 def _client(config: Config) -> Any:
     # Import late and quietly: it costs seconds, and only training and scoring need it.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
-        logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
 
+    for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
+        logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.workspace / "mlflow"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
