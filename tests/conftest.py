@@ -68,6 +68,8 @@ _PURCHASES = pa.schema(
         ("amount", pa.float64()),
     ]
 )
+# Small queries: compiling them costs more than running them.
+QUICK = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 _CSV_COLUMNS = {
     "mailings": ("customer", "mailing", "day", "kind", "days"),
     "products": ("product", "category"),
@@ -184,7 +186,12 @@ def settings(root: Path) -> Row:
         },
         "delivery": {"capacity": 50},
         "words": {"did": "answered"},
-        "spark": {"master": "local[2,4]", "driver_memory": "1g", "shuffle_partitions": 3},
+        "spark": {
+            "master": "local[2,4]",
+            "driver_memory": "1g",
+            "shuffle_partitions": 3,
+            "settings": QUICK,
+        },
     }
 
 
@@ -396,10 +403,8 @@ def spark(secret: str) -> Iterator[SparkSession]:
     from lam_spark.session import platform_gives_session, spark_session
 
     assert not platform_gives_session(), "a test or plug-in started a session of its own"
-    # Small queries: compiling them costs more than running them. The end-to-end run compiles as ever.
-    quick = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
     session = spark_session(
-        SparkConfig(master="local[2]", driver_memory="2g", shuffle_partitions=3, settings=quick),
+        SparkConfig(master="local[2]", driver_memory="2g", shuffle_partitions=3, settings=QUICK),
         "lam_spark tests",
     )
     yield session

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from lam_spark.errors import ConfigError, ConsentError, DataQualityError
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences import assemble
-from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN
+from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, extend_vocabulary
 from spark.conftest import Prepared, event, events_frame, publish
 
 BOTH, NEITHER = ("opt_in", "opt_in"), (None, None)
@@ -157,23 +157,24 @@ def test_the_result_does_not_depend_on_the_order_of_the_events(world: World) -> 
     assert {key for key, value in hashes(changed, 2).items() if value != one[key]} == {"tie"}
 
 
-def test_ids_stay_when_new_values_come(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> None:
-    run = run_builder(spark, tmp_path_factory.mktemp("grow") / "shop")(**SECTIONS)
+def test_ids_stay_when_new_values_come(make_run: Callable[..., Run]) -> None:
+    run = make_run(**SECTIONS)
 
-    def some(action: str, count: int) -> list[dict[str, Any]]:
-        at = "2023-12-15T00:00:00" if action == "after the cut" else "2023-03-01T00:00:00"
-        return [event("one", at, f"{action} {n}", action=action) for n in range(count)]
+    def extend(**counts: int) -> int:
+        rows = [
+            event("one", "2023-03-01T00:00:00", f"{action} {n}", action=action)
+            for action, count in counts.items()
+            for n in range(count)
+        ]
+        return extend_vocabulary(run, events_frame(run, rows))
 
-    recent = some("after the cut", 1)
-    publish(run, [*some("m", 3), *some("k", 2), *some("once", 1), *recent], {"one": BOTH})
-    assert assemble.run(run).counts["vocabulary_added"] == 2
+    assert extend(m=3, k=2, once=1) == 2
     assert tokens(run) == {"m": FIRST_VALUE, "k": FIRST_VALUE + 1}
-    # More frequent and alphabetically first: it still comes last. What vanished stays.
-    publish(run, [*some("a", 9), *some("b", 9), *some("k", 2), *recent], {"one": BOTH})
-    assert assemble.run(run).counts["vocabulary_added"] == 2
+    # More frequent and alphabetically first: they still come last. What vanished stays.
+    assert extend(b=9, a=9, k=2) == 2
     assert tokens(run) == {"m": FIRST_VALUE, "k": FIRST_VALUE + 1, "a": FIRST_VALUE + 2, "b": FIRST_VALUE + 3}
     version = run.tables.version("vocabulary")
-    assert assemble.run(run).counts["vocabulary_added"] == 0
+    assert extend(b=9, a=9, k=20) == 0
     assert run.tables.version("vocabulary") == version
 
 
@@ -196,9 +197,8 @@ def test_as_of_must_lie_within_the_data(world: World, as_of: str, fits: bool) ->
 
 def test_no_events_and_nobody_eligible(make_run: Callable[..., Run]) -> None:
     run = make_run(**SECTIONS)
-    publish(run, [], {})
     with pytest.raises(DataQualityError, match="the table events is empty"):
-        assemble.run(run)
+        assemble._check_as_of(run, events_frame(run, []))
     publish(run, [event("edge", "2023-12-15T00:00:00", "e")], {"edge": ("opt_in", "opt_out")})
     with pytest.raises(ConsentError, match="no customer is eligible for the purpose 'direct_marketing'"):
         assemble.run(run)
