@@ -7,6 +7,7 @@ import datetime as dt
 import difflib
 import importlib
 import json
+import os
 import secrets
 import sys
 import traceback
@@ -17,7 +18,7 @@ from typing import Any
 from rich.markup import escape
 
 from lam_spark.config import Config, load_config
-from lam_spark.errors import ConfigError, LamSparkError
+from lam_spark.errors import ConfigError, LamSparkError, without_values
 from lam_spark.journal import Journal
 from lam_spark.lock import workspace_lock
 from lam_spark.run import Run, Stage, StageResult
@@ -70,8 +71,13 @@ def run_stage(stage: str, arguments: Sequence[str]) -> int:
         summary |= {"status": "interrupted", "exit_code": 130}
         print(f"lam-spark {stage}: interrupted; the last good tables stand", file=sys.stderr)
     except Exception as error:
-        summary |= {"status": "failed", "exit_code": 1, "error": f"{type(error).__name__}: {error}"[:2000]}
-        traceback.print_exc()
+        summary |= {"status": "failed", "exit_code": 1, "error": without_values(error)}
+        if os.environ.get("LAM_SPARK_SHOW_VALUES") == "1":
+            traceback.print_exc()
+        else:
+            print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
+            hint = "its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it"
+            print(f"lam-spark {stage}: {without_values(error)} ({hint})", file=sys.stderr)
     print(json.dumps(summary, default=str), flush=True)
     return int(summary["exit_code"])
 
@@ -125,12 +131,14 @@ def _one_stage(run: Run, name: str) -> StageResult:
             stage: Stage = importlib.import_module(STAGES[name]).run
             result = stage(run)
     except BaseException as error:
-        failure = f"{type(error).__name__}: {error}"
+        failure = without_values(error)
         run.journal.event("stage failed", level="error", stage=name, error=failure, **vars(cost()))
         try:
             append_entry(run, name, None, cost(), failure)
         except Exception as second:  # the first error is the one to show; this one is in the log
-            run.journal.event("failure not recorded in audit", level="error", stage=name, error=str(second))
+            run.journal.event(
+                "failure not recorded in audit", level="error", stage=name, error=without_values(second)
+            )
         raise
     append_entry(run, name, result, cost())
     run.journal.event("stage done", stage=name, says=result.says, counts=result.counts, **vars(cost()))

@@ -12,6 +12,17 @@ class LamSparkError(Exception):
     exit_code = 1
 
 
+def without_values(error: BaseException) -> str:
+    """What may be written down of an error: our own text, but only kind and condition of anybody else's.
+
+    The text of a Spark or Python error may quote a row (`The value 'C-1234' cannot be cast`).
+    """
+    if isinstance(error, LamSparkError):
+        return f"{type(error).__name__}: {error}"
+    condition = getattr(error, "getCondition", lambda: None)()
+    return type(error).__name__ + (f" [{condition}]" if condition else "")
+
+
 class ConfigError(LamSparkError):
     """The configuration, a flag or an input it names is missing or wrong."""
 

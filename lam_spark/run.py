@@ -56,4 +56,4 @@ Stage = Callable[[Run], StageResult]
 
 def sql_literal(instant: dt.datetime) -> str:
     """A UTC instant as a Spark SQL timestamp literal."""
-    return f"TIMESTAMP '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}'"
+    return f"TIMESTAMP '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S.%f}'"

@@ -47,6 +47,9 @@ TABLES: Mapping[str, TableSpec] = {
     "audit": TableSpec("run", ("recorded_at",)),
 }
 
+# What a job raises on a score that is not a number (`raise_error`), so that it ends before it publishes.
+NOT_A_NUMBER = "a score is not a number: the model or its inputs are damaged"
+
 # Lost races: another run committed between our read and our write.
 _CONFLICTS = (
     "ConcurrentAppendException",
@@ -194,6 +197,8 @@ class Tables:
                     f"another run changed table {name!r} while this one was writing it; nothing was written "
                     "here. Wait for the other run, then run the stage again"
                 ) from error
+            if NOT_A_NUMBER in text:
+                raise DataQualityError(f"table {name!r} was not written: {NOT_A_NUMBER}") from error
             if isinstance(error, AnalysisException):
                 raise DataQualityError(f"table {name!r} was not written: {text.splitlines()[0]}") from error
             raise

@@ -37,12 +37,17 @@ def run(run: Run) -> StageResult:
     layout = layout_of(config, run.tables.read("vocabulary"))
     allowed = eligible(run, config.consent.training_purpose)
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
+    if sequences.isEmpty():
+        raise DataQualityError(
+            "there is no sequence of a customer who is eligible for training: nothing to learn from"
+        )
     trainable = F.col("split").isin(TRAIN, VALIDATION, STRADDLING)
     queries = collect_queries(run.tables.read("examples").where(trainable), layout)
     rows = (
         sequences.select("customer_key", *event_columns(layout))
         .join(queries.drop("query_ids"), "customer_key", "left")
-        .repartition(config.snapshot.files, "customer_key")
+        # By a hash of the key: by the key itself, Spark finds the join's partitions good enough, and merges them.
+        .repartition(config.snapshot.files, F.xxhash64("customer_key"))
         .sortWithinPartitions("customer_key")
         .drop("customer_key")
     )
@@ -52,8 +57,6 @@ def run(run: Run) -> StageResult:
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])
     finally:
         run.spark.conf.unset("parquet.block.row.count.limit")
-    if written == 0:
-        raise DataQualityError(f"no event of an eligible customer lies before {config.split.test_start}")
     used = [
         F.sum(F.size(F.filter(name, lambda slot: slot > 0)))
         for name in ("segment", "is_new", "query_segment")

@@ -48,6 +48,11 @@ def run(run: Run) -> StageResult:
     )
     sequences = run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
     rows = sequences.join(collect_queries(test, model.layout), "customer_key")
+    if rows.isEmpty():
+        raise DataQualityError(
+            f"no example of {target!r} opens on or after {config.split.test_start} and matures before as_of "
+            f"{config.as_of}: nothing to hold the model against"
+        )
     told = test.select("customer_key", "target", "query_id", "as_of", "label", "rule_score")
     scored = (
         predict(run, rows, model)
@@ -55,11 +60,6 @@ def run(run: Run) -> StageResult:
         .withColumn("model_digest", F.lit(model.digest))
     )
     written = run.tables.overwrite(scored, "held_out_scores")
-    if written == 0:
-        raise DataQualityError(
-            f"no example of {target!r} opens on or after {config.split.test_start} and matures before as_of "
-            f"{config.as_of}: nothing to hold the model against"
-        )
     held = run.tables.read("held_out_scores")
     by_model = _histogram(held, F.round("logit", _BIN_DECIMALS))
     by_rule = _histogram(held, F.round("rule_score", _BIN_DECIMALS))

@@ -19,7 +19,7 @@ from lam_spark.config import Config
 from lam_spark.errors import DataQualityError
 from lam_spark.events.mapping import REASON, map_channel, row_reason
 from lam_spark.run import Run, StageResult
-from lam_spark.sources.identity import resolve, secret_from_environment
+from lam_spark.sources.identity import fitting_secret, resolve
 from lam_spark.sources.readers import named_in, refuse_malformed, register_inputs
 
 MALFORMED_REASON = "line does not parse under the declared columns"
@@ -33,7 +33,7 @@ def run(run: Run) -> StageResult:
         DataQualityError: a channel without rows, a select that multiplies or drops rows, or more refused
             rows than `quality.max_quarantine_share`; nothing is published.
     """
-    secret_from_environment(run.config.identity.secret_env)  # before the work, not after it
+    fitting_secret(run)  # before the work, not after it
     staging = run.config.workspace / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     try:

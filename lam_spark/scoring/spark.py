@@ -17,6 +17,7 @@ from lam_spark.errors import ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
 from lam_spark.run import Run
 from lam_spark.scoring.predictor import answer_queries, model_of_process
+from lam_spark.tables import NOT_A_NUMBER
 from lam_spark.training.registry import registered_model
 
 
@@ -92,5 +93,8 @@ def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:
         "customer_key",
         F.col("pair.query_ids").alias("query_id"),
         logit.alias("logit"),
-        calibrated.alias("calibrated"),
+        # A score that is no number ends the job before anything is published.
+        F.when(logit.isNull() | F.isnan(logit), F.raise_error(F.lit(NOT_A_NUMBER)))
+        .otherwise(calibrated)
+        .alias("calibrated"),
     )

@@ -42,11 +42,11 @@ def run(run: Run) -> StageResult:
     added = extend_vocabulary(run, known)
     visible = events.where(F.col("event_time") < F.expr(sql_literal(run.as_of)))
     allowed = visible.join(training.union(contact).distinct(), "customer_key", "left_semi")
-    rows = run.tables.overwrite(assemble(allowed, run.tables.read("vocabulary"), config), "sequences")
-    if rows == 0:
+    if allowed.isEmpty():
         raise DataQualityError(
             f"no eligible customer has an event before {config.as_of}: nothing to learn from"
         )
+    rows = run.tables.overwrite(assemble(allowed, run.tables.read("vocabulary"), config), "sequences")
     totals = (
         run.tables.read("sequences").agg(F.sum("events_seen"), F.sum("seq_len"), F.max("seq_len")).first()
     )

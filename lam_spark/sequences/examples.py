@@ -6,6 +6,7 @@ after it and no later than `label_end`; an example whose horizon is not over is 
 
 from __future__ import annotations
 
+from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -42,17 +43,21 @@ def run(run: Run) -> StageResult:
         part = _examples_of(run, name, target, events, vocabulary)
         examples = part if examples is None else examples.unionByName(part)
     assert examples is not None  # the configuration has at least one target
-    rows = run.tables.overwrite(examples, "examples")
-    counted = (
-        run.tables.read("examples")
-        .groupBy("target", "split")
-        .agg(F.count("*").alias("examples"), F.sum("label").cast("int").alias("positives"))
+    # Kept on disk between the gate and the write: what is published has passed it.
+    examples = examples.persist(StorageLevel.DISK_ONLY)
+    counted = examples.groupBy("target", "split").agg(
+        F.count("*").alias("examples"), F.sum("label").cast("int").alias("positives")
     )
-    counts: dict[str, int] = {"examples": rows}
+    counts: dict[str, int] = {}
     for row in counted.orderBy("target", "split").toLocalIterator():
         counts[f"{row['target']}.{row['split']}"] = row["examples"]
         counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
-    _require_both_classes(config, counts)
+    try:
+        _require_both_classes(config, counts)
+        rows = run.tables.overwrite(examples, "examples")
+    finally:
+        examples.unpersist()
+    counts["examples"] = rows
     scored = config.scoring.target
     parts = ", ".join(
         f"{counts.get(f'{scored}.{split}', 0):,} {split}" for split in (TRAIN, VALIDATION, STRADDLING, TEST)
@@ -129,7 +134,7 @@ def _split(config: Config, run: Run) -> Column:
     opens, ends = F.col("event_time"), F.col("label_end")
     now = F.expr(sql_literal(run.as_of))
     return (
-        F.when((opens < start) | (ends > now), UNUSED)
+        F.when((opens < start) | (ends > now) | ends.isNull(), UNUSED)
         .when(opens >= test, TEST)
         .when(ends > test, UNUSED)
         .when(opens >= validation, VALIDATION)

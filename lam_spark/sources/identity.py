@@ -43,6 +43,25 @@ def keyed_pseudonym(secret: bytes, raw_id: str) -> str:
     return hmac.new(secret, b"customer:" + raw_id.encode(), hashlib.sha256).hexdigest()[:KEY_HEX_DIGITS]
 
 
+def fitting_secret(run: Run) -> tuple[bytes, str]:
+    """The secret and its check, after comparing it with the one that the tables were built with.
+
+    Raises:
+        ConfigError: the secret is missing, too short, or another one than before.
+    """
+    secret = secret_from_environment(run.config.identity.secret_env)
+    check = hashlib.sha256(b"check:" + secret).hexdigest()[:8]
+    if run.tables.exists("identity"):
+        other = run.tables.read("identity").where(F.col("key_check") != check).limit(1)
+        if not other.isEmpty():
+            raise ConfigError(
+                f"the secret in {run.config.identity.secret_env} is not the one that the tables in "
+                f"{run.config.root} were built with: customers would get new keys. Set the old secret, or "
+                "use another root"
+            )
+    return secret, check
+
+
 def resolve(run: Run, rows: DataFrame) -> DataFrame:
     """Replace `customer_id` (raw, string, not null) by `customer_key`.
 
@@ -53,19 +72,10 @@ def resolve(run: Run, rows: DataFrame) -> DataFrame:
     Raises:
         ConfigError: the secret is missing, or is not the one of the earlier runs.
     """
-    secret = secret_from_environment(run.config.identity.secret_env)
-    check = hashlib.sha256(b"check:" + secret).hexdigest()[:8]
+    secret, check = fitting_secret(run)
     ids = rows.select("customer_id").distinct()
     if run.tables.exists("identity"):
-        known = run.tables.read("identity")
-        other = known.where(F.col("key_check") != check).limit(1)
-        if not other.isEmpty():
-            raise ConfigError(
-                f"the secret in {run.config.identity.secret_env} is not the one that the tables in "
-                f"{run.config.root} were built with: customers would get new keys. Set the old secret, or "
-                "use another root"
-            )
-        ids = ids.join(known, "customer_id", "left_anti")
+        ids = ids.join(run.tables.read("identity"), "customer_id", "left_anti")
 
     def keys(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
