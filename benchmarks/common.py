@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# One for all calls of this process: the tables of a workspace depend on it.
+_SECRET = secrets.token_hex(32)
 
 
 def small_asked(description: str | None) -> bool:
@@ -35,7 +37,7 @@ def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment
     done = subprocess.run(
         [sys.executable, "-m", "lam_spark.cli", stage, "--conf", str(conf), *flags],
         cwd=REPOSITORY,
-        env={"LAM_SPARK_SECRET": secrets.token_hex(32), **os.environ, **environment},
+        env={"LAM_SPARK_SECRET": _SECRET, **os.environ, **environment},
         stdout=subprocess.PIPE,
         text=True,
         check=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import difflib
 import importlib
 import json
 import os
@@ -17,8 +16,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from lam_spark.config import Config, load_config
-from lam_spark.errors import ConfigError, LamSparkError, without_values
+from lam_spark.config import Config
+from lam_spark.config_file import load_config
+from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, without_values
 from lam_spark.journal import Journal
 from lam_spark.lock import workspace_lock
 from lam_spark.run import Run, Stage, StageResult
@@ -165,9 +165,8 @@ def _plan(config: Config, names: Sequence[str]) -> dict[str, Any]:
 
 def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
     if stage != "run" and stage not in STAGES:
-        close = difflib.get_close_matches(stage, ["run", *STAGES], n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected run or one of {', '.join(STAGES)}"
-        raise ConfigError(f"unknown stage {stage!r}: {hint}")
+        every = f"expected run or one of {', '.join(STAGES)}"
+        raise ConfigError(f"unknown stage {stage!r}: {did_you_mean(stage, ['run', *STAGES], every)}")
     parser = _Parser(prog=f"lam-spark {stage}", allow_abbrev=False)
     parser.add_argument("--conf", required=True, metavar="FILE", help="YAML file of the data set")
     parser.add_argument("--as-of", metavar="DATE", help="replaces the file's as_of")

@@ -1,24 +1,20 @@
-"""Configuration of a data set: one YAML file, validated, frozen.
+"""Configuration of a data set: the sections of its YAML file, and what must agree between them.
 
-Unknown keys are refused with the nearest valid name. Callers see only `ConfigError`.
+`config_file.load_config` reads one. The models are frozen; their defaults are the documented ones.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import hashlib
 import json
-import re
 import zoneinfo
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lam_spark.errors import ConfigError
+from lam_spark.errors import did_you_mean
 
 Role = Literal["who", "when", "where", "what", "how"]
 Kind = Literal["categorical", "numeric", "reference"]
@@ -62,24 +58,34 @@ RESERVED_COLUMNS = frozenset(
 )
 
 
-class _Section(BaseModel):
+def _known_zone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"expected an IANA time zone such as Europe/Lisbon, got {value!r}") from error
+    return value
+
+
+class Section(BaseModel):
+    """A mapping of the file: an unknown key is refused, nothing changes after loading."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FetchConfig(_Section):
+class FetchConfig(Section):
     """A function that puts raw files in place: `module:function`, called with the raw folder."""
 
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class IdentityConfig(_Section):
+class IdentityConfig(Section):
     """Where the key of the pseudonyms comes from: the name of an environment variable."""
 
-    secret_env: str = "LAM_SPARK_SECRET"
+    secret_env: str = Field(default="LAM_SPARK_SECRET", description="environment variable with the HMAC key")
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """A raw input, read by one of Spark's readers under an explicit schema."""
 
     format: Literal["parquet", "csv", "json", "delta"]
@@ -88,7 +94,7 @@ class InputConfig(_Section):
     options: dict[str, str] = Field(default_factory=dict)
 
 
-class ChannelConfig(_Section):
+class ChannelConfig(Section):
     """A channel: a Spark SQL select over the inputs that yields 4W1H columns.
 
     `grain` names the input whose rows are the channel's raw rows: the select must yield exactly one
@@ -99,7 +105,7 @@ class ChannelConfig(_Section):
     select: str
 
 
-class FieldConfig(_Section):
+class FieldConfig(Section):
     """A declared field of an event.
 
     `categorical` values become tokens, `numeric` ones stay numbers, `reference` ones are carried in the
@@ -112,7 +118,7 @@ class FieldConfig(_Section):
     max_values: int = Field(default=50_000, ge=1)
 
 
-class ConsentConfig(_Section):
+class ConsentConfig(Section):
     """The ledger's source: a select that yields customer_id, purpose, state, effective_at,
     recorded_at, source."""
 
@@ -121,13 +127,13 @@ class ConsentConfig(_Section):
     contact_purpose: Name = "direct_marketing"
 
 
-class SequencesConfig(_Section):
+class SequencesConfig(Section):
     """What a customer's sequence holds."""
 
     max_events: int = Field(default=8192, ge=16, description="latest events kept a customer")
 
 
-class TargetConfig(_Section):
+class TargetConfig(Section):
     """A question about what follows a query event.
 
     `population` picks the events that open an example (Spark SQL over `events`); the event itself is the
@@ -147,7 +153,7 @@ class TargetConfig(_Section):
     rule_says: str
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """The periods: labels of training mature before `validation_start`, of validation before `test_start`."""
 
     train_start: dt.date
@@ -161,7 +167,7 @@ class SplitConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Size of the transformer and its inputs."""
 
     width: int = Field(default=64, ge=8)
@@ -181,7 +187,7 @@ class ModelConfig(_Section):
         return self
 
 
-class SnapshotConfig(_Section):
+class SnapshotConfig(Section):
     """Shape of the packed training blocks."""
 
     queries_per_block: int = Field(default=32, ge=1)
@@ -189,7 +195,7 @@ class SnapshotConfig(_Section):
     files: int = Field(default=4, ge=1, description="files of each kind of block; at least one a rank")
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The optimisation. Counts are of epochs and of blocks."""
 
     launcher: Literal["horovod", "in_process"] = "horovod"
@@ -216,7 +222,7 @@ class TrainingConfig(_Section):
         return self
 
 
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """What is proposed to whom."""
 
     target: Name
@@ -225,20 +231,20 @@ class ScoringConfig(_Section):
     alias: str = "champion"
 
 
-class DeliveryConfig(_Section):
+class DeliveryConfig(Section):
     """The list that people act on."""
 
     capacity: int = Field(default=500, ge=1, le=1_000_000, description="customers on the contact list")
 
 
-class QualityConfig(_Section):
+class QualityConfig(Section):
     """Gates; a run that crosses one publishes nothing."""
 
-    max_quarantine_share: float = Field(default=0.01, ge=0, le=1)
+    max_quarantine_share: float = Field(default=0.01, ge=0, le=1, description="of a channel's rows")
     max_staleness_days: int = Field(default=7, ge=0, description="of as_of after the last event")
 
 
-class WordsConfig(_Section):
+class WordsConfig(Section):
     """What the report calls things; `did` is the target as a past-tense verb."""
 
     customer: str = "customer"
@@ -248,7 +254,7 @@ class WordsConfig(_Section):
     did: str = "reached the target"
 
 
-class SparkConfig(_Section):
+class SparkConfig(Section):
     """Used only where no platform gives a session: one machine."""
 
     master: str = "local[2,4]"
@@ -257,7 +263,7 @@ class SparkConfig(_Section):
     settings: dict[str, str] = Field(default_factory=dict)
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a run needs to know; the resolved form goes into the run record."""
 
     name: Name
@@ -267,6 +273,9 @@ class Config(_Section):
     identity: IdentityConfig = IdentityConfig()
     fetch: FetchConfig | None = None
     inputs: dict[Name, InputConfig] = Field(min_length=1)
+    views: dict[Name, str] = Field(
+        default_factory=dict, description="named selects over inputs and earlier views, for any other select"
+    )
     channels: dict[Name, ChannelConfig] = Field(min_length=1)
     fields: dict[Name, FieldConfig] = Field(min_length=1)
     consent: ConsentConfig
@@ -283,14 +292,7 @@ class Config(_Section):
     spark: SparkConfig = SparkConfig()
     notes: tuple[str, ...] = ()
 
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            zoneinfo.ZoneInfo(value)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"expected an IANA time zone such as Europe/Lisbon, got {value!r}") from error
-        return value
+    _zone = field_validator("time_zone")(_known_zone)
 
     @model_validator(mode="after")
     def _files_feed_ranks(self) -> Config:
@@ -306,13 +308,16 @@ class Config(_Section):
         taken = RESERVED_COLUMNS & set(self.fields)
         if taken:
             raise ValueError(f"fields {sorted(taken)} are reserved column names")
-        for channel, spec in self.channels.items():
-            if spec.grain not in self.inputs:
-                raise ValueError(f"channels.{channel}.grain {_unknown(spec.grain, self.inputs)}")
+        both = set(self.inputs) & set(self.views)
+        if both:
+            raise ValueError(f"views {sorted(both)} have the name of an input")
+        for name, channel in self.channels.items():
+            if channel.grain not in self.inputs:
+                raise ValueError(f"channels.{name}.grain {_undeclared(channel.grain, self.inputs)}")
         if self.scoring.target not in self.targets:
-            raise ValueError(f"scoring.target {_unknown(self.scoring.target, self.targets)}")
+            raise ValueError(f"scoring.target {_undeclared(self.scoring.target, self.targets)}")
         if self.model.count_by not in self.categorical:
-            raise ValueError(f"model.count_by {_unknown(self.model.count_by, self.categorical)}")
+            raise ValueError(f"model.count_by {_undeclared(self.model.count_by, self.categorical)}")
         if self.sequences.max_events < self.model.context_events:
             raise ValueError("sequences.max_events must not be below model.context_events")
         return self
@@ -355,98 +360,5 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read, override and validate a configuration file.
-
-    Args:
-        path: YAML file.
-        as_of: replaces the file's `as_of` (ISO date).
-        overrides: `dotted.key=value` pairs; the value is read as YAML.
-
-    Raises:
-        ConfigError: no such file, not YAML, an unknown key (the nearest valid one is named) or a bad value.
-    """
-    file = Path(path)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        siblings = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        hint = f"; {file.parent} holds {', '.join(siblings)}" if siblings else ""
-        raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"expected a readable YAML file at {file}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"expected a mapping of keys in {file}, got {type(content).__name__}")
-    for override in overrides:
-        _override(content, override)
-    if as_of is not None:
-        content["as_of"] = as_of
-    try:
-        config = Config.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, file)) from error
-    return _substitute(config)
-
-
-def _substitute(config: Config) -> Config:
-    """Put `root` into the paths that ask for it (`{root}/raw/...`)."""
-    inputs = {
-        name: spec.model_copy(update={"path": spec.path.replace("{root}", config.root)})
-        for name, spec in config.inputs.items()
-    }
-    return config.model_copy(update={"inputs": inputs})
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        raise ConfigError(f"expected --set key=value with a dotted key, got {override!r}")
-    *parents, leaf = key.split(".")
-    node = content
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: {parent} holds a value, not a section")
-        node = child
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from error
-
-
-def _unknown(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f", did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(sorted(known))}"
-    return f"{name!r} is not declared{hint}"
-
-
-def _explain(error: ValidationError, file: Path) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-        if problem["type"] == "extra_forbidden":
-            valid = _valid_keys(problem["loc"][:-1])
-            close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(valid)}"
-            lines.append(f"unknown key {where!r}: {hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"missing key {where!r}")
-        else:
-            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where + ': ' if where else ''}{message}{got}")
-    return f"{file} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
-
-
-def _valid_keys(location: Sequence[int | str]) -> list[str]:
-    """The keys that the section at `location` knows."""
-    section: Any = Config
-    for part in location:
-        if isinstance(section, type) and issubclass(section, _Section):
-            section = section.model_fields[str(part)].annotation
-        elif get_origin(section) is dict:
-            section = get_args(section)[1]
-        candidates = [a for a in get_args(section) if isinstance(a, type) and issubclass(a, _Section)]
-        if get_origin(section) is not dict and candidates:
-            section = candidates[0]
-    return sorted(section.model_fields) if isinstance(section, type) and issubclass(section, _Section) else []
+def _undeclared(name: str, known: Any) -> str:
+    return f"{name!r} is not declared: {did_you_mean(name, known)}"

@@ -5,6 +5,16 @@ A message says what was expected, what arrived, and what to do next.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The hint of an error about an unknown name: the nearest known one, else `otherwise`, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else otherwise or f"expected one of {', '.join(names)}"
+
 
 class LamSparkError(Exception):
     """Root of all errors raised on purpose; anything else is a defect."""

@@ -284,7 +284,7 @@ class DataSet:
 
     def config(self, *overrides: str) -> Config:
         """The loaded configuration, with `key=value` overrides."""
-        from lam_spark.config import load_config
+        from lam_spark.config_file import load_config
 
         return load_config(self.conf, overrides=overrides)
 
@@ -433,7 +433,7 @@ def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
 
     def build(config: Config | None = None, started_at: dt.datetime = STARTED_AT, **sections: Any) -> Run:
         if config is None:
-            from lam_spark.config import load_config
+            from lam_spark.config_file import load_config
 
             path = root.with_suffix(".yaml")
             path.parent.mkdir(parents=True, exist_ok=True)

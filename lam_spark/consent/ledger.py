@@ -7,7 +7,7 @@ from pyspark.sql import functions as F
 from lam_spark.errors import ConfigError, ConsentError
 from lam_spark.run import Run, StageResult
 from lam_spark.sources.identity import resolve
-from lam_spark.sources.readers import named_in, refuse_malformed, register_inputs, select
+from lam_spark.sources.readers import Inputs
 
 _COLUMNS = {
     "customer_id": "string",
@@ -27,11 +27,7 @@ def run(run: Run) -> StageResult:
         ConsentError: the source holds no statement, or one without customer, purpose or time. Default deny
             would silence every customer; that is not a state to run on by accident.
     """
-    statement = run.config.consent.select
-    inputs = register_inputs(run.spark, run.config.inputs)
-    for name in named_in(statement, inputs):
-        refuse_malformed(name, inputs[name])
-    stated = select(run.spark, statement, "consent.select")
+    stated = Inputs(run.spark, run.config).select(run.config.consent.select, "consent.select")
     lacking = [name for name in _COLUMNS if name not in stated.columns]
     if lacking:
         raise ConfigError(f"consent.select must yield {', '.join(_COLUMNS)}; it lacks {', '.join(lacking)}")

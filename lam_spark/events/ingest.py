@@ -20,7 +20,7 @@ from lam_spark.errors import DataQualityError
 from lam_spark.events.mapping import REASON, map_channel, row_reason
 from lam_spark.run import Run, StageResult
 from lam_spark.sources.identity import fitting_secret, resolve
-from lam_spark.sources.readers import named_in, refuse_malformed, register_inputs
+from lam_spark.sources.readers import Inputs
 
 MALFORMED_REASON = "line does not parse under the declared columns"
 
@@ -37,7 +37,8 @@ def run(run: Run) -> StageResult:
     staging = run.config.workspace / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        rows_in = {channel: _stage(run, channel, staging) for channel in run.config.channels}
+        inputs = Inputs(run.spark, run.config)
+        rows_in = {channel: _stage(run, inputs, channel, staging) for channel in run.config.channels}
         staged = run.spark.read.parquet(*(str(staging / channel) for channel in run.config.channels))
         refused = _count_refused(staged)
         _hold_gates(run.config, rows_in, refused)
@@ -48,13 +49,9 @@ def run(run: Run) -> StageResult:
     return _balance(run, rows_in, refused, quarantined)
 
 
-def _stage(run: Run, channel: str, staging: Path) -> int:
+def _stage(run: Run, inputs: Inputs, channel: str, staging: Path) -> int:
     """Map one channel into staging; returns its raw rows, malformed lines included."""
     config, spec = run.config, run.config.channels[channel]
-    inputs = register_inputs(run.spark, config.inputs)
-    for name in named_in(spec.select, inputs):
-        if name != spec.grain:
-            refuse_malformed(name, inputs[name])
     grain = inputs[spec.grain]
     raw_rows = grain.rows.count()
     if raw_rows == 0:
@@ -62,7 +59,7 @@ def _stage(run: Run, channel: str, staging: Path) -> int:
             f"channels.{channel}: its input {spec.grain!r} ({config.inputs[spec.grain].path}) has no rows. "
             "An empty delivery is refused: publishing it would erase the channel"
         )
-    mapped = map_channel(run.spark, config, channel, spec).withColumns(
+    mapped = map_channel(inputs, config, channel).withColumns(
         {
             "source": F.lit(channel),
             REASON: row_reason(config, run.started_at),

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.config import ChannelConfig, Config
-from lam_spark.errors import ConfigError
+from lam_spark.config import Config
+from lam_spark.errors import ConfigError, did_you_mean
 from lam_spark.run import sql_literal
 from lam_spark.schema import CHANNEL_COLUMNS, channel_schema
-from lam_spark.sources.readers import select
+from lam_spark.sources.readers import Inputs
 
 REASON = "reason"
 # Clocks of a company's systems differ by minutes; a day more than now is a wrong date.
 _FUTURE_TOLERANCE = dt.timedelta(days=1)
 
 
-def map_channel(spark: SparkSession, config: Config, channel: str, spec: ChannelConfig) -> DataFrame:
+def map_channel(inputs: Inputs, config: Config, channel: str) -> DataFrame:
     """Run the channel's select and give it the declared columns.
 
     Grain: a row of the channel's `grain` input. A declared field that the select leaves out is null.
@@ -29,7 +28,8 @@ def map_channel(spark: SparkSession, config: Config, channel: str, spec: Channel
         ConfigError: the select does not run, lacks a column that every event needs, or yields one that is
             not declared (the nearest declared name is given).
     """
-    mapped = select(spark, spec.select, f"channels.{channel}.select")
+    spec = config.channels[channel]
+    mapped = inputs.select(spec.select, f"channels.{channel}.select", spec.grain)
     lacking = [name for name in CHANNEL_COLUMNS if name not in mapped.columns]
     if lacking:
         raise ConfigError(
@@ -39,8 +39,7 @@ def map_channel(spark: SparkSession, config: Config, channel: str, spec: Channel
     schema = channel_schema(config)
     for name in mapped.columns:
         if name not in schema.names:
-            close = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else "declare it under fields"
+            hint = did_you_mean(name, schema.names, "declare it under fields")
             raise ConfigError(f"channels.{channel}.select yields {name!r}, which is not declared: {hint}")
     return mapped.select(
         *(

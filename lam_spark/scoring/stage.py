@@ -6,20 +6,18 @@ over the eligible customers' sequences, no shuffle; proposals are broadcast.
 
 from __future__ import annotations
 
-import difflib
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import count_standings, eligible
 from lam_spark.dataset.columns import collect_queries, event_columns
-from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.errors import ConfigError, DataQualityError, did_you_mean
 from lam_spark.run import Run, StageResult, sql_literal
 from lam_spark.schema import field_types
 from lam_spark.scoring.spark import champion, predict
 from lam_spark.sequences.assemble import hour_of_week
 from lam_spark.sequences.vocabulary import encode
-from lam_spark.sources.readers import named_in, refuse_malformed, register_inputs, select
+from lam_spark.sources.readers import Inputs
 
 _PROPOSAL_COLUMNS = ("proposal_id", "description")
 
@@ -93,20 +91,12 @@ def proposals(run: Run) -> DataFrame:
         ConfigError: the select does not run, yields an unknown column, no row, a repeated id, or too many rows.
     """
     config = run.config
-    inputs = register_inputs(run.spark, config.inputs)
-    for name in named_in(config.scoring.proposals, inputs):
-        refuse_malformed(name, inputs[name])
     statement = config.scoring.proposals.replace("{as_of}", config.as_of.isoformat())
-    chosen = select(run.spark, statement, "scoring.proposals")
+    chosen = Inputs(run.spark, config).select(statement, "scoring.proposals")
     types = {n: t for n, t in field_types(config).items() if n not in config.reference}
     for name in chosen.columns:
         if name not in (*_PROPOSAL_COLUMNS, *types):
-            close = difflib.get_close_matches(name, list(types), n=1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"expected {', '.join(_PROPOSAL_COLUMNS)} and fields"
-            )
+            hint = did_you_mean(name, types, f"expected {', '.join(_PROPOSAL_COLUMNS)} and fields")
             raise ConfigError(f"scoring.proposals yields {name!r}, which is not a field of the model: {hint}")
     lacking = [name for name in _PROPOSAL_COLUMNS if name not in chosen.columns]
     if lacking:

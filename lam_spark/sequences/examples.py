@@ -46,15 +46,20 @@ def run(run: Run) -> StageResult:
     # Kept on disk between the gate and the write: what is published has passed it.
     examples = examples.persist(StorageLevel.DISK_ONLY)
     counted = examples.groupBy("target", "split").agg(
-        F.count("*").alias("examples"), F.sum("label").cast("int").alias("positives")
+        F.count("*").alias("examples"),
+        F.sum("label").cast("int").alias("positives"),
+        F.count_if(F.col("label_end").isNull()).alias("no_horizon"),
     )
     counts: dict[str, int] = {}
     for row in counted.orderBy("target", "split").toLocalIterator():
         counts[f"{row['target']}.{row['split']}"] = row["examples"]
-        counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
+        if row["split"] == UNUSED:
+            counts[f"{row['target']}.{UNUSED}.no_horizon"] = row["no_horizon"]
+        else:
+            counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
     try:
         _require_both_classes(config, counts)
-        rows = run.tables.overwrite(examples, "examples")
+        rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples")
     finally:
         examples.unpersist()
     counts["examples"] = rows
@@ -104,7 +109,7 @@ def _examples_of(
         *config.categorical,
         *(F.col(field).cast("float").alias(field) for field in config.numeric),
         *config.reference,
-    ).where(F.col("split") != UNUSED)
+    )
     return encode(chosen, vocabulary, config.categorical)
 
 

@@ -1,4 +1,4 @@
-"""Raw inputs under explicit schemas, as temporary views that the channels' SQL reads.
+"""Raw inputs under explicit schemas, as temporary views that the configuration's SQL reads.
 
 Spark fills a column that a file lacks with nulls and turns a bad line into nulls. Both are refused here:
 the columns of every input are compared with the declared ones before anything is read, and malformed lines
@@ -8,6 +8,7 @@ of CSV and JSON are kept apart in `_malformed`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyspark.errors import AnalysisException, ParseException
@@ -25,7 +26,7 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from lam_spark.config import InputConfig
+from lam_spark.config import Config, InputConfig
 from lam_spark.errors import ConfigError, DataQualityError
 
 MALFORMED = "_malformed"
@@ -87,19 +88,56 @@ def open_input(spark: SparkSession, name: str, spec: InputConfig) -> Input:
     )
 
 
-def register_inputs(spark: SparkSession, inputs: dict[str, InputConfig]) -> dict[str, Input]:
-    """Open every input and register its rows as a temporary view of its name."""
-    opened = {name: open_input(spark, name, spec) for name, spec in inputs.items()}
-    for name, source in opened.items():
-        source.rows.createOrReplaceTempView(name)
-    return opened
+class Inputs:
+    """The configured inputs and views of one stage: each is opened once, and only if a statement names it.
+
+    A statement may name inputs and views; both become temporary views of the session.
+    """
+
+    def __init__(self, spark: SparkSession, config: Config) -> None:
+        self._spark = spark
+        self._config = config
+        self._opened: dict[str, Input] = {}
+        self._viewed: set[str] = set()
+
+    def __getitem__(self, name: str) -> Input:
+        """Open an input, register its rows, and keep it open."""
+        if name not in self._opened:
+            self._opened[name] = open_input(self._spark, name, self._config.inputs[name])
+            self._opened[name].rows.createOrReplaceTempView(name)
+        return self._opened[name]
+
+    def select(self, statement: str, where: str, grain: str | None = None) -> DataFrame:
+        """Run a configured SQL select over the inputs and views that it names.
+
+        Args:
+            statement: Spark SQL.
+            where: its place in the configuration, for errors.
+            grain: the input whose malformed lines the caller takes care of; in any other they are refused.
+
+        Raises:
+            ConfigError: the statement does not parse or names something unknown.
+            DataQualityError: a look-up holds lines that do not parse.
+        """
+        for name in _named_in(statement, self._config.views):
+            if name not in self._viewed:
+                self._viewed.add(name)
+                view = self.select(self._config.views[name], f"views.{name}", grain)
+                view.createOrReplaceTempView(name)
+        for name in _named_in(statement, self._config.inputs):
+            if name != grain:
+                refuse_malformed(name, self[name])
+        try:
+            return self._spark.sql(statement)
+        except (ParseException, AnalysisException) as error:
+            raise ConfigError(f"{where}: {_first_line(error)}") from error
 
 
 def refuse_malformed(name: str, source: Input) -> None:
     """Stop where an input that has no quarantine of its own (a look-up, the ledger) holds a bad line.
 
     Raises:
-        DataQualityError: at least one malformed line; the first is counted, never shown.
+        DataQualityError: at least one malformed line; they are counted, never shown.
     """
     if source.malformed is not None and not source.malformed.isEmpty():
         raise DataQualityError(
@@ -108,21 +146,8 @@ def refuse_malformed(name: str, source: Input) -> None:
         )
 
 
-def named_in(statement: str, inputs: dict[str, Input]) -> list[str]:
-    """The inputs that an SQL statement names."""
-    return [name for name in inputs if re.search(rf"\b{name}\b", statement)]
-
-
-def select(spark: SparkSession, statement: str, where: str) -> DataFrame:
-    """Run a configured SQL select; `where` names its place in the configuration.
-
-    Raises:
-        ConfigError: the statement does not parse or names something unknown.
-    """
-    try:
-        return spark.sql(statement)
-    except (ParseException, AnalysisException) as error:
-        raise ConfigError(f"{where}: {_first_line(error)}") from error
+def _named_in(statement: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if re.search(rf"\b{name}\b", statement)]
 
 
 def _columns_present(spark: SparkSession, spec: InputConfig) -> StructType:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lam_spark.cli import STAGES
-from lam_spark.config import load_config
+from lam_spark.config_file import load_config
 from lam_spark.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lam_spark.config import Config, load_config
+from lam_spark.config import Config
+from lam_spark.config_file import load_config
 from lam_spark.dataset.layout import Layout
 from lam_spark.errors import ConfigError
 
@@ -93,12 +94,12 @@ def test_an_unknown_nested_key_names_the_nearest(override: str, message: str) ->
         ),
         (
             "scoring.target=coupon",
-            "scoring.target 'coupon' is not declared, did you mean 'coupon_redemption'?",
+            "scoring.target 'coupon' is not declared: did you mean 'coupon_redemption'?",
         ),
-        ("model.count_by=actoin", "model.count_by 'actoin' is not declared, did you mean 'action'?"),
+        ("model.count_by=actoin", "model.count_by 'actoin' is not declared: did you mean 'action'?"),
         (
             "channels.mailing.grain=campains",
-            "channels.mailing.grain 'campains' is not declared, did you mean 'campaigns'?",
+            "channels.mailing.grain 'campains' is not declared: did you mean 'campaigns'?",
         ),
         (
             "fields.customer_id={role: who, kind: reference}",

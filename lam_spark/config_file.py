@@ -1,0 +1,106 @@
+"""Reads a data set's YAML file into a `Config`: overrides, validation, and error texts that name the key.
+
+Unknown keys are refused with the nearest valid name. Callers see only `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from lam_spark.config import Config, Section
+from lam_spark.errors import ConfigError, did_you_mean
+
+
+def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and validate a configuration file.
+
+    Args:
+        path: YAML file.
+        as_of: replaces the file's `as_of` (ISO date).
+        overrides: `dotted.key=value` pairs; the value is read as YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (the nearest valid one is named) or a bad value.
+    """
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+        hint = f"; {file.parent} holds {', '.join(siblings)}" if siblings else ""
+        raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"expected a readable YAML file at {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"expected a mapping of keys in {file}, got {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    if as_of is not None:
+        content["as_of"] = as_of
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from error
+    return _substitute(config)
+
+
+def _substitute(config: Config) -> Config:
+    """Put `root` into the paths that ask for it (`{root}/raw/...`)."""
+    inputs = {
+        name: spec.model_copy(update={"path": spec.path.replace("{root}", config.root)})
+        for name, spec in config.inputs.items()
+    }
+    return config.model_copy(update={"inputs": inputs})
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise ConfigError(f"expected --set key=value with a dotted key, got {override!r}")
+    *parents, leaf = key.split(".")
+    node = content
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {parent} holds a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from error
+
+
+def _explain(error: ValidationError, file: Path) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        if problem["type"] == "extra_forbidden":
+            valid = _valid_keys(problem["loc"][:-1])
+            lines.append(f"unknown key {where!r}: {did_you_mean(str(problem['loc'][-1]), valid)}")
+        elif problem["type"] == "missing":
+            lines.append(f"missing key {where!r}")
+        else:
+            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where + ': ' if where else ''}{message}{got}")
+    return f"{file} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def _valid_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    section: Any = Config
+    for part in location:
+        if isinstance(section, type) and issubclass(section, Section):
+            section = section.model_fields[str(part)].annotation
+        elif get_origin(section) is dict:
+            section = get_args(section)[1]
+        candidates = [a for a in get_args(section) if isinstance(a, type) and issubclass(a, Section)]
+        if get_origin(section) is not dict and candidates:
+            section = candidates[0]
+    return sorted(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []

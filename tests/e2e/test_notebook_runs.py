@@ -1,0 +1,41 @@
+"""The notebook's cells, run one after another on the workspace of the finished run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from e2e.conftest import REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from e2e.conftest import Finished
+
+
+def test_the_notebook_runs_on_a_finished_run(finished: Finished, tmp_path: Path) -> None:
+    notebook = json.loads((REPOSITORY / "notebooks" / "complete_journey.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = tmp_path / "cells.py"
+    script.write_text("\n\n".join(cells), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "LAM_SPARK_CONF": str(finished.data.conf),
+            "LAM_SPARK_ROOT": str(finished.root),
+            "MPLBACKEND": "Agg",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout.splitlines()
+    assert said[0] == "small_shop as of 2023-12-20"
+    assert any(line.startswith("AUC 0.") for line in said)
