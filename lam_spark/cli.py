@@ -104,6 +104,9 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
                 tables=Tables(spark, workspace / "tables"),
                 journal=journal,
             )
+            undone = run.tables.undo()
+            if undone:
+                journal.event("unfinished publication undone", level="warning", tables=undone)
             results = {name: _one_stage(run, name) for name in names}
         finally:
             journal.close()

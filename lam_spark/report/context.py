@@ -97,7 +97,7 @@ class FunnelStep:
 
 @dataclass(frozen=True, slots=True)
 class SourceCount:
-    """What became of the raw rows of one source; ``rows_in = events + duplicates + quarantined`` is checked.
+    """What became of the raw rows of one source; every row is one of the four.
 
     Attributes:
         source: The source's name.
@@ -105,6 +105,7 @@ class SourceCount:
         events: Rows that became an event.
         duplicates: Rows dropped as a repeat of an event already there.
         quarantined: Rows set aside because they broke a rule.
+        unresolved: Rows set aside because their id (a cookie, a phone) is nobody's yet.
     """
 
     source: str
@@ -112,6 +113,7 @@ class SourceCount:
     events: int
     duplicates: int
     quarantined: int
+    unresolved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

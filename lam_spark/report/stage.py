@@ -21,6 +21,7 @@ from lam_spark.report.render import write_report
 from lam_spark.run import Run, StageResult, sql_literal
 from lam_spark.tables import TABLES
 
+_ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
 _HEAD_ROWS = 15
 _HISTOGRAM_BINS = 20
@@ -84,8 +85,8 @@ def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
         calibration=_calibration(entries["evaluate"]["facts"]["calibration"]),
         funnel=_funnel(run, entries),
         sources=tuple(
-            c.SourceCount(source, **counts)
-            for source, counts in entries["ingest"]["facts"]["sources"].items()
+            c.SourceCount(source, **{name: counts[name] for name in _ROW_FATES})
+            for source, counts in _events_by_channel(run, entries).items()
         ),
         consent=tuple(
             c.ConsentCount(purpose, **counts)
@@ -173,13 +174,21 @@ def _calibration(facts: Entry) -> c.Calibration:
 
 
 def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
-    ingest, score, deliver = (entries[stage] for stage in ("ingest", "score", "deliver"))
+    score, deliver = entries["score"], entries["deliver"]
+    channels = _events_by_channel(run, entries)
+    rows = {name: sum(counts[name] for counts in channels.values()) for name in _ROW_FATES}
     refused: dict[str, int] = {}
-    for reasons in ingest["facts"]["refused"].values():
-        for reason, count in reasons.items():
+    for channel, reasons in entries["ingest"]["facts"]["refused"].items():
+        for reason, count in reasons.items() if channel in channels else ():
             refused[reason] = refused.get(reason, 0) + count
-    duplicates = ingest["counts"]["duplicates"]
-    losses = [c.Loss("seen before (exact duplicates)", duplicates)] if duplicates else []
+    losses = [
+        c.Loss(text, rows[name])
+        for name, text in (
+            ("duplicates", "seen before (exact duplicates)"),
+            ("unresolved", "the id is nobody's yet"),
+        )
+        if rows[name]
+    ]
     losses += [c.Loss(f"refused: {reason}", count) for reason, count in refused.items()]
     purpose = run.config.consent.contact_purpose
     stands = score["facts"]["standings"][purpose]
@@ -197,10 +206,8 @@ def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
     counts = deliver["counts"]
     withheld, below = counts["suppressed_by_consent"], counts["below_capacity"]
     return (
-        c.FunnelStep("Raw rows", ingest["counts"]["rows_in"], "rows", note="as the channels delivered them"),
-        c.FunnelStep(
-            "Events", ingest["counts"]["events"], "events", tuple(losses), "who, when, where, what, how"
-        ),
+        c.FunnelStep("Raw rows", rows["rows_in"], "rows", note="as the channels delivered them"),
+        c.FunnelStep("Events", rows["events"], "events", tuple(losses), "who, when, where, what, how"),
         c.FunnelStep("With any event", sum(stands.values()), "customers", note="everyone the channels know"),
         c.FunnelStep(
             "Eligible",
@@ -232,6 +239,17 @@ def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
             else (),
         ),
     )
+
+
+def _events_by_channel(run: Run, entries: dict[str, Entry]) -> dict[str, dict[str, int]]:
+    """What became of all rows that each channel ever delivered, as the newest ingest left them."""
+    totals = entries["ingest"]["facts"]["totals"]
+    channels = {name: dict(totals[name]) for name in run.config.channels if name in totals}
+    for counts in channels.values():
+        found_later = counts["picked_up"] - counts["orphaned"]
+        counts["events"] += found_later
+        counts["unresolved"] -= found_later
+    return channels
 
 
 def _contact_list(run: Run, deliver: Entry) -> c.ContactList:

@@ -1,8 +1,9 @@
-"""The identity map: raw customer id -> `customer_key`, the only door between the two.
+"""The identity map: raw id -> pseudonym, the only door between the two.
 
-`customer_key` is HMAC-SHA256 of the raw id under a secret, cut to 128 bits (32 hex characters). The secret
-comes from the environment and is never written; `key_check` tells when a run brings another secret than
-the tables were built with.
+A pseudonym is HMAC-SHA256 of the id's kind and text under a secret, cut to 128 bits (32 hex characters). The
+pseudonym of a customer's own id is the `customer_key`; that of any other kind (cookie, device, phone) is an
+`id_key`, which `links` tie to customers. The secret comes from the environment and is never written; `key_check`
+tells when a run brings another secret than the tables were built with.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pyspark.sql import functions as F
 from lam_spark.errors import ConfigError
 from lam_spark.run import Run
 
+CUSTOMER = "customer"
 KEY_HEX_DIGITS = 32
 _MIN_SECRET_CHARACTERS = 32
+_IDENTITY = "id_kind STRING, raw_id STRING, id_key STRING, key_check STRING"
 
 
 def secret_from_environment(variable: str) -> bytes:
@@ -38,9 +41,9 @@ def secret_from_environment(variable: str) -> bytes:
     return secret.encode()
 
 
-def keyed_pseudonym(secret: bytes, raw_id: str) -> str:
-    """HMAC-SHA256 of `raw_id`, the first 128 bits in hex."""
-    return hmac.new(secret, b"customer:" + raw_id.encode(), hashlib.sha256).hexdigest()[:KEY_HEX_DIGITS]
+def keyed_pseudonym(secret: bytes, raw_id: str, kind: str = CUSTOMER) -> str:
+    """HMAC-SHA256 of `kind:raw_id`, the first 128 bits in hex."""
+    return hmac.new(secret, f"{kind}:{raw_id}".encode(), hashlib.sha256).hexdigest()[:KEY_HEX_DIGITS]
 
 
 def fitting_secret(run: Run) -> tuple[bytes, str]:
@@ -62,29 +65,43 @@ def fitting_secret(run: Run) -> tuple[bytes, str]:
     return secret, check
 
 
-def resolve(run: Run, rows: DataFrame) -> DataFrame:
-    """Replace `customer_id` (raw, string, not null) by `customer_key`.
+def register_ids(run: Run, ids: DataFrame) -> None:
+    """Give every id that is not known yet its pseudonym, in the table `identity` (grain: kind and raw id).
 
-    Ids not seen before get their key and are kept in the table `identity`
-    (grain: a raw id; columns `customer_id, customer_key, key_check`).
-    Cost: one distinct over the ids, one join on the id; Python sees each new id once.
+    Args:
+        run: the run.
+        ids: `id_kind, raw_id` (strings, not null), in any number of copies.
+
+    Cost: one distinct over the ids; Python sees each new id once.
 
     Raises:
         ConfigError: the secret is missing, or is not the one of the earlier runs.
     """
     secret, check = fitting_secret(run)
-    ids = rows.select("customer_id").distinct()
+    fresh = ids.select("id_kind", "raw_id").distinct()
     if run.tables.exists("identity"):
-        ids = ids.join(run.tables.read("identity"), "customer_id", "left_anti")
+        fresh = fresh.join(run.tables.read("identity"), ["id_kind", "raw_id"], "left_anti")
 
     def keys(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
-            made = [keyed_pseudonym(secret, raw) for raw in batch["customer_id"]]
-            yield pd.DataFrame(
-                {"customer_id": batch["customer_id"], "customer_key": made, "key_check": check}
-            )
+            pairs = zip(batch["id_kind"], batch["raw_id"], strict=True)
+            made = pd.Series([keyed_pseudonym(secret, raw, kind) for kind, raw in pairs], dtype=object)
+            yield batch.assign(id_key=made.to_numpy(), key_check=check)
 
-    fresh = ids.mapInPandas(keys, "customer_id STRING, customer_key STRING, key_check STRING")
-    run.tables.insert_new(fresh, "identity", ["customer_id"])
-    identity = run.tables.read("identity").select("customer_id", "customer_key")
-    return rows.join(identity, "customer_id").drop("customer_id")
+    run.tables.insert_new(fresh.mapInPandas(keys, _IDENTITY), "identity", ["id_kind", "raw_id"])
+
+
+def pseudonyms(run: Run, rows: DataFrame, kind: str, raw: str, key: str) -> DataFrame:
+    """Replace the column `raw` of registered ids of one kind by their pseudonyms in the column `key`."""
+    known = run.tables.read("identity").where(F.col("id_kind") == kind)
+    return rows.join(known.select(F.col("raw_id").alias(raw), F.col("id_key").alias(key)), raw).drop(raw)
+
+
+def resolve(run: Run, rows: DataFrame) -> DataFrame:
+    """Replace `customer_id` (raw, string, not null) by `customer_key`, registering ids that are new.
+
+    Raises:
+        ConfigError: the secret is missing, or is not the one of the earlier runs.
+    """
+    register_ids(run, rows.select(F.lit(CUSTOMER).alias("id_kind"), F.col("customer_id").alias("raw_id")))
+    return pseudonyms(run, rows, CUSTOMER, "customer_id", "customer_key")

@@ -7,11 +7,13 @@ of CSV and JSON are kept apart in `_malformed`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyspark.errors import AnalysisException, ParseException
+from pyspark.errors.exceptions.base import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -32,6 +34,39 @@ from lam_spark.errors import ConfigError, DataQualityError
 MALFORMED = "_malformed"
 _WIDTH: dict[type[DataType], int] = {ByteType: 1, ShortType: 2, IntegerType: 3, LongType: 4}
 _SAMPLED_LINES = 1000
+# Of so many files of one delivery the columns are compared one by one; of more, an even spread of this many.
+_COMPARED_FILES = 100
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is taken whole: a file (size in bytes, modified in microseconds since 1970), a Delta table's version,
+    a database up to a watermark."""
+
+    name: str
+    size: int | None = None
+    modified: int | None = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is new of an input for one reader, a channel or a link statement.
+
+    Attributes:
+        parts: new files; or one part, the Delta version or the watermark to read up to. Empty: nothing new.
+        after: the Delta version or the watermark that was read up to before.
+        mapping: digest of how the reader maps its rows.
+        is_first: whether the reader never took anything.
+        has_feed: whether a Delta table tells what came after `after`.
+    """
+
+    reader: str
+    input: str
+    parts: tuple[Part, ...]
+    after: str | None
+    mapping: str
+    is_first: bool
+    has_feed: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,51 +76,84 @@ class Input:
     Attributes:
         rows: the well-formed rows, with the declared columns.
         malformed: lines that the reader could not parse, one column `raw`; None for binary formats.
+        undeclared: columns that are there and that nobody declared; they are not read.
+        lines: rows and malformed lines together, None for binary formats.
     """
 
     rows: DataFrame
     malformed: DataFrame | None
+    undeclared: tuple[str, ...] = ()
+    lines: DataFrame | None = None
+
+    def count(self) -> tuple[int, int]:
+        """Well-formed rows and malformed lines, in one pass."""
+        if self.lines is None:
+            return self.rows.count(), 0
+        counted = self.lines.agg(F.count("*").alias("all"), F.count(MALFORMED).alias("malformed")).first()
+        assert counted is not None  # an aggregate without keys gives one row
+        return counted["all"] - counted["malformed"], counted["malformed"]
 
 
-def open_input(spark: SparkSession, name: str, spec: InputConfig) -> Input:
+def open_input(spark: SparkSession, name: str, spec: InputConfig, new: Delivery | None = None) -> Input:
     """Open one input lazily, after checking that its columns are the declared ones.
+
+    Args:
+        spark: the session.
+        name: the input's, for errors.
+        spec: the input's section.
+        new: read only this; the whole input where not given.
 
     Raises:
         ConfigError: no such path, bad DDL, or the declared columns are not in it or have another type.
     """
+    schema = _declared(name, spec)
+    paths = [spec.path] if new is None else [_literal(part.name) for part in new.parts]
     try:
-        schema = StructType.fromDDL(spec.columns)
-    except (ParseException, AnalysisException) as error:
-        raise ConfigError(f"inputs.{name}.columns is not Spark DDL: {_first_line(error)}") from error
-    assert isinstance(schema, StructType)  # a list of columns is never a simple type
-    try:
-        present = _columns_present(spark, spec)
+        if spec.format == "delta":
+            frame = _delta_rows(spark, spec, new)
+        elif spec.format == "jdbc":
+            frame = jdbc_frame(spark, name, spec, _query(spec, new))
+        else:
+            return _open_files(spark, name, spec, schema, paths)
     except AnalysisException as error:
-        if error.getCondition() == "PATH_NOT_FOUND" or "doesn't exist" in str(error):
+        raise not_found(name, spec, error) from error
+    undeclared = _compare(name, spec, schema, frame.schema)
+    return Input(frame.select(*(F.col(f.name).cast(f.dataType) for f in schema)), None, undeclared)
+
+
+def not_found(name: str, spec: InputConfig, error: Exception) -> ConfigError:
+    """What to say of an input that cannot be opened."""
+    text = str(error)
+    if "PATH_NOT_FOUND" in text or "doesn't exist" in text or "DELTA_MISSING_DELTA_TABLE" in text:
+        return ConfigError(f"inputs.{name}: expected {spec.format} at {spec.path}, found nothing")
+    return ConfigError(f"inputs.{name}: {spec.path} is not {spec.format}: {_first_line(error)}")
+
+
+def jdbc_frame(spark: SparkSession, name: str, spec: InputConfig, query: str) -> DataFrame:
+    """Rows of a query on the input's database.
+
+    Raises:
+        ConfigError: a secret is not in the environment, the driver's class is not there, or the database
+            refuses the query.
+    """
+    secrets = {}
+    for option, variable in spec.secrets.items():
+        if variable not in os.environ:
             raise ConfigError(
-                f"inputs.{name}: expected {spec.format} at {spec.path}, found nothing"
-            ) from error
-        raise ConfigError(f"inputs.{name}: {spec.path} is not {spec.format}: {_first_line(error)}") from error
-    _compare(name, spec, schema, present)
-    reader = spark.read.format(spec.format).options(**spec.options)
-    if spec.format in ("parquet", "delta"):
-        frame = reader.load(spec.path) if spec.format == "delta" else reader.schema(schema).load(spec.path)
-        return Input(frame.select(*(F.col(f.name).cast(f.dataType) for f in schema)), None)
-    with_malformed = StructType([*schema.fields]).add(MALFORMED, StringType())
-    lines = (
-        reader.schema(with_malformed)
-        .option("mode", "PERMISSIVE")
-        .option("columnNameOfCorruptRecord", MALFORMED)
-        .option("header", "true")
-        .load(spec.path)
-    )
-    # Spark parses only the columns that a query needs, and a line is malformed only if a needed one is. A
-    # condition on all of them makes the verdict the same for every query.
-    parsed = lines.where(F.xxhash64(*schema.names) >= F.lit(-(2**63)))
-    return Input(
-        rows=parsed.where(F.col(MALFORMED).isNull()).drop(MALFORMED),
-        malformed=parsed.where(F.col(MALFORMED).isNotNull()).select(F.col(MALFORMED).alias("raw")),
-    )
+                f"inputs.{name}.secrets.{option}: expected the environment variable {variable}, it is not set"
+            )
+        secrets[option] = os.environ[variable]
+    options = {key: value for key, value in spec.options.items() if key not in ("dbtable", "query")}
+    try:
+        return spark.read.format("jdbc").options(**options, **secrets).option("query", query).load()
+    except PySparkException as error:
+        text = _first_line(error)
+        if "ClassNotFoundException" in str(error) or "No suitable driver" in str(error):
+            text = (
+                f"{text}; put the driver's jar on the session, e.g. --packages org.postgresql:postgresql:42.7.8 "
+                "or spark.settings: {spark.jars.packages: ...}"
+            )
+        raise ConfigError(f"inputs.{name}: the database at {_place(spec)} says: {text}") from error
 
 
 class Inputs:
@@ -99,13 +167,21 @@ class Inputs:
         self._config = config
         self._opened: dict[str, Input] = {}
         self._viewed: set[str] = set()
+        self._new: dict[str, Input] = {}
 
     def __getitem__(self, name: str) -> Input:
-        """Open an input, register its rows, and keep it open."""
+        """Open an input, register its rows, and keep it open; of a grain, what `only` has narrowed it to."""
+        if name in self._new:
+            return self._new[name]
         if name not in self._opened:
             self._opened[name] = open_input(self._spark, name, self._config.inputs[name])
             self._opened[name].rows.createOrReplaceTempView(name)
         return self._opened[name]
+
+    def only(self, new: Delivery) -> Input:
+        """Narrow an input to what is new for its reader, for the reader's own select; returns it."""
+        self._new[new.input] = open_input(self._spark, new.input, self._config.inputs[new.input], new)
+        return self._new[new.input]
 
     def select(self, statement: str, where: str, grain: str | None = None) -> DataFrame:
         """Run a configured SQL select over the inputs and views that it names.
@@ -113,24 +189,33 @@ class Inputs:
         Args:
             statement: Spark SQL.
             where: its place in the configuration, for errors.
-            grain: the input whose malformed lines the caller takes care of; in any other they are refused.
+            grain: the input whose malformed lines the caller takes care of, and of which the statement sees
+                only what is new; all others, and the views, are whole, and malformed lines in them are refused.
 
         Raises:
             ConfigError: the statement does not parse or names something unknown.
             DataQualityError: a look-up holds lines that do not parse.
         """
+        new = self._new.pop(grain, None) if grain else None
         for name in _named_in(statement, self._config.views):
             if name not in self._viewed:
                 self._viewed.add(name)
-                view = self.select(self._config.views[name], f"views.{name}", grain)
-                view.createOrReplaceTempView(name)
+                self.select(self._config.views[name], f"views.{name}").createOrReplaceTempView(name)
         for name in _named_in(statement, self._config.inputs):
-            if name != grain:
-                refuse_malformed(name, self[name])
+            if name != grain or new is None:
+                source = self[name]
+                if name != grain:
+                    refuse_malformed(name, source)
+        if grain and new is not None:
+            self._new[grain] = new
+            new.rows.createOrReplaceTempView(grain)
         try:
             return self._spark.sql(statement)
         except (ParseException, AnalysisException) as error:
             raise ConfigError(f"{where}: {_first_line(error)}") from error
+        finally:
+            if grain in self._opened:  # whoever names it as a look-up sees all of it
+                self._opened[grain].rows.createOrReplaceTempView(grain)
 
 
 def refuse_malformed(name: str, source: Input) -> None:
@@ -146,45 +231,140 @@ def refuse_malformed(name: str, source: Input) -> None:
         )
 
 
+def _declared(name: str, spec: InputConfig) -> StructType:
+    try:
+        schema = StructType.fromDDL(spec.columns)
+    except (ParseException, AnalysisException) as error:
+        raise ConfigError(f"inputs.{name}.columns is not Spark DDL: {_first_line(error)}") from error
+    assert isinstance(schema, StructType)  # a list of columns is never a simple type
+    return schema
+
+
+def _open_files(
+    spark: SparkSession, name: str, spec: InputConfig, schema: StructType, paths: list[str]
+) -> Input:
+    undeclared: set[str] = set()
+    step = max(1, -(-len(paths) // _COMPARED_FILES))
+    # JSON lines have no header: a key that one file lacks may occur in the next.
+    compared = [paths] if spec.format == "json" else [[path] for path in paths[::step]]
+    for some in compared:
+        undeclared |= set(_compare(name, spec, schema, _columns_present(spark, spec, some)))
+    # A file of `day=2024-05-01/` has its day only with the folder above it as the base.
+    is_folder = not any(path.endswith(_literal(spec.path)) for path in paths) and "*" not in spec.path
+    base = {"basePath": spec.path} if is_folder else {}
+    reader = spark.read.format(spec.format).options(**spec.options, **base)
+    extra = tuple(sorted(undeclared))
+    if spec.format == "parquet":
+        frame = reader.schema(schema).load(paths)
+        return Input(frame.select(*schema.names), None, extra)
+    with_malformed = StructType([*schema.fields]).add(MALFORMED, StringType())
+    lines = (
+        reader.schema(with_malformed)
+        .option("mode", "PERMISSIVE")
+        .option("columnNameOfCorruptRecord", MALFORMED)
+        .option("header", "true")
+        .load(paths)
+    )
+    # Spark parses only the columns that a query needs, and a line is malformed only if a needed one is. A
+    # condition on all of them makes the verdict the same for every query.
+    parsed = lines.where(F.xxhash64(*schema.names) >= F.lit(-(2**63)))
+    return Input(
+        rows=parsed.where(F.col(MALFORMED).isNull()).drop(MALFORMED),
+        malformed=parsed.where(F.col(MALFORMED).isNotNull()).select(F.col(MALFORMED).alias("raw")),
+        undeclared=extra,
+        lines=parsed,
+    )
+
+
+def _delta_rows(spark: SparkSession, spec: InputConfig, new: Delivery | None) -> DataFrame:
+    """The table as it stands, or the rows that came after the version that was taken last.
+
+    Without a change feed the new version is read whole: rows that were taken before are duplicates.
+    """
+    reader = spark.read.format("delta").options(**spec.options)
+    if new is None:
+        return reader.load(spec.path)
+    version = new.parts[0].name
+    if new.after is None or not new.has_feed:
+        return reader.option("versionAsOf", version).load(spec.path)
+    feed = reader.option("readChangeFeed", "true").option("startingVersion", int(new.after) + 1)
+    rows = feed.option("endingVersion", version).load(spec.path)
+    return rows.where(F.col("_change_type").isin("insert", "update_postimage")).drop(
+        "_change_type", "_commit_version", "_commit_timestamp"
+    )
+
+
+def _query(spec: InputConfig, new: Delivery | None) -> str:
+    table = table_of(spec)
+    if new is None or spec.watermark is None:
+        return f"SELECT * FROM {table}"
+    upto = f"{spec.watermark} <= '{new.parts[0].name}'"
+    after = "" if new.after is None else f"{spec.watermark} > '{new.after}' AND "
+    return f"SELECT * FROM {table} WHERE {after}{upto}"
+
+
+def table_of(spec: InputConfig) -> str:
+    """What stands behind FROM to read a jdbc input."""
+    return spec.options.get("dbtable") or f"({spec.options['query']}) configured_query"
+
+
+def _place(spec: InputConfig) -> str:
+    # What follows in a URL may be a password.
+    return spec.path or spec.options["url"].split("?")[0]
+
+
+def _literal(path: str) -> str:
+    """A file's path as Spark takes it: a reader would expand `[1]` in a name as a pattern."""
+    return re.sub(r"([{}\[\]*?\\])", r"\\\1", path)
+
+
 def _named_in(statement: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if re.search(rf"\b{name}\b", statement)]
 
 
-def _columns_present(spark: SparkSession, spec: InputConfig) -> StructType:
+def _columns_present(spark: SparkSession, spec: InputConfig, paths: list[str]) -> StructType:
     """The columns that the files hold: from the footer, the header line, or a sample of JSON lines."""
-    reader = spark.read.options(**spec.options)
-    if spec.format == "json":
-        lines = spark.read.text(spec.path).limit(_SAMPLED_LINES)
-        return spark.read.json(lines.rdd.map(lambda row: row[0])).schema
-    if spec.format == "csv":
-        header = reader.option("header", "true").option("inferSchema", "false")
-        return header.csv(spec.path).schema
-    return reader.format(spec.format).load(spec.path).schema
+    try:
+        if spec.format == "json":
+            lines = spark.read.text(paths).limit(_SAMPLED_LINES)
+            return spark.read.json(lines.rdd.map(lambda row: row[0])).schema
+        reader = spark.read.options(**spec.options)
+        if spec.format == "csv":
+            return reader.option("header", "true").option("inferSchema", "false").csv(paths).schema
+        return reader.format(spec.format).load(paths).schema
+    except AnalysisException as error:
+        if "UNABLE_TO_INFER_SCHEMA" in str(error):  # a folder without a file, or a file without a line
+            return StructType([])
+        raise
 
 
-def _compare(name: str, spec: InputConfig, declared: StructType, present: StructType) -> None:
+def _compare(name: str, spec: InputConfig, declared: StructType, present: StructType) -> tuple[str, ...]:
+    """Refuse columns that are lacking or of another type; returns those that nobody declared."""
     if spec.format == "json" and not present.names:
-        return  # no line at all: whoever needs its rows says so
+        return ()  # no line at all: whoever needs its rows says so
     missing = [f.name for f in declared if f.name not in present.names]
+    place = _place(spec)
     if missing:
         raise ConfigError(
-            f"inputs.{name}: {spec.path} lacks the declared columns {', '.join(missing)}; "
+            f"inputs.{name}: {place} lacks the declared columns {', '.join(missing)}; "
             f"it has {', '.join(present.names) or 'none'}"
         )
+    undeclared = tuple(column for column in present.names if column not in declared.names)
     if spec.format == "csv" and declared.names != present.names:
         raise ConfigError(
             f"inputs.{name}: a CSV's columns are read by position, expected the header "
             f"{','.join(declared.names)}, got {','.join(present.names)}"
         )
     if spec.format in ("csv", "json"):
-        return  # text: a value that does not fit its type makes the line malformed
+        return tuple(column for column in undeclared if column != "_corrupt_record")
     wrong = [
         f"{f.name} is {present[f.name].dataType.simpleString()}, declared {f.dataType.simpleString()}"
         for f in declared
         if not _fits(present[f.name].dataType, f.dataType)
     ]
     if wrong:
-        raise ConfigError(f"inputs.{name}: {spec.path} has other types: {'; '.join(wrong)}")
+        raise ConfigError(f"inputs.{name}: {place} has other types: {'; '.join(wrong)}")
+    return undeclared
 
 
 def _fits(present: DataType, declared: DataType) -> bool:

@@ -34,7 +34,7 @@ def test_it_says_in_one_line_where_the_result_is(finished: Finished) -> None:
 
 
 def test_rows_in_are_events_duplicates_and_refused_rows(finished: Finished) -> None:
-    assert finished.summary["stages"]["ingest"] == finished.data.expected
+    assert finished.summary["stages"]["ingest"].items() >= finished.data.expected.items()
     events = rows(finished.root, "events")
     assert len(events) == finished.data.expected["events"]
     assert len({row["event_id"] for row in events}) == len(events)

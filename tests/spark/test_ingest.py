@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.events import ingest
+from lam_spark.events.staging import MALFORMED_REASON
 from lam_spark.run import Run, StageResult
 from lam_spark.sources.identity import keyed_pseudonym
 from spark.conftest import table_versions
@@ -93,7 +94,11 @@ def content(run: Run) -> set[tuple[Any, ...]]:
 
 
 def test_rows_in_are_events_duplicates_and_refused_rows(world: World) -> None:
-    sources = world.result.facts["sources"]
+    kinds = ("rows_in", "events", "duplicates", "quarantined")
+    sources = {
+        source: {kind: counts[kind] for kind in kinds}
+        for source, counts in world.result.facts["sources"].items()
+    }
     refused = sum(len(rows) for rows in BROKEN.values())
     assert sources == {
         "shop": {"rows_in": 4 + refused + 2, "events": 4, "duplicates": 2, "quarantined": refused},
@@ -102,12 +107,13 @@ def test_rows_in_are_events_duplicates_and_refused_rows(world: World) -> None:
     }
     counts = world.result.counts
     assert counts["rows_in"] == counts["events"] + counts["duplicates"] + counts["quarantined"]
+    assert counts["unresolved"] == counts["conflicting"] == counts["links"] == 0
     assert world.run.tables.read("events").count() == counts["events"]
     assert world.run.tables.read("quarantine").count() == counts["quarantined"]
 
 
 def test_every_refused_row_has_its_reason(world: World) -> None:
-    wanted = {reason: len(rows) for reason, rows in BROKEN.items()} | {ingest.MALFORMED_REASON: 3}
+    wanted = {reason: len(rows) for reason, rows in BROKEN.items()} | {MALFORMED_REASON: 3}
     grouped = world.run.tables.read("quarantine").groupBy("reason").count()
     assert {row["reason"]: row["count"] for row in grouped.collect()} == wanted
     told: dict[str, int] = {}
@@ -118,14 +124,14 @@ def test_every_refused_row_has_its_reason(world: World) -> None:
 
 
 def test_lines_that_do_not_parse_keep_their_text(world: World) -> None:
-    kept = world.run.tables.read("quarantine").where(f"reason = '{ingest.MALFORMED_REASON}'")
+    kept = world.run.tables.read("quarantine").where(f"reason = '{MALFORMED_REASON}'")
     texts = {(row["source"], row["raw"]) for row in kept.collect()}
     assert texts >= {("mailing", BAD_CSV), ("response", BAD_JSON)}
     assert len(texts) == 3
 
 
 def test_refused_rows_are_kept_without_their_customer(world: World) -> None:
-    mapped = world.run.tables.read("quarantine").where(f"reason != '{ingest.MALFORMED_REASON}'")
+    mapped = world.run.tables.read("quarantine").where(f"reason != '{MALFORMED_REASON}'")
     kept = [row["raw"] for row in mapped.collect()]
     assert not [raw for raw in kept if "RAW-CUSTOMER" in raw]
     parsed = [json.loads(raw) for raw in kept]
@@ -136,7 +142,7 @@ def test_refused_rows_are_kept_without_their_customer(world: World) -> None:
 def test_a_row_that_parsed_brings_no_raw_id_into_the_quarantine(world: World) -> None:
     """A line that does not parse is kept as it came (the table is restricted); a row that did loses its id."""
     kept = world.run.tables.read("quarantine").collect()
-    unparsed = ingest.MALFORMED_REASON
+    unparsed = MALFORMED_REASON
     assert not [row["raw"] for row in kept if ONE in row["raw"] and row["reason"] != unparsed]
     assert [row["raw"] for row in kept if row["reason"] == unparsed]
 
@@ -160,7 +166,7 @@ def test_events_carry_pseudonyms_utc_times_and_declared_types(world: World) -> N
 def test_another_order_of_rows_gives_the_same_events(world: World) -> None:
     before = content(world.run)
     write_world(world.root, backwards=True)
-    again = world.build(quality={"max_quarantine_share": 1.0})
+    again = world.build(quality={"max_quarantine_share": 1.0}, ingest={"rebuild": True})
     counts = ingest.run(again).counts
     assert content(again) == before
     assert len(before) == 9
@@ -169,8 +175,8 @@ def test_another_order_of_rows_gives_the_same_events(world: World) -> None:
 
 def test_too_many_refused_rows_publish_nothing(world: World) -> None:
     before = table_versions(world.run)
-    with pytest.raises(DataQualityError, match=r"channels\.shop: 6 of 12 rows \(50\.0%\) were refused"):
-        ingest.run(world.build(quality={"max_quarantine_share": 0.4}))
+    with pytest.raises(DataQualityError, match=r"shop: 6 of 12 new rows \(50\.0%\) were refused"):
+        ingest.run(world.build(quality={"max_quarantine_share": 0.4}, ingest={"rebuild": True}))
     assert table_versions(world.run) == before
     assert len(content(world.run)) == 9
 

@@ -1,0 +1,228 @@
+"""Accepted rows become events of customers: pseudonyms, exact deduplication, owners of ids at points in time.
+
+An event is known by (source, id, event_time, event_key). A further row that says the same is a duplicate; one
+that says something else of the same event is a duplicate too and counted as conflicting: the first delivered
+stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from lam_spark.config import Config
+from lam_spark.events.mapping import RAW, REASON
+from lam_spark.run import Run
+from lam_spark.sources.identity import CUSTOMER, pseudonyms, register_ids
+from lam_spark.sources.links import LINK, changed_timelines, owner_at, timelines
+
+# What becomes of an accepted row.
+EVENT, UNRESOLVED, DUPLICATE = "event", "unresolved", "duplicate"
+_MICROS = "yyyy-MM-dd HH:mm:ss.SSSSSS"
+# Columns of `unresolved`; the declared fields follow.
+WAITING = ["event_id", "id_key", "event_time", "source"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the new rows and the new links come to; frames over staging folders.
+
+    Attributes:
+        links: new links (grain: a link; `id_key, customer_key, linked_at, source`), None without any.
+        rows: accepted rows with their `outcome` and whether they are `conflicting`.
+        picked_up: rows of `unresolved` that now have a customer, None where no id changed hands.
+        moved: events whose customer is another one now, or nobody (`customer_key` null, `event_id`).
+    """
+
+    links: DataFrame | None
+    rows: DataFrame | None
+    picked_up: DataFrame | None
+    moved: DataFrame | None
+
+
+def resolve_staged(run: Run, staging: Path, readers: list[str]) -> Resolved:
+    """Resolve what `stage_delivery` has left for these readers.
+
+    Writes `identity` (append-only; a pseudonym says nothing by itself); all else stays in staging.
+    """
+    config = run.config
+    links = [name for name in readers if name in config.identity.links]
+    channels = [name for name in readers if name in config.channels]
+    accepted = {
+        name: run.spark.read.parquet(str(staging / name)).where(F.col(REASON).isNull()).drop(REASON, RAW)
+        for name in readers
+    }
+    _register(run, accepted)
+    fresh = _fresh_links(run, [accepted[name] for name in links], staging) if links else None
+    known = _published(run, "links")
+    everything = known if fresh is None else fresh.select(*LINK).unionByName(known) if known else fresh
+    rows = _resolve_rows(run, {n: accepted[n] for n in channels}, everything, staging) if channels else None
+    picked_up, moved = _revisit(run, fresh, known, staging)
+    return Resolved(fresh, rows, picked_up, moved)
+
+
+def _register(run: Run, accepted: dict[str, DataFrame]) -> None:
+    ids = []
+    for name, rows in accepted.items():
+        if name in run.config.channels:
+            ids.append(rows.select(F.lit(run.config.channels[name].id), F.col("customer_id")))
+        else:
+            ids += [rows.select("id_kind", "id"), rows.select(F.lit(CUSTOMER), F.col("customer_id"))]
+    union = ids[0].toDF("id_kind", "raw_id")
+    for part in ids[1:]:
+        union = union.union(part)
+    register_ids(run, union)
+
+
+def _published(run: Run, name: str) -> DataFrame | None:
+    """A table as it stands, or None where it is not there or is about to be replaced."""
+    if run.config.ingest.rebuild or not run.tables.exists(name):
+        return None
+    return run.tables.read(name)
+
+
+def _fresh_links(run: Run, staged: list[DataFrame], staging: Path) -> DataFrame | None:
+    """Links that are not known yet, each once."""
+    stated = staged[0]
+    for part in staged[1:]:
+        stated = stated.unionByName(part)
+    identity = run.tables.read("identity").select("id_kind", F.col("raw_id").alias("id"), "id_key")
+    keyed = pseudonyms(run, stated.join(identity, ["id_kind", "id"]), CUSTOMER, "customer_id", "customer_key")
+    once = keyed.groupBy(*LINK).agg(F.min("source").alias("source"))
+    known = _published(run, "links")
+    if known is not None:
+        once = once.join(known, LINK, "left_anti")
+    return _kept(run, once, staging / "fresh_links")
+
+
+def _kept(run: Run, frame: DataFrame, folder: Path) -> DataFrame:
+    """The frame, computed once and written down."""
+    frame.write.mode("overwrite").parquet(str(folder))
+    return run.spark.read.parquet(str(folder))
+
+
+def _resolve_rows(
+    run: Run, staged: dict[str, DataFrame], links: DataFrame | None, staging: Path
+) -> DataFrame:
+    """Grain: an accepted row. `event_id, id_key` (null for a customer's own id), `customer_key` (null where
+    nobody owns the id), `event_time, source`, the fields, `outcome`, `conflicting`."""
+    config = run.config
+    keyed = None
+    for name, rows in staged.items():
+        kind = config.channels[name].id
+        one = _with_event_id(pseudonyms(run, rows, kind, "customer_id", "id_key"))
+        one = one.withColumns({"linked": F.lit(kind != CUSTOMER), "content": _content(config)})
+        keyed = one if keyed is None else keyed.unionByName(one)
+    assert keyed is not None  # called with at least one channel
+    judged = _mark_duplicates(run, keyed, staging)
+    own = judged.where(~F.col("linked")).withColumn("customer_key", F.col("id_key"))
+    if links is not None:
+        needed = judged.where("linked").select("id_key").distinct()
+        owners = timelines(links.join(needed, "id_key", "left_semi"), config.identity)
+        foreign = judged.where("linked").join(owners, "id_key", "left")
+        foreign = foreign.withColumn("customer_key", owner_at(F.col("event_time"), config.identity))
+        own = own.unionByName(foreign.drop("owners"))
+    outcome = (
+        F.when(F.col("outcome").isNotNull(), F.col("outcome"))
+        .when(F.col("customer_key").isNull(), UNRESOLVED)
+        .otherwise(EVENT)
+    )
+    resolved = own.select(
+        "customer_key",
+        "event_id",
+        "event_time",
+        "source",
+        F.when(F.col("linked"), F.col("id_key")).alias("id_key"),
+        *config.fields,
+        outcome.alias("outcome"),
+        "conflicting",
+    )
+    return _kept(run, resolved, staging / "resolved")
+
+
+def _with_event_id(rows: DataFrame) -> DataFrame:
+    """`event_id` hashes pseudonyms, not raw ids: no raw id can be guessed from it."""
+    parts = ("source", "id_key", F.unix_micros("event_time").cast("string"), "event_key")
+    identified = F.substring(F.sha2(F.concat_ws("\x1f", *parts), 256), 1, 32)
+    return rows.withColumn("event_id", identified).drop("event_key")
+
+
+def _content(config: Config) -> Column:
+    """A hash of what an event says, to tell whether two rows of one event agree."""
+    return F.xxhash64(*config.fields)
+
+
+def _mark_duplicates(run: Run, keyed: DataFrame, staging: Path) -> DataFrame:
+    """`outcome` duplicate for every row of an event but one, and for all of an event that is there already.
+
+    Cost: one shuffle by `event_id`; of what is there, only the files of the same times are read.
+    """
+    there = {name: table for name in ("events", "unresolved") if (table := _published(run, name)) is not None}
+    span = "true"
+    if there:  # read more than once from here on
+        keyed = _kept(run, keyed, staging / "keyed")
+        first, last = (F.date_format(bound("event_time"), _MICROS) for bound in (F.min, F.max))
+        row = keyed.agg(first, last).first()
+        assert row is not None  # an aggregate without keys gives one row
+        span = f"event_time BETWEEN TIMESTAMP '{row[0]}' AND TIMESTAMP '{row[1]}'" if row[0] else "false"
+    window = Window.partitionBy("event_id").orderBy("content")
+    marked = keyed.withColumns(
+        {"number": F.row_number().over(window), "standing": F.first("content").over(window)}
+    )
+    known = [F.lit(None).cast("bigint")]
+    for name, table in there.items():
+        same = table.where(span).join(keyed.select("event_id"), "event_id", "left_semi")
+        content = same.select("event_id", _content(run.config).alias(f"in_{name}"))
+        marked = marked.join(content, "event_id", "left")
+        known.append(F.col(f"in_{name}"))
+    before = F.coalesce(*known)
+    repeated = (F.col("number") > 1) | before.isNotNull()
+    return marked.withColumns(
+        {
+            "outcome": F.when(repeated, DUPLICATE),
+            "conflicting": repeated & (F.col("content") != F.coalesce(before, "standing")),
+        }
+    )
+
+
+def _revisit(
+    run: Run, fresh: DataFrame | None, known: DataFrame | None, staging: Path
+) -> tuple[DataFrame | None, DataFrame | None]:
+    """What new links change of rows that came before them.
+
+    Cost: a scan of `unresolved`, and of those files of `events` that the changed ids can reach back to.
+    """
+    unresolved, events = _published(run, "unresolved"), _published(run, "events")
+    if fresh is None or (unresolved is None and events is None):
+        return None, None
+    rules = run.config.identity
+    old = fresh.select(*LINK).limit(0) if known is None else known
+    changed = _kept(run, changed_timelines(old, fresh, rules), staging / "changed_ids")
+    bounds = changed.agg(
+        F.count("*").alias("ids"),
+        F.date_format(F.min("since"), _MICROS).alias("since"),
+        F.count_if(F.col("since").isNull()).alias("always"),
+    ).first()
+    assert bounds is not None  # an aggregate without keys gives one row
+    if not bounds["ids"]:
+        return None, None
+    picked_up = moved = None
+    if unresolved is not None:
+        owned = unresolved.join(changed, "id_key").withColumn(
+            "customer_key", owner_at(F.col("event_time"), rules)
+        )
+        owned = owned.where(F.col("customer_key").isNotNull()).drop("owners", "since")
+        picked_up = _kept(run, owned, staging / "picked_up")
+    if events is not None:
+        reach = events.where(F.col("id_key").isNotNull())
+        if not bounds["always"]:
+            reach = reach.where(f"event_time >= TIMESTAMP '{bounds['since']}'")
+        now = reach.withColumnRenamed("customer_key", "was").join(changed, "id_key")
+        now = now.withColumn("customer_key", owner_at(F.col("event_time"), rules))
+        other = now.where(~F.col("customer_key").eqNullSafe(F.col("was")))
+        kept = other.select(*WAITING, "customer_key", *run.config.fields)
+        moved = _kept(run, kept, staging / "moved")
+    return picked_up, moved

@@ -1,0 +1,160 @@
+"""What an input holds that a reader has not taken yet, and the table `intake` that remembers what was taken.
+
+Files are known by path, size and time of change; a Delta table by its version; a database by the highest value
+of its watermark. A reader is a channel or a link statement: two readers of one input each take all of it, and a
+reader that comes later starts from the beginning.
+
+Cost: a listing of the files and one anti-join with `intake`; only what is new comes to the driver (a night's
+files; all of them the first time).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+
+from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.config import Config, InputConfig
+from lam_spark.errors import ConfigError
+from lam_spark.run import Run
+from lam_spark.sources.readers import Delivery, Part, jdbc_frame, not_found, table_of
+
+_SCHEMA = (
+    "reader STRING, input STRING, part STRING, size BIGINT, modified BIGINT, mapping STRING, run_id STRING, "
+    "taken_at TIMESTAMP"
+)
+
+
+def mapping_digest(config: Config, reader: str) -> str:
+    """sha256 of everything in the configuration that decides what a reader makes of a raw row."""
+    spec = config.channels.get(reader) or config.identity.links[reader]
+    source = config.inputs[spec.grain]
+    named = {name: text for name, text in config.views.items() if re.search(rf"\b{name}\b", spec.select)}
+    fields = {
+        name: field.model_dump(include={"kind", "min", "max", "values"})
+        for name, field in config.fields.items()
+    }
+    described = [
+        spec.model_dump(mode="json"),
+        named,
+        source.format,
+        source.columns,
+        fields if reader in config.channels else {},
+    ]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def find_new(run: Run, reader: str) -> Delivery:
+    """What `reader` has not taken yet.
+
+    Raises:
+        ConfigError: the input is not there, or the reader's mapping changed since its rows were taken.
+    """
+    config = run.config
+    spec = config.channels.get(reader) or config.identity.links[reader]
+    source, mapping = config.inputs[spec.grain], mapping_digest(config, reader)
+    taken = _taken(run, reader, mapping)
+    nothing = Delivery(reader, spec.grain, (), None, mapping, is_first=taken is None)
+    if source.format == "delta":
+        return _new_version(run, nothing, source, taken)
+    if source.format == "jdbc":
+        return _new_rows(run, nothing, source, taken)
+    return _new_files(run, nothing, source, taken)
+
+
+def note_taken(run: Run, deliveries: Iterable[Delivery]) -> None:
+    """Remember what was taken; a rebuild forgets all that was taken before."""
+    rows = [
+        (d.reader, d.input, part.name, part.size, part.modified, d.mapping, run.run_id, run.started_at)
+        for d in deliveries
+        for part in d.parts
+    ]
+    frame = run.spark.createDataFrame(rows, _SCHEMA)
+    if run.config.ingest.rebuild:
+        run.tables.overwrite(frame, "intake")
+    elif rows:
+        run.tables.append(frame, "intake")
+
+
+def _taken(run: Run, reader: str, mapping: str) -> DataFrame | None:
+    """What the reader has taken; None if nothing."""
+    if not run.tables.exists("intake") or run.config.ingest.rebuild:
+        return None
+    taken = run.tables.read("intake").where(F.col("reader") == reader)
+    found = taken.agg(F.count("*").alias("parts"), F.count_if(F.col("mapping") != mapping).alias("others"))
+    counts = found.first()
+    assert counts is not None  # an aggregate without keys gives one row
+    if counts["others"]:
+        raise ConfigError(
+            f"the select, columns, rules or fields of {reader!r} changed since its rows were taken: new rows "
+            "would not mean the same as the old ones. Run once with --set ingest.rebuild=true, which reads "
+            "all inputs again, or restore the mapping"
+        )
+    return taken if counts["parts"] else None
+
+
+def _new_files(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+    try:
+        # The listing alone: a binary file's content is read only by who selects it.
+        listing = (
+            run.spark.read.format("binaryFile")
+            .option("recursiveFileLookup", "true")
+            .load(source.path)
+            .select(
+                F.col("path").alias("part"),
+                F.col("length").alias("size"),
+                F.unix_micros("modificationTime").alias("modified"),
+            )
+        )
+    except AnalysisException as error:
+        raise not_found(nothing.input, source, error) from error
+    if taken is not None:
+        listing = listing.join(taken.select("part", "size", "modified"), ["part", "size", "modified"], "anti")
+    parts = (Part(row["part"], row["size"], row["modified"]) for row in listing.toLocalIterator())
+    return dataclasses.replace(nothing, parts=tuple(sorted(parts, key=lambda part: part.name)))
+
+
+def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+    try:
+        table = DeltaTable.forPath(run.spark, source.path)
+        newest, detail = table.history(1).select("version").first(), table.detail().first()
+    except AnalysisException as error:
+        raise not_found(nothing.input, source, error) from error
+    assert newest is not None and detail is not None  # a Delta table has a first version  # noqa: PT018
+    version, after = str(newest["version"]), _last(taken)
+    if after is not None and int(after) > int(version):
+        raise ConfigError(
+            f"inputs.{nothing.input}: {source.path} is at version {version}, {nothing.reader!r} has taken version "
+            f"{after}: the table was made anew. Run once with --set ingest.rebuild=true"
+        )
+    return dataclasses.replace(
+        nothing,
+        parts=() if after == version else (Part(version),),
+        after=after,
+        has_feed=detail["properties"].get("delta.enableChangeDataFeed") == "true",
+    )
+
+
+def _new_rows(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+    if source.watermark is None:
+        return dataclasses.replace(nothing, parts=(Part(f"whole, {run.run_id}"),))
+    query = f"SELECT max({source.watermark}) AS top FROM {table_of(source)}"
+    top = jdbc_frame(run.spark, nothing.input, source, query).select(F.col("top").cast("string")).first()
+    after, highest = _last(taken), top["top"] if top else None
+    parts = () if highest in (None, after) else (Part(str(highest)),)
+    return dataclasses.replace(nothing, parts=parts, after=after)
+
+
+def _last(taken: DataFrame | None) -> str | None:
+    """The version or watermark taken last."""
+    if taken is None:
+        return None
+    row = taken.agg(F.max_by("part", "taken_at").alias("part")).first()
+    return row["part"] if row else None
