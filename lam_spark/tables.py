@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from delta.tables import DeltaTable
+from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
@@ -157,12 +158,17 @@ class Tables:
             return self.append(frame.dropDuplicates(list(keys)), name)
         known = self.read(name).select(*keys)
         fresh = frame.dropDuplicates(list(keys)).join(known, list(keys), "left_anti")
-        if fresh.isEmpty():
-            return 0
-        target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
-        condition = " AND ".join(f"known.{key} <=> fresh.{key}" for key in keys)
-        merge = target.merge(fresh.alias("fresh"), condition).whenNotMatchedInsertAll()
-        self._commit(merge.execute, name)
+        # A merge reads its source twice; what made the rows (a Python function, perhaps) runs once.
+        fresh = fresh.persist(StorageLevel.DISK_ONLY)
+        try:
+            if fresh.isEmpty():
+                return 0
+            target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
+            condition = " AND ".join(f"known.{key} <=> fresh.{key}" for key in keys)
+            merge = target.merge(fresh.alias("fresh"), condition).whenNotMatchedInsertAll()
+            self._commit(merge.execute, name)
+        finally:
+            fresh.unpersist()
         return self._rows_of_last_write(name, "numTargetRowsInserted")
 
     def amend(
