@@ -180,7 +180,7 @@ def _rules(config: Config, given: DataFrame, now: dt.datetime) -> Rules:
     for name in (*config.categorical, *config.reference):
         allowed = config.fields[name].values
         if allowed and name in given.columns:
-            rules.append((~F.col(name).isin(*allowed), f"{name} is none of its declared values"))
+            rules.append((~F.col(name).isin(*allowed), f"{name} is not one of the declared values"))
     return rules
 
 
