@@ -79,30 +79,85 @@ class FetchConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class LinkConfig(Section):
+    """Statements that an id of some kind belongs to a customer from an instant on (a login, a contract).
+
+    The select yields `id_kind, id, customer_id, linked_at` (UTC), one row for each row of `grain`.
+    """
+
+    grain: str
+    select: str
+
+
 class IdentityConfig(Section):
-    """Where the key of the pseudonyms comes from: the name of an environment variable."""
+    """How raw ids become customers.
+
+    An id of a kind other than `customer` belongs to the customer of its latest link at or before the event.
+    Events before an id's first link go to that first customer if they are at most `lookback_days` older.
+    An id linked to more than `max_customers` customers (a kiosk, a switchboard) belongs to nobody.
+    """
 
     secret_env: str = Field(default="LAM_SPARK_SECRET", description="environment variable with the HMAC key")
+    links: dict[Name, LinkConfig] = Field(default_factory=dict)
+    lookback_days: int = Field(default=30, ge=0)
+    max_customers: int = Field(default=5, ge=1)
 
 
 class InputConfig(Section):
-    """A raw input, read by one of Spark's readers under an explicit schema."""
+    """A raw input, read by one of Spark's readers under an explicit schema.
 
-    format: Literal["parquet", "csv", "json", "delta"]
-    path: str
+    `path` is a file, a folder or a glob; a `jdbc` input has options instead (url, dbtable or query, driver).
+    `secrets` names, for an option, the environment variable that holds its value (a password).
+    `watermark` is a column that only grows (a serial number, a time of change): with it a later run takes
+    only rows above the last one's highest; without it a database table is read whole each time.
+    """
+
+    format: Literal["parquet", "csv", "json", "delta", "jdbc"]
+    path: str = ""
     columns: str = Field(description="Spark DDL of the columns, e.g. 'id BIGINT, day DATE'")
     options: dict[str, str] = Field(default_factory=dict)
+    secrets: dict[str, str] = Field(default_factory=dict)
+    watermark: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> InputConfig:
+        if self.format == "jdbc":
+            if self.path or "url" not in self.options or not {"dbtable", "query"} & set(self.options):
+                raise ValueError("a jdbc input has no path; its options name url, and dbtable or query")
+        elif not self.path:
+            raise ValueError(f"a {self.format} input needs a path")
+        if self.watermark and self.format != "jdbc":
+            raise ValueError("watermark is for jdbc: files and Delta tables know what is new")
+        return self
+
+
+class ClockConfig(Section):
+    """The clock of a channel that writes local times: `event_time` of the select is read in `zone`.
+
+    With `format` (Spark's datetime pattern) it is text, without it a timestamp without zone. A time that the
+    change to summer time left out is refused; of one that came twice in autumn, the earlier is meant.
+    """
+
+    zone: str
+    format: str | None = None
+
+    _zone = field_validator("zone")(_known_zone)
 
 
 class ChannelConfig(Section):
     """A channel: a Spark SQL select over the inputs that yields 4W1H columns.
 
     `grain` names the input whose rows are the channel's raw rows: the select must yield exactly one
-    row for each, so that a join which multiplies or drops rows is found and not hidden.
+    row for each, so that a join which multiplies or drops rows is found and not hidden. `id` is the kind of
+    its `customer_id`: `customer`, or a kind that `identity.links` tie to customers (cookie, device, phone).
+    `rules` are named SQL predicates over the yielded columns; a row that makes one false is refused.
     """
 
     grain: str
     select: str
+    id: Name = "customer"
+    clock: ClockConfig | None = None
+    rules: dict[Name, str] = Field(default_factory=dict)
 
 
 class FieldConfig(Section):
@@ -116,6 +171,19 @@ class FieldConfig(Section):
     kind: Kind
     min_count: int = Field(default=5, ge=1, description="rarer values are unknown (events)")
     max_values: int = Field(default=50_000, ge=1)
+    min: float | None = Field(default=None, description="a smaller number is refused")
+    max: float | None = Field(default=None, description="a larger number is refused")
+    values: tuple[str, ...] = Field(default=(), description="any other value is refused; empty: all may come")
+
+    @model_validator(mode="after")
+    def _rules_fit_the_kind(self) -> FieldConfig:
+        if self.kind == "numeric" and self.values:
+            raise ValueError("values are for categorical and reference fields; a numeric one has min and max")
+        if self.kind != "numeric" and (self.min is not None or self.max is not None):
+            raise ValueError(f"min and max are for numeric fields, this one is {self.kind}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
 
 
 class ConsentConfig(Section):
@@ -240,8 +308,18 @@ class DeliveryConfig(Section):
 class QualityConfig(Section):
     """Gates; a run that crosses one publishes nothing."""
 
-    max_quarantine_share: float = Field(default=0.01, ge=0, le=1, description="of a channel's rows")
+    max_quarantine_share: float = Field(default=0.01, ge=0, le=1, description="of a channel's new rows")
+    max_unresolved_share: float = Field(default=1.0, ge=0, le=1, description="of a channel's new rows")
+    earliest: dt.date = Field(default=dt.date(2000, 1, 1), description="an older event_time is refused")
     max_staleness_days: int = Field(default=7, ge=0, description="of as_of after the last event")
+
+
+class IngestConfig(Section):
+    """How much `ingest` reads."""
+
+    rebuild: bool = Field(
+        default=False, description="read all inputs again and replace the events; else only what is new"
+    )
 
 
 class WordsConfig(Section):
@@ -287,6 +365,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     scoring: ScoringConfig
     delivery: DeliveryConfig = DeliveryConfig()
+    ingest: IngestConfig = IngestConfig()
     quality: QualityConfig = QualityConfig()
     words: WordsConfig = WordsConfig()
     spark: SparkConfig = SparkConfig()
@@ -311,9 +390,19 @@ class Config(Section):
         both = set(self.inputs) & set(self.views)
         if both:
             raise ValueError(f"views {sorted(both)} have the name of an input")
-        for name, channel in self.channels.items():
-            if channel.grain not in self.inputs:
-                raise ValueError(f"channels.{name}.grain {_undeclared(channel.grain, self.inputs)}")
+        readers = {f"channels.{name}": spec.grain for name, spec in self.channels.items()}
+        readers |= {f"identity.links.{name}": spec.grain for name, spec in self.identity.links.items()}
+        for reader, grain in readers.items():
+            if grain not in self.inputs:
+                raise ValueError(f"{reader}.grain {_undeclared(grain, self.inputs)}")
+        shared = set(self.channels) & set(self.identity.links)
+        if shared:
+            raise ValueError(f"identity.links {sorted(shared)} have the name of a channel")
+        linked = [name for name, spec in self.channels.items() if spec.id != "customer"]
+        if linked and not self.identity.links:
+            raise ValueError(
+                f"channels {linked} have ids of another kind than customer: identity.links must tie them"
+            )
         if self.scoring.target not in self.targets:
             raise ValueError(f"scoring.target {_undeclared(self.scoring.target, self.targets)}")
         if self.model.count_by not in self.categorical:

@@ -6,8 +6,11 @@ run record can name the versions of everything. A stage that dies leaves the las
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,16 +29,22 @@ class TableSpec:
         stage: the stage that writes it (named in errors).
         stats: columns whose min/max go into the transaction log. Columns that identify a customer never
             do: statistics outlive the rows that an erasure removes.
+        changes: whether Delta keeps a change feed, from which a later stage learns whose rows changed.
     """
 
     stage: str
     stats: tuple[str, ...] = ()
+    changes: bool = False
 
 
 TABLES: Mapping[str, TableSpec] = {
     "identity": TableSpec("ingest"),
-    "events": TableSpec("ingest", ("event_time", "source")),
+    "links": TableSpec("ingest"),
+    "events": TableSpec("ingest", ("event_time", "source"), changes=True),
     "quarantine": TableSpec("ingest", ("source",)),
+    "unresolved": TableSpec("ingest", ("event_time", "source")),
+    "attributions": TableSpec("ingest"),
+    "intake": TableSpec("ingest", ("reader",)),
     "consent": TableSpec("consent", ("effective_at",)),
     "vocabulary": TableSpec("sequences", ("field",)),
     "sequences": TableSpec("sequences", ("seq_len",)),
@@ -156,6 +165,60 @@ class Tables:
         self._commit(merge.execute, name)
         return self._rows_of_last_write(name, "numTargetRowsInserted")
 
+    @contextlib.contextmanager
+    def together(self, *names: str) -> Iterator[None]:
+        """Publish several tables or none: whatever fails inside, all are as they were before.
+
+        What to go back to is noted in a file first, so that a run that is killed inside is undone by the next
+        one (`undo`). A reader in between may see some of the tables new and some old.
+        """
+        before = {name: self.version(name) if self.exists(name) else None for name in names}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self._undo_file.with_suffix(".draft")
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(before, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._undo_file)
+        try:
+            yield
+        except BaseException:
+            self.undo()
+            raise
+        self._undo_file.unlink()
+
+    def undo(self) -> list[str]:
+        """Take back what a publication that did not end has written; returns the tables that had changed."""
+        if not self._undo_file.exists():
+            return []
+        changed = []
+        for name, version in json.loads(self._undo_file.read_text(encoding="utf-8")).items():
+            if version is None:
+                if Path(self.path(name)).exists():
+                    shutil.rmtree(self.path(name))
+                    changed.append(name)
+            elif self.version(name) > version:
+                DeltaTable.forPath(self.spark, self.path(name)).restoreToVersion(version)
+                changed.append(name)
+            self.written_versions.pop(name, None)
+        self._undo_file.unlink()
+        return changed
+
+    @property
+    def _undo_file(self) -> Path:
+        return self.folder / "undo.json"
+
+    def changes(self, name: str, after: int) -> DataFrame:
+        """The change feed of the versions above `after`: the table's columns and `_change_type`.
+
+        Only for tables with `TableSpec.changes`. Notes the newest version as read.
+        """
+        newest = self.version(name)
+        self.read_versions[name] = newest
+        feed = self.spark.read.format("delta").option("readChangeFeed", "true")
+        between = feed.option("startingVersion", after + 1).option("endingVersion", newest)
+        return between.load(self.path(name))
+
     def files(self, name: str, version: int, where: str | None = None) -> list[str]:
         """URLs of the Parquet files of one version: what a reader that knows nothing of Delta may read.
 
@@ -183,7 +246,8 @@ class Tables:
             if stats
             else {"delta.dataSkippingNumIndexedCols": "0"}
         )
-        return {"delta.enableDeletionVectors": "false", **skipping}
+        feed = {"delta.enableChangeDataFeed": "true"} if TABLES[name].changes else {}
+        return {"delta.enableDeletionVectors": "false", **skipping, **feed}
 
     def _commit(self, write: object, name: str) -> None:
         try:
