@@ -1,24 +1,21 @@
-"""Hidden traits of customers, what they want at each query, and every true event that follows from it.
+"""Every true event that follows from who the customers are and what they want.
 
-A chunk of customers at a time, in numpy; nothing here knows of files or dirt. `n` customers, `w` waves (a
-customer's queries). Times are seconds after `START`, UTC.
+A chunk of customers at a time, in numpy; nothing here knows of ids, files or dirt. `n` customers, `w` waves
+(a customer's queries). Times are seconds after `START`, UTC.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from lam_spark.sources.telco.customers import Array, Queries, Traits, local_time
 from lam_spark.sources.telco.planted import (
-    AGE_BANDS,
     BROWSE_LAST,
     BROWSE_LAST_NOT,
     DAY,
-    FAMILY,
     GOES_ON,
     NEVER,
     OFFERS,
@@ -30,135 +27,25 @@ from lam_spark.sources.telco.planted import (
     SPAN,
 )
 
-Array = npt.NDArray[Any]
 CHANNELS = ("app", "web", "shop", "call_centre", "telemarketing", "mail", "point_of_sale")
 
-# Lisbon is an hour ahead of UTC from day 90 (31 March) to day 299 (26 October).
-_SUMMER_DAYS = (90, 300)
 _MONTH_DAYS = np.array([0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335])
 
 # What people do on an ordinary day: word of the channel -> share.
 _SCREENS = {"usage": 0.45, "bill": 0.25, "home": 0.15, "support": 0.08, "plan": 0.04, "compare_plans": 0.03}
-_PAGES = {"home": 0.40, "help": 0.34, "devices": 0.20, "plan": 0.03, "compare_plans": 0.02, "cancel_info": 0.01}
+_PAGES = {
+    "home": 0.40,
+    "help": 0.34,
+    "devices": 0.20,
+    "plan": 0.03,
+    "compare_plans": 0.02,
+    "cancel_info": 0.01,
+}
 _VISITS = {"visit": 0.65, "ask": 0.15, "buy": 0.20}
 _REASONS = {"bill": 0.45, "technical": 0.35, "other": 0.17, "plan": 0.03}
 _ORDERS = {"device": 0.4, "addon": 0.6}
 # Mean events a customer and year, before the customer's own activity.
 _APP, _WEB, _SHOP, _CALLS, _ORDERED = 22.0, 10.0, 2.5, 2.0, 1.2
-
-
-@dataclass(frozen=True)
-class Traits:
-    """Arrays (n,). `churn_at` is `NEVER` for those who stay; `activity` multiplies app and web use."""
-
-    number: Array
-    age_band: Array
-    gender: Array
-    region: Array
-    contract_type: Array
-    contract_days: Array
-    plan: Array
-    parent: Array
-    reluctant: Array
-    churn_at: Array
-    decoy: Array
-    activity: Array
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Arrays (n, w): a customer's state at each query, who was chosen and called, and what came of it.
-
-    Attributes:
-        live: the customer had not left.
-        p_control, p_treated: true probability of an upgrade within the horizon without and with a call of
-            the drawn offer; 0 for those who leave within the horizon.
-        ordered_at: the upgrade, `NEVER` where there is none.
-    """
-
-    at: Array
-    state: Array
-    live: Array
-    p_select: Array
-    selected: Array
-    treated: Array
-    offer: Array
-    answered: Array
-    p_control: Array
-    p_treated: Array
-    ordered_at: Array
-
-
-def draw_traits(rng: np.random.Generator, first: int, count: int) -> Traits:
-    """Draw the customers `first` to `first + count - 1`, who they are and whether they will leave."""
-    number = np.arange(first, first + count)
-    u = rng.random(count)
-    heavy = rng.random(count) < PLANTED.heavy
-    pareto = np.minimum(20 * (1 - u) ** (-1 / 1.1), 150.0)
-    leaves = (rng.random(count) < PLANTED.churners) & (number > 0)  # customer 0 is the largest: stays
-    churn_at = rng.integers(100 * DAY, 360 * DAY, count)
-    return Traits(
-        number=number,
-        age_band=rng.choice(len(AGE_BANDS), count, p=[0.12, 0.20, 0.30, 0.22, 0.16]),
-        gender=rng.choice(2, count),
-        region=rng.choice(len(REGIONS), count, p=[0.35, 0.25, 0.20, 0.10, 0.10]),
-        contract_type=rng.choice(3, count, p=[0.3, 0.3, 0.4]),
-        contract_days=rng.integers(60, 1500, count),
-        plan=rng.choice(len(PLANS), count, p=[0.5, 0.35, 0.15]),
-        parent=rng.random(count) < PLANTED.parents,
-        reluctant=rng.random(count) < PLANTED.reluctant,
-        churn_at=np.where(leaves, churn_at, NEVER),
-        decoy=~leaves & (rng.random(count) < PLANTED.decoys),
-        activity=np.where(heavy, pareto, np.exp(0.5 * rng.standard_normal(count))),
-    )
-
-
-def draw_queries(rng: np.random.Generator, traits: Traits) -> Queries:
-    """Draw the waves: what went before each query, the biased selection, the random arm, the outcome."""
-    shape = (len(traits.number), PLANTED.waves)
-    first = PLANTED.wave_first_day + PLANTED.wave_every_days * np.arange(PLANTED.waves)
-    at = local_time(rng, first + rng.integers(0, PLANTED.wave_jitter_days, shape), 10, 19)
-    state = rng.choice(len(PLANTED.state_shares), shape, p=PLANTED.state_shares)
-    live = at < traits.churn_at[:, None]
-    parent, reluctant = traits.parent[:, None], traits.reluctant[:, None]
-
-    need = (state == BROWSE_LAST) | (state == SILENT)
-    p_select = _sigmoid(
-        PLANTED.select_base_logit
-        + PLANTED.select_need_logit * need
-        + PLANTED.select_lisboa_logit * (traits.region == 0)[:, None]
-        + PLANTED.select_age_65_logit * (traits.age_band == len(AGE_BANDS) - 1)[:, None]
-    )
-    selected = live & (rng.random(shape) < p_select)
-    treated = selected & (rng.random(shape) >= PLANTED.control_share)
-    offer = rng.integers(0, len(OFFERS), shape)
-
-    logit = PLANTED.base_logit + np.asarray(PLANTED.state_logits)[state]
-    effect = (
-        PLANTED.effect_logit
-        + PLANTED.effect_parent_logit * parent
-        + PLANTED.effect_family_offer_parent_logit * (parent & (offer == FAMILY))
-        + PLANTED.effect_reluctant_logit * reluctant
-    )
-    stays = live & (traits.churn_at[:, None] >= at + PLANTED.horizon_days * DAY)
-    p_control, p_answered = _sigmoid(logit) * stays, _sigmoid(logit + effect) * stays
-    p_answer = PLANTED.answer + PLANTED.answer_parent * parent + PLANTED.answer_reluctant * reluctant
-    answered = treated & (rng.random(shape) < p_answer)
-    ordered = rng.random(shape) < np.where(answered, p_answered, p_control)
-    wait = rng.integers(DAY // 4, int((PLANTED.horizon_days - 1.5) * DAY), shape)
-    return Queries(
-        at=at,
-        state=state,
-        live=live,
-        p_select=p_select,
-        selected=selected,
-        treated=treated,
-        offer=offer,
-        answered=answered,
-        p_control=p_control,
-        p_treated=p_answer * p_answered + (1 - p_answer) * p_control,
-        ordered_at=np.where(ordered, at + wait, NEVER),
-    )
 
 
 def draw_events(
@@ -182,16 +69,9 @@ def draw_events(
     _draw_mail(rng, log, traits, queries)
     _draw_triples(rng, log, traits, queries, app_is_own)
     _draw_comparisons(rng, log, queries, app_is_own)
-    _draw_churn(rng, log, traits)
+    _draw_churn(rng, log, traits, queries)
     _draw_contacts(rng, log, queries)
     return {channel: log.frame(channel, traits.churn_at) for channel in CHANNELS}
-
-
-def local_time(rng: np.random.Generator, day: Array, first_hour: float, last_hour: float) -> Array:
-    """A time on each day between two hours of Lisbon's clock."""
-    hour = rng.uniform(first_hour, last_hour, np.shape(day))
-    summer = (day >= _SUMMER_DAYS[0]) & (day < _SUMMER_DAYS[1])
-    return np.asarray(day * DAY + ((hour - summer) * 3600).astype(np.int64))
 
 
 class _Log:
@@ -219,34 +99,33 @@ class _Log:
         return pd.DataFrame({name: column[order] for name, column in zip(names, columns, strict=True)})
 
 
-def _sigmoid(logit: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-logit)))
-
-
 def _choose(rng: np.random.Generator, shares: dict[str, float], count: int) -> Array:
     """Words drawn by their shares."""
-    return np.array(list(shares), dtype=object)[rng.choice(len(shares), count, p=list(shares.values()))]
+    chosen = rng.choice(len(shares), count, p=list(shares.values()))
+    return np.asarray(np.array(list(shares), dtype=object)[chosen])
 
 
 def _plans(rng: np.random.Generator, count: int) -> Array:
-    return np.array(PLANS, dtype=object)[rng.integers(0, len(PLANS), count)]
+    return np.asarray(np.array(PLANS, dtype=object)[rng.integers(0, len(PLANS), count)])
 
 
-def _own_acts(rng: np.random.Generator, counts: Array, queries: Queries, hours: tuple[int, int]) -> Any:
+def _own_acts(
+    rng: np.random.Generator, counts: Array, queries: Queries, hours: tuple[int, int]
+) -> tuple[Array, Array]:
     """Owners and times of background acts, with those left out that fall into a planted silence."""
     owner = np.repeat(np.arange(len(counts)), counts)
-    at = local_time(rng, rng.integers(0, SPAN // DAY, len(owner)), *hours)
-    heard = ~_in_silence(queries, owner, at)
-    return owner[heard], at[heard]
+    return _heard(queries, owner, local_time(rng, rng.integers(0, SPAN // DAY, len(owner)), *hours))
 
 
-def _in_silence(queries: Queries, owner: Array, at: Array) -> Array:
-    # A silence lies in the 23 days that follow this start of its wave, and waves are further apart.
+def _heard(queries: Queries, owner: Array, at: Array) -> tuple[Array, Array]:
+    """The acts that do not fall into a silence of their owner."""
+    # A silence lies in the 20 days that follow this start of its wave, and waves are further apart.
     start = (PLANTED.wave_first_day - 12) * DAY
     wave = np.clip((at - start) // (PLANTED.wave_every_days * DAY), 0, PLANTED.waves - 1)
     query = queries.at[owner, wave]
     silent = (queries.state[owner, wave] == SILENT) & queries.live[owner, wave]
-    return np.asarray(silent & (at >= query - int(PLANTED.silent_days * DAY)) & (at < query))
+    heard = ~(silent & (at >= query - int(PLANTED.silent_days * DAY)) & (at < query))
+    return owner[heard], at[heard]
 
 
 def _draw_background(
@@ -305,12 +184,13 @@ def _draw_mail(rng: np.random.Generator, log: _Log, traits: Traits, queries: Que
         sent = local_time(rng, day, 6, 9)
         log.add("mail", owner, sent, "send", kind)
         opened = (rng.random(len(owner)) < open_share) & ~traits.reluctant[owner]
-        owner, at = owner[opened], sent[opened] + rng.integers(60, 2 * DAY, int(opened.sum()))
-        heard = ~_in_silence(queries, owner, at)
-        owner, at = owner[heard], at[heard]
+        at = sent[opened] + rng.integers(60, 2 * DAY, int(opened.sum()))
+        owner, at = _heard(queries, owner[opened], at)
         log.add("mail", owner, at, "open", kind)
         clicked = rng.random(len(owner)) < 0.25
-        log.add("mail", owner[clicked], at[clicked] + rng.integers(2, 50, int(clicked.sum())), "click", kind)
+        at = at[clicked] + rng.integers(2, 50, int(clicked.sum()))
+        owner, at = _heard(queries, owner[clicked], at)
+        log.add("mail", owner, at, "click", kind)
 
 
 def _browse(
@@ -368,7 +248,7 @@ def _draw_comparisons(rng: np.random.Generator, log: _Log, queries: Queries, app
     )
 
 
-def _draw_churn(rng: np.random.Generator, log: _Log, traits: Traits) -> None:
+def _draw_churn(rng: np.random.Generator, log: _Log, traits: Traits, queries: Queries) -> None:
     """Rising calls and looks at the cancel page before the cancellation; decoys that stay do both too."""
     warned = PLANTED.warned_days * DAY
     leaves = np.flatnonzero(traits.churn_at < SPAN)
@@ -378,9 +258,11 @@ def _draw_churn(rng: np.random.Generator, log: _Log, traits: Traits) -> None:
     for who, calls, looks in ((leaves, 3.0, 1.8), (decoys, 1.5, 0.8)):
         owner = np.repeat(who, rng.poisson(calls, len(who)))
         before = warned * (1 - np.sqrt(rng.random(len(owner))))  # ever more of them towards the end
-        _add_calls(rng, log, owner, end[owner] - 1 - before.astype(np.int64), "technical")
+        owner, at = _heard(queries, owner, end[owner] - 1 - before.astype(np.int64))
+        _add_calls(rng, log, owner, at, "technical")
         owner = np.repeat(who, rng.poisson(looks, len(who)))
-        log.add("web", owner, end[owner] - rng.integers(1, 30 * DAY, len(owner)), "cancel_info")
+        owner, at = _heard(queries, owner, end[owner] - rng.integers(1, 30 * DAY, len(owner)))
+        log.add("web", owner, at, "cancel_info")
     log.add("point_of_sale", leaves, traits.churn_at[leaves], "cancel", "contract")
 
 

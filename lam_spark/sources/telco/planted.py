@@ -29,6 +29,8 @@ PLANS = ("plan_s", "plan_m", "plan_l")
 PLAN_PRICES = (15.0, 25.0, 40.0)  # euros a month
 AGE_BANDS = ("18-24", "25-34", "35-49", "50-64", "65+")
 REGIONS = ("lisboa", "porto", "centro", "alentejo", "algarve")
+GENDERS = ("female", "male", "unstated")
+CONTRACT_TYPES = ("prepaid", "monthly", "two_years")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,86 @@ class Planted:
     heavy: float = 0.003
 
 
+@dataclass(frozen=True)
+class PlantedIds:
+    """How ids relate to customers; shares are of customers, or of pairs of neighbours where said.
+
+    Attributes:
+        registered_by_day: a device's, a cookie's and a late card's first link is before this day. What was
+            done with it more than the look-back earlier belongs to nobody.
+        late_cards: cards whose first link is as late as that; the others were linked with the contract.
+        new_device, new_card, new_address: change it in the year.
+        linked_within_days: a new device, cookie or address is linked so many days after its first use.
+        cleared: mean number of cookies thrown away a customer and year.
+        unseen: of the looks at devices on the web, with a cookie that never logs in.
+        families: of pairs, share one device, on which not every user logs in before each use.
+        family_login: probability of such a login.
+        handed_on: of pairs, a phone number goes from the first to the second.
+        doubly_owned: of pairs, a number is given to both at the same instant, until this is mended.
+        kiosk: use a shop's device that belongs to nobody (customers 1 to 6 always do); kiosk_use is the
+            share of their ordinary app events that happen there.
+    """
+
+    registered_by_day: int = 37
+    late_cards: float = 0.05
+    new_device: float = 0.20
+    new_card: float = 0.15
+    new_address: float = 0.08
+    linked_within_days: int = 20
+    cleared: float = 0.8
+    unseen: float = 0.15
+    families: float = 0.08
+    family_login: float = 0.7
+    handed_on: float = 0.05
+    doubly_owned: float = 0.03
+    kiosk: float = 0.04
+    kiosk_use: float = 0.10
+
+
 PLANTED = Planted()
+IDS = PlantedIds()
+# What customers stated about (model_training, direct_marketing), in shares of customers.
+CONSENT = {
+    "both": 0.72,
+    "training only": 0.05,
+    "contact only": 0.03,
+    "withdrew contact": 0.05,
+    "withdrew both": 0.03,
+    "came back": 0.02,
+    "contradicted": 0.01,
+    "refused": 0.04,
+    "never asked": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """What decides every byte: nothing else does, least of all how Spark spreads the work.
+
+    Attributes:
+        customers: numbered from 0; customer 0 has far more events than anyone else.
+        dirty_share: dirty rows among all rows of a feed, in the mean.
+    """
+
+    customers: int
+    seed: int
+    dirty_share: float
+
+    @property
+    def part_chunks(self) -> int:
+        """Chunks that share their files: few customers still make some parts, many make no crowd of files."""
+        chunks = -(-self.customers // RANDOM_CHUNK)
+        return min(20, max(1, chunks // 8))
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are; each writes two files of every feed."""
+        return -(-self.customers // (RANDOM_CHUNK * self.part_chunks))
+
+    def chunks(self, part: int) -> range:
+        """The chunks of a part; chunk c holds the customers from c x `RANDOM_CHUNK` on."""
+        last = -(-self.customers // RANDOM_CHUNK)
+        return range(part * self.part_chunks, min(last, (part + 1) * self.part_chunks))
 
 
 def largest_customer_events(customers: int) -> int:
