@@ -13,6 +13,7 @@ import pandas as pd
 
 from lam_spark.sources.telco.customers import Array, Queries, Traits, local_time
 from lam_spark.sources.telco.planted import (
+    AUTUMN,
     BROWSE_LAST,
     BROWSE_LAST_NOT,
     DAY,
@@ -156,6 +157,10 @@ def _draw_background(
     _add_calls(rng, log, owner, at, "unwanted_calls")
     owner, at = _own_acts(rng, rng.poisson(_ORDERED, len(traits.number)), queries, (9, 22))
     _add_orders(rng, log, owner, at, _choose(rng, _ORDERS, len(owner)))
+    # A sale in the night that sets the clocks back: half of it in an hour that they show twice.
+    buyers = np.flatnonzero(rng.random(len(traits.number)) < PLANTED.night_sale)
+    owner, at = _heard(queries, buyers, AUTUMN - 3_600 + rng.integers(0, 7_200, len(buyers)))
+    _add_orders(rng, log, owner, at, "addon")
 
 
 def _add_calls(rng: np.random.Generator, log: _Log, owner: Array, at: Array, reason: Any) -> None:
@@ -210,9 +215,8 @@ def _draw_triples(
     triple = (queries.state == BROWSE_LAST) | (queries.state == BROWSE_LAST_NOT)
     owner, wave = np.nonzero(triple & queries.live)
     count = len(owner)
-    third = queries.at[owner, wave] - rng.integers(DAY, 5 * DAY, count)
-    second = third - rng.integers(DAY, 6 * DAY, count)
-    first = second - rng.integers(DAY, 6 * DAY, count)
+    days = queries.at[owner, wave] // DAY - np.cumsum(rng.integers(1, [[5], [6], [6]], (3, count)), axis=0)
+    third, second, first = local_time(rng, days, 10, 20)
     browse_last = queries.state[owner, wave] == BROWSE_LAST
     _browse(rng, log, owner, np.where(browse_last, third, first), "plan", app_is_own)
     inquired = np.where(browse_last, first, second)
@@ -227,25 +231,14 @@ def _draw_comparisons(rng: np.random.Generator, log: _Log, queries: Queries, app
     """Several comparisons of plans; then silence, or as many acts as the silent had before theirs."""
     compares = (queries.state == SILENT) | (queries.state == GOES_ON)
     owner, wave = np.nonzero(compares & queries.live)
-    at, silent = queries.at[owner, wave], queries.state[owner, wave] == SILENT
+    day, silent = queries.at[owner, wave] // DAY, queries.state[owner, wave] == SILENT
     again = np.repeat(np.arange(len(owner)), rng.integers(3, 7, len(owner)))
-    _browse(
-        rng,
-        log,
-        owner[again],
-        at[again] - rng.integers(12 * DAY, 28 * DAY, len(again)),
-        "compare_plans",
-        app_is_own,
-    )
+    at = local_time(rng, day[again] - rng.integers(12, 28, len(again)), 8, 20)
+    _browse(rng, log, owner[again], at, "compare_plans", app_is_own)
     other = np.repeat(np.arange(len(owner)), rng.integers(3, 6, len(owner)))
-    early = rng.integers(12 * DAY, 28 * DAY, len(other))
-    recent = rng.integers(DAY // 2, 11 * DAY, len(other))
-    log.add(
-        "web",
-        owner[other],
-        at[other] - np.where(silent[other], early, recent),
-        np.where(rng.random(len(other)) < 0.5, "home", "help").astype(object),
-    )
+    before = np.where(silent[other], rng.integers(12, 28, len(other)), rng.integers(1, 11, len(other)))
+    word = np.where(rng.random(len(other)) < 0.5, "home", "help").astype(object)
+    log.add("web", owner[other], local_time(rng, day[other] - before, 8, 20), word)
 
 
 def _draw_churn(rng: np.random.Generator, log: _Log, traits: Traits, queries: Queries) -> None:
@@ -258,10 +251,12 @@ def _draw_churn(rng: np.random.Generator, log: _Log, traits: Traits, queries: Qu
     for who, calls, looks in ((leaves, 3.0, 1.8), (decoys, 1.5, 0.8)):
         owner = np.repeat(who, rng.poisson(calls, len(who)))
         before = warned * (1 - np.sqrt(rng.random(len(owner))))  # ever more of them towards the end
-        owner, at = _heard(queries, owner, end[owner] - 1 - before.astype(np.int64))
+        at = local_time(rng, (end[owner] - before.astype(np.int64)) // DAY, 8, 20)
+        owner, at = _heard(queries, owner, at)
         _add_calls(rng, log, owner, at, "technical")
         owner = np.repeat(who, rng.poisson(looks, len(who)))
-        owner, at = _heard(queries, owner, end[owner] - rng.integers(1, 30 * DAY, len(owner)))
+        at = local_time(rng, end[owner] // DAY - rng.integers(0, 30, len(owner)), 8, 23)
+        owner, at = _heard(queries, owner, at)
         log.add("web", owner, at, "cancel_info")
     log.add("point_of_sale", leaves, traits.churn_at[leaves], "cancel", "contract")
 

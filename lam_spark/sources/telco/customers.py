@@ -130,7 +130,8 @@ def draw_queries(rng: np.random.Generator, traits: Traits) -> Queries:
     p_control, p_answered = untouched * stays, convinced * stays
     answered = treated & (rng.random(shape) < p_answer)
     ordered = rng.random(shape) < np.where(answered, p_answered, p_control)
-    wait = rng.integers(DAY // 4, int((PLANTED.horizon_days - 1.5) * DAY), shape)
+    # Well within the horizon, whatever the hour of the query.
+    later = local_time(rng, at // DAY + rng.integers(1, PLANTED.horizon_days - 1, shape), 9, 21)
     return Queries(
         at=at,
         state=state,
@@ -142,7 +143,7 @@ def draw_queries(rng: np.random.Generator, traits: Traits) -> Queries:
         answered=answered,
         p_control=p_control,
         p_treated=p_answer * p_answered + (1 - p_answer) * p_control,
-        ordered_at=np.where(ordered, at + wait, NEVER),
+        ordered_at=np.where(ordered, later, NEVER),
     )
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lam_spark.sources.telco.customers import Array
-from lam_spark.sources.telco.feeds import LINKS, SPRING, Clock, Feed, write_times
+from lam_spark.sources.telco.feeds import LINKS, Clock, Feed, write_times
 from lam_spark.sources.telco.files import Columns
-from lam_spark.sources.telco.planted import START
+from lam_spark.sources.telco.planted import SPRING, START
 
 CLEAN = ""
 AGAIN, AGAIN_ELSEWHERE = "duplicate", "duplicate in another file"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from lam_spark.sources.telco.customers import Array
-from lam_spark.sources.telco.planted import START
+from lam_spark.sources.telco.planted import AUTUMN, SPRING, START
 
 Form = Literal["json", "csv", "parquet"]
 # How a time is written: since 1970 in milliseconds (UTC); text with a Z; text on Lisbon's clock in two orders;
@@ -21,8 +21,6 @@ Form = Literal["json", "csv", "parquet"]
 Clock = Literal["millis", "iso", "local", "local_day_first", "instant", "local_instant", "day"]
 
 _EPOCH = int(np.datetime64(START, "s").astype(np.int64))
-# Lisbon's summer time of 2024, seconds after `START`: from 31 March 01:00 to 27 October 01:00 (UTC).
-SPRING, AUTUMN = 90 * 86_400 + 3_600, 300 * 86_400 + 3_600
 
 
 @dataclass(frozen=True)

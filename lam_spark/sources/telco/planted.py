@@ -12,6 +12,8 @@ DAY = 86_400  # seconds
 START = "2024-01-01T00:00:00"
 DAYS = 365
 SPAN = DAYS * DAY
+# Lisbon is an hour ahead of UTC from 31 March to 27 October, 01:00 UTC.
+SPRING, AUTUMN = 90 * DAY + 3_600, 300 * DAY + 3_600
 NEVER = 1 << 40  # seconds; later than anything that happens
 RANDOM_CHUNK = 500  # customers that share one stream of random numbers
 
@@ -54,6 +56,7 @@ class Planted:
         select_...: the old targeting, a logit: beside the need it looked at region and age.
         churners: share that cancels in the year; warned_days before it they call more and use less.
         decoys: share of the others that look at the cancel page and call as if they would leave.
+        night_sale: share that buys in the night in which the clocks are set back.
         heavy: share with 20 to 150 times the usual use of app and web (Pareto).
     """
 
@@ -83,6 +86,7 @@ class Planted:
     churners: float = 0.12
     warned_days: int = 56
     decoys: float = 0.20
+    night_sale: float = 0.02
     heavy: float = 0.003
 
 
