@@ -5,6 +5,7 @@ A dirty row is made after a true one, which stays, and has one fault only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,30 +106,35 @@ def reason(feed: Feed, kind: str) -> str:
 
 
 def soil(
-    rng: np.random.Generator, feed: Feed, columns: Columns, share: float, never_linked: Array, keys: Array
+    rng: np.random.Generator,
+    feed: Feed,
+    columns: Columns,
+    share: float,
+    never_linked: Callable[[Array], Array],
+    new_keys: Callable[[int], Array],
 ) -> Soiled:
     """Add dirty rows, so many that they are `share` of all rows in the mean.
 
     Args:
         rng: the chunk's generator for dirt.
         feed, columns: n true rows.
-        share: below one.
-        never_linked: (n,) for each row, an id of its customer that no statement links.
-        keys: (n,) unused keys.
+        share: below a half.
+        never_linked: gives, for positions of rows, an id of each one's customer that no statement links.
+        new_keys: gives so many keys that no row has.
     """
-    rows = len(keys)
-    count = int(min(rng.binomial(rows, min(share / (1 - share), 1.0)), rows))
+    rows = len(columns[feed.column("id")])
+    count = int(rng.binomial(rows, share / (1 - share)))
     shares = kinds_of(feed)
     kind = np.array(list(shares), dtype=object)[rng.choice(len(shares), count, p=list(shares.values()))]
-    made_after = rng.integers(0, rows, count) if rows else np.zeros(0, dtype=np.int64)
+    made_after = rng.integers(0, rows, count)
     dirty = {name: values[made_after] for name, values in columns.items()}
     again = np.isin(kind, [AGAIN, AGAIN_ELSEWHERE])
     if key := feed.column("key"):
-        dirty[key] = np.where(again, dirty[key], keys[:count])
+        dirty[key][~again] = new_keys(int((~again).sum()))
     for name in shares:
         chosen = np.flatnonzero(kind == name)
         if name == NEVER_LINKED:
-            dirty[feed.column("id")][chosen] = never_linked[made_after[chosen]]
+            dirty[feed.column("id")][chosen] = never_linked(made_after[chosen])
         elif len(chosen):
             _spoil(feed, dirty, name, chosen)
     return Soiled(

@@ -95,16 +95,13 @@ class TruthFile:
             self._draft.replace(self._path)
 
 
-def _json(value: object) -> str:
-    """Words of our own need no escapes."""
-    if value is None:
-        return "null"
-    return f'"{value}"' if isinstance(value, str) else str(value)
-
-
 def _json_lines(feed: Feed, columns: Columns) -> list[str]:
     line = "{" + ", ".join(f'"{name}": %s' for name in feed.columns) + "}"
-    values = [[_json(value) for value in columns[name].tolist()] for name in feed.columns]
+    values = [
+        # Words of our own need no escapes.
+        ["null" if v is None else f'"{v}"' if type(v) is str else str(v) for v in columns[name].tolist()]
+        for name in feed.columns
+    ]
     return [line % row for row in zip(*values, strict=True)]
 
 

@@ -91,9 +91,11 @@ class _ChunkWriter:
             held["number"] = held["number"].astype(np.int64).astype(object)
         columns = {name: held[holds] for name, holds in feed.columns.items()}
         share = 0.0 if feed is STATEMENTS else self._chunk.world.dirty_share
-        # Drawn for the kinds of ids that links tie to customers; member numbers need no link.
-        never = rows.owner if feed.kind == "customer" else spell(feed.kind, unlinked(first, rows.owner))
-        soiled = dirt.soil(rng, feed, columns, share, never, self._new_keys(count))
+
+        def never_linked(positions: Array) -> Array:
+            return spell(feed.kind, unlinked(first, rows.owner[positions]))
+
+        soiled = dirt.soil(rng, feed, columns, share, never_linked, self._new_keys)
 
         second = (rows.at >= _SECOND_HALF) | (rng.random(count) < _LATE)
         delivery = second[soiled.made_after] ^ (soiled.kind == dirt.AGAIN_ELSEWHERE)
