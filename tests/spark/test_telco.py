@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from lam_spark.config import Config, InputConfig
 from lam_spark.config_file import load_config
 from lam_spark.schema import channel_schema
-from lam_spark.sources.telco import place
+from lam_spark.sources.telco import generate, place
 from lam_spark.sources.telco.generate import write_parts
 from lam_spark.sources.telco.identities import RAW_ID_PATTERN
 from lam_spark.sources.telco.planted import World
@@ -202,3 +202,19 @@ def test_a_call_that_died_and_one_with_other_arguments_are_done_anew(
     assert place(raw, 100, seed=2) != first
     assert place(raw, 100, seed=1) == first
     assert digests(tmp_path) == known
+
+
+def test_what_a_killed_attempt_of_a_task_left_is_swept(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_a_killed_attempt(session: SparkSession, world: World, raw: Path, truth: Path, tasks: int) -> Any:
+        counts = write_parts(session, world, raw, truth, tasks)
+        (raw / "app" / ".2024-h1-00000.jsonl.4711").write_text("half a file")
+        return counts
+
+    monkeypatch.setattr(generate, "write_parts", with_a_killed_attempt)
+    place(tmp_path / "raw", 100, seed=1)
+    assert sorted(path.name for path in (tmp_path / "raw" / "app").iterdir()) == [
+        "2024-h1-00000.jsonl",
+        "2024-h2-00000.jsonl",
+    ]

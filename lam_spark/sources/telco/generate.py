@@ -35,10 +35,10 @@ _MOST_DIRT = 0.3
 def place(folder: Path, customers: int, seed: int, dirty_share: float = 0.05) -> dict[str, int]:
     """Draw the world with the active Spark session and write `folder` and `truth` beside it, once.
 
-    Each part of the customers is a task; it writes its own files, so the folder must be on a file system
-    that all executors see. The same arguments give the same bytes however Spark spreads the parts. Memory
-    of a task: a chunk of 500 customers, some 100 MiB; that of the largest customer with a million events
-    some 600 MiB. Only counts come to the driver.
+    Each part of the customers (at most 10,000) is a task that writes its own files, so the folder must be on
+    a file system that all executors see. The same arguments give the same bytes however Spark spreads the
+    parts. A task holds a chunk of 500 customers at a time: some 200 MiB, 350 MiB for the largest customer with
+    a million events. Only counts come to the driver.
 
     Args:
         folder: created if missing; replaced if an earlier call died or had other arguments.
@@ -59,6 +59,7 @@ def place(folder: Path, customers: int, seed: int, dirty_share: float = 0.05) ->
         )
     world = World(customers, seed, dirty_share)
     stamp = {"edition": _EDITION, "customers": customers, "seed": seed, "dirty_share": dirty_share}
+    folder = folder.absolute()  # an executor may stand in another folder
     manifest, truth = folder / "manifest.json", folder.with_name("truth")
     if manifest.exists() and truth.exists():
         known = json.loads(manifest.read_text())
@@ -72,6 +73,9 @@ def place(folder: Path, customers: int, seed: int, dirty_share: float = 0.05) ->
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     counts = write_parts(spark, world, draft, truth_draft, tasks=world.parts)
+    for path in (draft, truth_draft):
+        for left in path.rglob(".*"):  # by attempts of a task that were killed
+            left.unlink()
     cells = counts.pop(QUERIES)
     _write_json(truth_draft / "counts.json", _told(counts))
     told = parameters() | {"world": stamp, "best": best_possible(cells)}
