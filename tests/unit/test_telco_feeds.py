@@ -9,13 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lam_spark.config_file import load_config
 from lam_spark.errors import ConfigError
-from lam_spark.sources.telco import dirt, place
+from lam_spark.sources.telco import dirt, parts, place
 from lam_spark.sources.telco.consent import PURPOSES, draw_consent
 from lam_spark.sources.telco.feeds import CHANNELS, LINKS, STATEMENTS, Feed, read_back, write_times
 from lam_spark.sources.telco.identities import (
@@ -216,6 +217,28 @@ def test_a_dirty_row_has_one_fault_and_no_two_kinds_look_alike(feed: Feed) -> No
             assert len(differing) == 1, (kind, values)
         assert dirt.outcome(feed, kind) in (dirt.QUARANTINED, dirt.UNRESOLVED)
         assert bool(dirt.reason(feed, kind)) == (dirt.outcome(feed, kind) == dirt.QUARANTINED)
+
+
+def test_the_rows_of_one_who_has_very_many_are_written_in_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(100, 1, 0.05)
+    whole = parts.write_part(world, 0, tmp_path / "raw", tmp_path / "truth")
+    monkeypatch.setattr(parts, "_BATCH", 50)
+    split = parts.write_part(world, 0, tmp_path / "split" / "raw", tmp_path / "split" / "truth")
+    feeds = [*CHANNELS, *LINKS]
+    assert [split[name, "resolved"] for name in feeds] == [whole[name, "resolved"] for name in feeds]
+    for name in ("customers", "queries"):
+        truth = pq.read_table(tmp_path / "truth" / name)
+        assert pq.read_table(tmp_path / "split" / "truth" / name).equals(truth)
+    lines = [
+        line
+        for path in (tmp_path / "split" / "raw" / "app").iterdir()
+        for line in path.read_bytes().splitlines()
+    ]
+    assert len(lines) == split["app", "rows_in"]
+    distinct = split["app", "rows_in"] - split["app", "duplicates"]
+    assert len(set(lines)) == distinct
 
 
 def test_the_newest_statements_tell_who_agreed() -> None:
