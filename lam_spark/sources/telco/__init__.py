@@ -1,0 +1,5 @@
+"""A telecom-like operator's year of logs, drawn with a seed: seven channels, dirt, and a truth to check against."""
+
+from lam_spark.sources.telco.generate import place
+
+__all__ = ["place"]
