@@ -153,7 +153,7 @@ def _reason(row: Row, key: str, identifier: str, time: str, read: Callable[[Any]
     try:
         at = read(row[time]) if row[time] else None
     except GapError:
-        return "event_time does not exist"
+        return "event_time does not exist in Europe/Lisbon"
     except ValueError:
         at = None
     if at is None:

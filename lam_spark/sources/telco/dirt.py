@@ -91,7 +91,7 @@ def reason(feed: Feed, kind: str) -> str:
         NO_TIME: "event_time is missing or not a time",
         FAR_FUTURE: "event_time is in the future",
         LONG_AGO: "event_time is before 2000-01-01",
-        GAP: "event_time does not exist",
+        GAP: "event_time does not exist in Europe/Lisbon",
         # A reader of JSON refuses the line, the others read something else than was written.
         NOT_UTF8: MALFORMED if feed.form == "json" else "text is not UTF-8",
         NOT_FINITE: f"{number} is not finite",
