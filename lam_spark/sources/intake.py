@@ -24,7 +24,8 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config, InputConfig
 from lam_spark.errors import ConfigError
 from lam_spark.run import Run
-from lam_spark.sources.readers import Delivery, Part, jdbc_frame, not_found, table_of
+from lam_spark.sources.jdbc import highest_watermark, rows_at
+from lam_spark.sources.readers import Delivery, Part, not_found
 
 _SCHEMA = (
     "reader STRING, input STRING, part STRING, size BIGINT, modified BIGINT, mapping STRING, run_id STRING, "
@@ -128,7 +129,8 @@ def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFr
     except AnalysisException as error:
         raise not_found(nothing.input, source, error) from error
     assert newest is not None and detail is not None  # a Delta table has a first version  # noqa: PT018
-    version, after = str(newest["version"]), _last(taken)
+    version, last = str(newest["version"]), _last(taken)
+    after = last.name if last else None
     if after is not None and int(after) > int(version):
         raise ConfigError(
             f"inputs.{nothing.input}: {source.path} is at version {version}, {nothing.reader!r} has taken version "
@@ -143,18 +145,24 @@ def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFr
 
 
 def _new_rows(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+    """Rows above the watermark that was taken last; those at it again if there are more of them now."""
     if source.watermark is None:
         return dataclasses.replace(nothing, parts=(Part(f"whole, {run.run_id}"),))
-    query = f"SELECT max({source.watermark}) AS top FROM {table_of(source)}"
-    top = jdbc_frame(run.spark, nothing.input, source, query).select(F.col("top").cast("string")).first()
-    after, highest = _last(taken), top["top"] if top else None
-    parts = () if highest in (None, after) else (Part(str(highest)),)
-    return dataclasses.replace(nothing, parts=parts, after=after)
+    top, last = highest_watermark(run.spark, nothing.input, source), _last(taken)
+    if top is None:
+        return nothing
+    part = Part(top.value, size=top.rows)
+    if last is None:
+        return dataclasses.replace(nothing, parts=(part,))
+    now_there = rows_at(run.spark, nothing.input, source, last.name)
+    grown = now_there > (last.size or 0)
+    parts = (part,) if grown or part.name != last.name else ()
+    return dataclasses.replace(nothing, parts=parts, after=last.name, includes_after=grown)
 
 
-def _last(taken: DataFrame | None) -> str | None:
+def _last(taken: DataFrame | None) -> Part | None:
     """The version or watermark taken last."""
     if taken is None:
         return None
-    row = taken.agg(F.max_by("part", "taken_at").alias("part")).first()
-    return row["part"] if row else None
+    row = taken.agg(F.max_by(F.struct("part", "size"), "taken_at").alias("last")).first()
+    return Part(row["last"]["part"], row["last"]["size"]) if row else None
