@@ -37,19 +37,33 @@ def mapping_digest(config: Config, reader: str) -> str:
     """sha256 of everything in the configuration that decides what a reader makes of a raw row."""
     spec = config.channels.get(reader) or config.identity.links[reader]
     source = config.inputs[spec.grain]
-    named = {name: text for name, text in config.views.items() if re.search(rf"\b{name}\b", spec.select)}
     fields = {
         name: field.model_dump(include={"kind", "min", "max", "values"})
         for name, field in config.fields.items()
     }
     described = [
         spec.model_dump(mode="json"),
-        named,
+        _views_behind(config, spec.select),
         source.format,
         source.columns,
+        # Where a database is, and how it is read, says nothing of its rows.
+        {k: v for k, v in source.options.items() if source.format != "jdbc" or k in ("dbtable", "query")},
+        source.watermark,
         fields if reader in config.channels else {},
     ]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _views_behind(config: Config, statement: str) -> dict[str, str]:
+    """The views that a statement names, and those that they name."""
+    behind: dict[str, str] = {}
+    texts = [statement]
+    while texts:
+        text = texts.pop()
+        named = {n: v for n, v in config.views.items() if re.search(rf"\b{n}\b", text) and n not in behind}
+        behind |= named
+        texts += named.values()
+    return behind
 
 
 def find_new(run: Run, reader: str) -> Delivery:
