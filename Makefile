@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:  ## Make .venv, the Horovod wheel and Delta's jars ready (first time: some minutes)
+setup:  ## Make .venv, the Horovod wheel and the jars ready (first time: some minutes)
 	@PYTHON="$(PYTHON)" sh tools/setup.sh
 
 demo: setup  ## Run every stage on the retailer's data; ARGS="..." goes to `lam-spark run`

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,7 +110,8 @@ class InputConfig(Section):
     `path` is a file, a folder or a glob; a `jdbc` input has options instead (url, dbtable or query, driver).
     `secrets` names, for an option, the environment variable that holds its value (a password).
     `watermark` is a column that only grows (a serial number, a time of change): with it a later run takes
-    only rows above the last one's highest; without it a database table is read whole each time.
+    only rows above the last one's highest (and those at it, if more stand there now), so a row that is committed
+    late with a lower value waits for a rebuild; without it a database table is read whole each time.
     """
 
     format: Literal["parquet", "csv", "json", "delta", "jdbc"]
@@ -128,6 +130,18 @@ class InputConfig(Section):
             raise ValueError(f"a {self.format} input needs a path")
         if self.watermark and self.format != "jdbc":
             raise ValueError("watermark is for jdbc: files and Delta tables know what is new")
+        return self
+
+    @model_validator(mode="after")
+    def _hides_passwords(self) -> InputConfig:
+        if self.secrets and self.format != "jdbc":
+            raise ValueError("secrets are for jdbc; other inputs are read with the rights of the session")
+        named = any("password" in key.lower() for key in self.options)
+        if named or re.search(r"\bpassword=", self.options.get("url", ""), re.IGNORECASE):
+            raise ValueError(
+                "a password may not stand in the file, it would be written into the audit: let secrets.password "
+                "name the environment variable that holds it"
+            )
         return self
 
 

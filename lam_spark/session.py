@@ -19,6 +19,8 @@ from lam_spark.errors import ConfigError
 
 DELTA_VERSION = "4.0.1"
 DELTA_PACKAGE = f"io.delta:delta-spark_2.13:{DELTA_VERSION}"
+POSTGRESQL_VERSION = "42.7.14"
+POSTGRESQL_PACKAGE = f"org.postgresql:postgresql:{POSTGRESQL_VERSION}"
 
 # What results and memory depend on: set wherever the job runs.
 _EVERYWHERE = {
@@ -49,10 +51,21 @@ _ONE_MACHINE = {
 }
 
 
-def jar_folder() -> Path:
-    """Where the set-up keeps Delta's jars, so that a session starts without a network."""
+def kept_jars() -> list[Path]:
+    """What the set-up keeps, so that a session starts without a network: Delta's jars, PostgreSQL's driver."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "lam_spark" / "jars" / f"delta-{DELTA_VERSION}"
+    kept = (f"delta-{DELTA_VERSION}", f"postgresql-{POSTGRESQL_VERSION}")
+    return [jar for name in kept for jar in sorted((Path(cache) / "lam_spark" / "jars" / name).glob("*.jar"))]
+
+
+def added_jars(settings: SparkConfig) -> dict[str, str]:
+    """The kept jars, or else the packages that Spark fetches; beside those that the configuration names."""
+    jars = [str(jar) for jar in kept_jars()]
+    sources = {"spark.jars": jars, "spark.jars.packages": [] if jars else [DELTA_PACKAGE, POSTGRESQL_PACKAGE]}
+    for key, values in sources.items():
+        if key in settings.settings:
+            values.append(settings.settings[key])
+    return {key: ",".join(values) for key, values in sources.items() if values}
 
 
 def platform_gives_session() -> bool:
@@ -79,20 +92,15 @@ def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSe
         os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
         # One worker, one core: torch in a UDF must not start a pool of threads of its own.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        jars = sorted(jar_folder().glob("*.jar"))
-        source = (
-            {"spark.jars": ",".join(str(jar) for jar in jars)}
-            if jars
-            else {"spark.jars.packages": DELTA_PACKAGE}
-        )
-        options |= _ONE_MACHINE | source
+        options |= _ONE_MACHINE
         options |= {
             "spark.master": settings.master,
             "spark.driver.memory": settings.driver_memory,
             "spark.sql.shuffle.partitions": str(settings.shuffle_partitions),
             "spark.default.parallelism": str(settings.shuffle_partitions),
         }
-    for key, value in (options | settings.settings).items():
+    jars = {} if given else added_jars(settings)
+    for key, value in (options | settings.settings | jars).items():
         builder = builder.config(key, value)
     spark: SparkSession = builder.getOrCreate()
     for key, value in _EVERYWHERE.items():

@@ -1,4 +1,4 @@
-"""Sets this checkout up: tools, .venv, the Horovod wheel, this project, Delta's jars.
+"""Sets this checkout up: tools, .venv, the Horovod wheel, this project, jars.
 
 `make setup` (which `make demo` and `make test` run first) calls it through setup.sh. It needs the standard
 library only, does nothing when nothing changed, and keeps what is dear to make in a cache folder that all
@@ -7,7 +7,7 @@ checkouts share:
     ${XDG_CACHE_HOME:-~/.cache}/lam_spark/
         tools/<key>/              uv, CMake and wheel, from requirements-build.lock
         horovod/<key>/*.whl       the patched Horovod wheel, per torch, Python, machine, flavour and patch
-        jars/delta-<version>/     Delta's jars (tools/fetch_jars.py)
+        jars/<name>-<version>/    Delta's jars, PostgreSQL's JDBC driver (tools/fetch_jars.py)
         logs/<checkout>/          the last log of each step
 
 `setup.py lock` resolves both lock files anew (`make lock`; `make lock ARGS=--upgrade` takes newer versions).
@@ -417,7 +417,7 @@ def is_set_up() -> bool:
         VENV_PYTHON.exists()
         and STAMP.exists()
         and STAMP.read_text() == wanted_stamp()
-        and fetch_jars.all_present(hashed=False)
+        and not fetch_jars.lacking(hashed=False)
     )
 
 
@@ -443,7 +443,7 @@ def set_up() -> None:
             wheel = make_horovod_wheel()
         with step(4, "Horovod and this project into .venv"):
             install_project(wheel)
-        with step(5, "Delta's jars"):
+        with step(5, "Delta's jars and PostgreSQL's JDBC driver"):
             make_jars()
         STAMP.write_text(wanted_stamp())
         say(f"ready in {time.monotonic() - start:.0f} s; shared parts are in {CACHE}")

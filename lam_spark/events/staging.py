@@ -25,7 +25,7 @@ def stage_delivery(run: Run, inputs: Inputs, new: Delivery, folder: Path) -> int
         DataQualityError: a reader's first delivery without rows, or a select that multiplies or drops rows.
     """
     section = "channels" if new.reader in run.config.channels else "identity.links"
-    grain = inputs.only(new) if new.parts else None
+    grain = inputs.only(new, folder.with_name(f"{new.reader}.landed")) if new.parts else None
     rows, malformed = grain.count() if grain else (0, 0)
     if grain is None or (new.is_first and not rows + malformed):
         path = run.config.inputs[new.input].path or "a table"

@@ -24,7 +24,8 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config, InputConfig
 from lam_spark.errors import ConfigError
 from lam_spark.run import Run
-from lam_spark.sources.readers import Delivery, Part, jdbc_frame, not_found, table_of
+from lam_spark.sources.jdbc import highest_watermark, rows_at
+from lam_spark.sources.readers import Delivery, Part, not_found
 
 _SCHEMA = (
     "reader STRING, input STRING, part STRING, size BIGINT, modified BIGINT, mapping STRING, run_id STRING, "
@@ -36,19 +37,33 @@ def mapping_digest(config: Config, reader: str) -> str:
     """sha256 of everything in the configuration that decides what a reader makes of a raw row."""
     spec = config.channels.get(reader) or config.identity.links[reader]
     source = config.inputs[spec.grain]
-    named = {name: text for name, text in config.views.items() if re.search(rf"\b{name}\b", spec.select)}
     fields = {
         name: field.model_dump(include={"kind", "min", "max", "values"})
         for name, field in config.fields.items()
     }
     described = [
         spec.model_dump(mode="json"),
-        named,
+        _views_behind(config, spec.select),
         source.format,
         source.columns,
+        # Where a database is, and how it is read, says nothing of its rows.
+        {k: v for k, v in source.options.items() if source.format != "jdbc" or k in ("dbtable", "query")},
+        source.watermark,
         fields if reader in config.channels else {},
     ]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _views_behind(config: Config, statement: str) -> dict[str, str]:
+    """The views that a statement names, and those that they name."""
+    behind: dict[str, str] = {}
+    texts = [statement]
+    while texts:
+        text = texts.pop()
+        named = {n: v for n, v in config.views.items() if re.search(rf"\b{n}\b", text) and n not in behind}
+        behind |= named
+        texts += named.values()
+    return behind
 
 
 def find_new(run: Run, reader: str) -> Delivery:
@@ -128,7 +143,8 @@ def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFr
     except AnalysisException as error:
         raise not_found(nothing.input, source, error) from error
     assert newest is not None and detail is not None  # a Delta table has a first version  # noqa: PT018
-    version, after = str(newest["version"]), _last(taken)
+    version, last = str(newest["version"]), _last(taken)
+    after = last.name if last else None
     if after is not None and int(after) > int(version):
         raise ConfigError(
             f"inputs.{nothing.input}: {source.path} is at version {version}, {nothing.reader!r} has taken version "
@@ -143,18 +159,24 @@ def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFr
 
 
 def _new_rows(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+    """Rows above the watermark that was taken last; those at it again if there are more of them now."""
     if source.watermark is None:
         return dataclasses.replace(nothing, parts=(Part(f"whole, {run.run_id}"),))
-    query = f"SELECT max({source.watermark}) AS top FROM {table_of(source)}"
-    top = jdbc_frame(run.spark, nothing.input, source, query).select(F.col("top").cast("string")).first()
-    after, highest = _last(taken), top["top"] if top else None
-    parts = () if highest in (None, after) else (Part(str(highest)),)
-    return dataclasses.replace(nothing, parts=parts, after=after)
+    top, last = highest_watermark(run.spark, nothing.input, source), _last(taken)
+    if top is None:
+        return nothing
+    part = Part(top.value, size=top.rows)
+    if last is None:
+        return dataclasses.replace(nothing, parts=(part,))
+    now_there = rows_at(run.spark, nothing.input, source, last.name)
+    grown = now_there > (last.size or 0)
+    parts = (part,) if grown or part.name != last.name else ()
+    return dataclasses.replace(nothing, parts=parts, after=last.name, includes_after=grown)
 
 
-def _last(taken: DataFrame | None) -> str | None:
+def _last(taken: DataFrame | None) -> Part | None:
     """The version or watermark taken last."""
     if taken is None:
         return None
-    row = taken.agg(F.max_by("part", "taken_at").alias("part")).first()
-    return row["part"] if row else None
+    row = taken.agg(F.max_by(F.struct("part", "size"), "taken_at").alias("last")).first()
+    return Part(row["last"]["part"], row["last"]["size"]) if row else None

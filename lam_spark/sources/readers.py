@@ -7,32 +7,39 @@ of CSV and JSON are kept apart in `_malformed`.
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyspark.errors import AnalysisException, ParseException
-from pyspark.errors.exceptions.base import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ByteType,
     DataType,
+    DecimalType,
     DoubleType,
     FloatType,
     IntegerType,
     LongType,
     ShortType,
     StringType,
+    StructField,
     StructType,
+    TimestampNTZType,
+    TimestampType,
 )
 
 from lam_spark.config import Config, InputConfig
 from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.sources.jdbc import jdbc_rows, place_of
 
 MALFORMED = "_malformed"
 _WIDTH: dict[type[DataType], int] = {ByteType: 1, ShortType: 2, IntegerType: 3, LongType: 4}
+# Decimal numbers of so many digits survive the way to a double and back.
+_DIGITS_OF_A_DOUBLE = 15
 _SAMPLED_LINES = 1000
 # Of so many files of one delivery the columns are compared one by one; of more, an even spread of this many.
 _COMPARED_FILES = 100
@@ -41,7 +48,7 @@ _COMPARED_FILES = 100
 @dataclass(frozen=True)
 class Part:
     """What is taken whole: a file (size in bytes, modified in microseconds since 1970), a Delta table's version,
-    a database up to a watermark."""
+    a database up to a watermark (its size is the number of rows that stand at it)."""
 
     name: str
     size: int | None = None
@@ -58,6 +65,7 @@ class Delivery:
         mapping: digest of how the reader maps its rows.
         is_first: whether the reader never took anything.
         has_feed: whether a Delta table tells what came after `after`.
+        includes_after: whether more rows stand at the watermark `after` than were taken from there.
     """
 
     reader: str
@@ -67,6 +75,7 @@ class Delivery:
     mapping: str
     is_first: bool
     has_feed: bool = False
+    includes_after: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def open_input(spark: SparkSession, name: str, spec: InputConfig, new: Delivery 
         if spec.format == "delta":
             frame = _delta_rows(spark, spec, new)
         elif spec.format == "jdbc":
-            frame = jdbc_frame(spark, name, spec, _query(spec, new))
+            frame = jdbc_rows(spark, name, spec, _rows_between(spec, new))
         else:
             return _open_files(spark, name, spec, schema, paths)
     except AnalysisException as error:
@@ -127,33 +136,6 @@ def not_found(name: str, spec: InputConfig, error: Exception) -> ConfigError:
     if "PATH_NOT_FOUND" in text or "doesn't exist" in text or "DELTA_MISSING_DELTA_TABLE" in text:
         return ConfigError(f"inputs.{name}: expected {spec.format} at {spec.path}, found nothing")
     return ConfigError(f"inputs.{name}: {spec.path} is not {spec.format}: {_first_line(error)}")
-
-
-def jdbc_frame(spark: SparkSession, name: str, spec: InputConfig, query: str) -> DataFrame:
-    """Rows of a query on the input's database.
-
-    Raises:
-        ConfigError: a secret is not in the environment, the driver's class is not there, or the database
-            refuses the query.
-    """
-    secrets = {}
-    for option, variable in spec.secrets.items():
-        if variable not in os.environ:
-            raise ConfigError(
-                f"inputs.{name}.secrets.{option}: expected the environment variable {variable}, it is not set"
-            )
-        secrets[option] = os.environ[variable]
-    options = {key: value for key, value in spec.options.items() if key not in ("dbtable", "query")}
-    try:
-        return spark.read.format("jdbc").options(**options, **secrets).option("query", query).load()
-    except PySparkException as error:
-        text = _first_line(error)
-        if "ClassNotFoundException" in str(error) or "No suitable driver" in str(error):
-            text = (
-                f"{text}; put the driver's jar on the session, e.g. --packages org.postgresql:postgresql:42.7.8 "
-                "or spark.settings: {spark.jars.packages: ...}"
-            )
-        raise ConfigError(f"inputs.{name}: the database at {_place(spec)} says: {text}") from error
 
 
 class Inputs:
@@ -178,10 +160,18 @@ class Inputs:
             self._opened[name].rows.createOrReplaceTempView(name)
         return self._opened[name]
 
-    def only(self, new: Delivery) -> Input:
-        """Narrow an input to what is new for its reader, for the reader's own select; returns it."""
-        self._new[new.input] = open_input(self._spark, new.input, self._config.inputs[new.input], new)
-        return self._new[new.input]
+    def only(self, new: Delivery, landing: Path) -> Input:
+        """Narrow an input to what is new for its reader, for the reader's own select; returns it.
+
+        Rows of a database are copied into the folder `landing`: it would not hold still between two reads.
+        """
+        spec = self._config.inputs[new.input]
+        found = open_input(self._spark, new.input, spec, new)
+        if spec.format == "jdbc":
+            found.rows.write.mode("overwrite").parquet(str(landing))
+            found = dataclasses.replace(found, rows=self._spark.read.parquet(str(landing)))
+        self._new[new.input] = found
+        return found
 
     def select(self, statement: str, where: str, grain: str | None = None) -> DataFrame:
         """Run a configured SQL select over the inputs and views that it names.
@@ -294,23 +284,14 @@ def _delta_rows(spark: SparkSession, spec: InputConfig, new: Delivery | None) ->
     )
 
 
-def _query(spec: InputConfig, new: Delivery | None) -> str:
-    table = table_of(spec)
+def _rows_between(spec: InputConfig, new: Delivery | None) -> str:
+    """The condition on the watermark that picks what is new."""
     if new is None or spec.watermark is None:
-        return f"SELECT * FROM {table}"
+        return ""
     upto = f"{spec.watermark} <= '{new.parts[0].name}'"
-    after = "" if new.after is None else f"{spec.watermark} > '{new.after}' AND "
-    return f"SELECT * FROM {table} WHERE {after}{upto}"
-
-
-def table_of(spec: InputConfig) -> str:
-    """What stands behind FROM to read a jdbc input."""
-    return spec.options.get("dbtable") or f"({spec.options['query']}) configured_query"
-
-
-def _place(spec: InputConfig) -> str:
-    # What follows in a URL may be a password.
-    return spec.path or spec.options["url"].split("?")[0]
+    if new.after is None:
+        return upto
+    return f"{spec.watermark} {'>=' if new.includes_after else '>'} '{new.after}' AND {upto}"
 
 
 def _literal(path: str) -> str:
@@ -343,7 +324,7 @@ def _compare(name: str, spec: InputConfig, declared: StructType, present: Struct
     if spec.format == "json" and not present.names:
         return ()  # no line at all: whoever needs its rows says so
     missing = [f.name for f in declared if f.name not in present.names]
-    place = _place(spec)
+    place = spec.path or place_of(spec)
     if missing:
         raise ConfigError(
             f"inputs.{name}: {place} lacks the declared columns {', '.join(missing)}; "
@@ -357,23 +338,55 @@ def _compare(name: str, spec: InputConfig, declared: StructType, present: Struct
         )
     if spec.format in ("csv", "json"):
         return tuple(column for column in undeclared if column != "_corrupt_record")
-    wrong = [
-        f"{f.name} is {present[f.name].dataType.simpleString()}, declared {f.dataType.simpleString()}"
-        for f in declared
-        if not _fits(present[f.name].dataType, f.dataType)
-    ]
-    if wrong:
-        raise ConfigError(f"inputs.{name}: {place} has other types: {'; '.join(wrong)}")
+    is_cast = spec.format in ("delta", "jdbc")
+    unfit = [f for f in declared if not _fits(present[f.name].dataType, f.dataType, is_cast)]
+    if unfit:
+        pairs = [(f, present[f.name].dataType) for f in unfit]
+        wrong = [
+            f"{f.name} is {held.simpleString()}, declared {f.dataType.simpleString()}" for f, held in pairs
+        ]
+        raise ConfigError(f"inputs.{name}: {place} has other types: {'; '.join(wrong)}{_hint(pairs)}")
     return undeclared
 
 
-def _fits(present: DataType, declared: DataType) -> bool:
-    """Whether a binary column can be read as declared without losing anything."""
+def _fits(present: DataType, declared: DataType, is_cast: bool) -> bool:
+    """Whether a column can be read as declared without losing anything.
+
+    Args:
+        present: the column's type.
+        declared: the configuration's.
+        is_cast: whether rows are cast to the declared types; a Parquet file is read as declared.
+    """
     if present == declared:
         return True
     if type(present) in _WIDTH and type(declared) in _WIDTH:
         return _WIDTH[type(present)] <= _WIDTH[type(declared)]
-    return isinstance(present, FloatType) and isinstance(declared, DoubleType)
+    if isinstance(present, FloatType):
+        return isinstance(declared, DoubleType)
+    if not is_cast:
+        return False
+    if isinstance(present, DecimalType) and isinstance(declared, DecimalType):
+        whole = declared.precision - declared.scale
+        return present.scale <= declared.scale and present.precision - present.scale <= whole
+    if isinstance(present, DecimalType):
+        return isinstance(declared, DoubleType) and present.precision <= _DIGITS_OF_A_DOUBLE
+    # The wall clock as it stands, in the session's zone, which is UTC.
+    return isinstance(present, TimestampNTZType) and isinstance(declared, TimestampType)
+
+
+def _hint(unfit: list[tuple[StructField, DataType]]) -> str:
+    """What to do about decimal numbers that are wider than a double."""
+    wide = [
+        f"{f.name} {held.simpleString().upper()}"
+        for f, held in unfit
+        if isinstance(held, DecimalType) and isinstance(f.dataType, DoubleType)
+    ]
+    if not wide:
+        return ""
+    return (
+        f". A double is sure of {_DIGITS_OF_A_DOUBLE} digits only: declare {', '.join(wide)} (a numeric field makes "
+        "a double of it), or make the column narrower where it comes from"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ from pyspark.sql import SparkSession
 
 from e2e.conftest import REPOSITORY, Finished, rows, start, versions
 from lam_spark.cli import run_stage
-from lam_spark.session import DELTA_PACKAGE, jar_folder
+from lam_spark.session import DELTA_PACKAGE, kept_jars
 from lam_spark.sources.identity import keyed_pseudonym
 
 Stage = Callable[..., tuple[int, dict[str, Any]]]
@@ -82,7 +82,7 @@ def test_whoever_opts_out_after_scoring_is_withheld(finished: Finished, stage: S
 def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> None:
     before = without_run(finished.root, "contact_list")
     version = versions(finished.root)["contact_list"]
-    jars = sorted(jar_folder().glob("*.jar"))
+    jars = kept_jars()
     delta = ["--jars", ",".join(map(str, jars))] if jars else ["--packages", DELTA_PACKAGE]
     settings = {
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",

@@ -122,6 +122,40 @@ def test_a_wrong_value_is_refused_with_its_place(override: str, message: str) ->
     assert refusal(SHIPPED, override).startswith(f"  - {message}")
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"options": {"url": "jdbc:x:y"}},
+            "a jdbc input has no path; its options name url, and dbtable or query",
+        ),
+        (
+            {"options": {"url": "jdbc:x:y", "dbtable": "t", "password": "hush"}},
+            "a password may not stand in the",
+        ),
+        (
+            {"options": {"url": "jdbc:x:y?user=me&Password=hush", "dbtable": "t"}},
+            "a password may not stand in",
+        ),
+        (
+            {"format": "csv", "path": "x.csv", "secrets": {"password": "CRM"}},
+            "secrets are for jdbc; other inputs",
+        ),
+        (
+            {"format": "csv", "path": "x.csv", "watermark": "id"},
+            "watermark is for jdbc: files and Delta tables know",
+        ),
+    ],
+)
+def test_a_wrong_database_is_refused_without_its_password(
+    changed: Callable[[Change], Path], section: dict[str, Any], message: str
+) -> None:
+    given = {"format": "jdbc", "columns": "id BIGINT", **section}
+    told = refusal(changed(lambda c: c["inputs"].update(crm=given)))
+    assert told.startswith(f"  - inputs.crm: {message}")
+    assert "hush" not in told
+
+
 def test_a_missing_key_is_named(changed: Callable[[Change], Path]) -> None:
     assert refusal(changed(lambda c: c.pop("as_of"))) == "  - missing key 'as_of'"
     assert refusal(changed(lambda c: c["split"].pop("test_start"))) == "  - missing key 'split.test_start'"
