@@ -30,7 +30,7 @@ from lam_spark.events.resolution import (
 from lam_spark.events.staging import count_refused, stage_delivery
 from lam_spark.run import Run, StageResult
 from lam_spark.sources.identity import fitting_secret
-from lam_spark.sources.intake import find_new, note_taken
+from lam_spark.sources.intake import find_new, note_taken, taken_so_far
 from lam_spark.sources.links import LINK
 from lam_spark.sources.readers import Delivery, Inputs
 
@@ -68,7 +68,9 @@ def run(run: Run) -> StageResult:
     config, staging = run.config, run.config.workspace / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     readers = [*config.identity.links, *config.channels]
-    news = [new for new in (find_new(run, reader) for reader in readers) if new.parts or new.is_first]
+    taken = taken_so_far(run)
+    found = [find_new(run, reader, taken.get(reader)) for reader in readers]
+    news = [new for new in found if new.parts or new.is_first]
     try:
         balances, resolved, quarantine = _prepare(run, news, staging)
         with run.tables.together(*_PUBLISHED):

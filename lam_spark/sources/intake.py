@@ -15,10 +15,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config, InputConfig
@@ -66,7 +66,33 @@ def _views_behind(config: Config, statement: str) -> dict[str, str]:
     return behind
 
 
-def find_new(run: Run, reader: str) -> Delivery:
+@dataclass(frozen=True)
+class Taken:
+    """What a reader has taken so far: the digests of how it mapped its rows, and the part taken last."""
+
+    mappings: frozenset[str]
+    last: Part
+
+
+def taken_so_far(run: Run) -> dict[str, Taken]:
+    """What each reader has taken; nobody anything where all inputs are to be read again."""
+    if not run.tables.exists("intake") or run.config.ingest.rebuild:
+        return {}
+    grouped = (
+        run.tables.read("intake")
+        .groupBy("reader")
+        .agg(
+            F.collect_set("mapping").alias("mappings"),
+            F.max_by(F.struct("part", "size"), "taken_at").alias("last"),
+        )
+    )
+    return {
+        row["reader"]: Taken(frozenset(row["mappings"]), Part(row["last"]["part"], row["last"]["size"]))
+        for row in grouped.toLocalIterator()
+    }
+
+
+def find_new(run: Run, reader: str, taken: Taken | None) -> Delivery:
     """What `reader` has not taken yet.
 
     Raises:
@@ -75,7 +101,12 @@ def find_new(run: Run, reader: str) -> Delivery:
     config = run.config
     spec = config.channels.get(reader) or config.identity.links[reader]
     source, mapping = config.inputs[spec.grain], mapping_digest(config, reader)
-    taken = _taken(run, reader, mapping)
+    if taken is not None and taken.mappings != {mapping}:
+        raise ConfigError(
+            f"the select, columns, rules or fields of {reader!r} changed since its rows were taken: new rows "
+            "would not mean the same as the old ones. Run once with --set ingest.rebuild=true, which reads "
+            "all inputs again, or restore the mapping"
+        )
     nothing = Delivery(reader, spec.grain, (), None, mapping, is_first=taken is None)
     if source.format == "delta":
         return _new_version(run, nothing, source, taken)
@@ -98,24 +129,7 @@ def note_taken(run: Run, deliveries: Iterable[Delivery]) -> None:
         run.tables.append(frame, "intake")
 
 
-def _taken(run: Run, reader: str, mapping: str) -> DataFrame | None:
-    """What the reader has taken; None if nothing."""
-    if not run.tables.exists("intake") or run.config.ingest.rebuild:
-        return None
-    taken = run.tables.read("intake").where(F.col("reader") == reader)
-    found = taken.agg(F.count("*").alias("parts"), F.count_if(F.col("mapping") != mapping).alias("others"))
-    counts = found.first()
-    assert counts is not None  # an aggregate without keys gives one row
-    if counts["others"]:
-        raise ConfigError(
-            f"the select, columns, rules or fields of {reader!r} changed since its rows were taken: new rows "
-            "would not mean the same as the old ones. Run once with --set ingest.rebuild=true, which reads "
-            "all inputs again, or restore the mapping"
-        )
-    return taken if counts["parts"] else None
-
-
-def _new_files(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+def _new_files(run: Run, nothing: Delivery, source: InputConfig, taken: Taken | None) -> Delivery:
     try:
         # The listing alone: a binary file's content is read only by who selects it.
         listing = (
@@ -131,20 +145,20 @@ def _new_files(run: Run, nothing: Delivery, source: InputConfig, taken: DataFram
     except AnalysisException as error:
         raise not_found(nothing.input, source, error) from error
     if taken is not None:
-        listing = listing.join(taken.select("part", "size", "modified"), ["part", "size", "modified"], "anti")
+        known = run.tables.read("intake").where(F.col("reader") == nothing.reader)
+        listing = listing.join(known, ["part", "size", "modified"], "left_anti")
     parts = (Part(row["part"], row["size"], row["modified"]) for row in listing.toLocalIterator())
     return dataclasses.replace(nothing, parts=tuple(sorted(parts, key=lambda part: part.name)))
 
 
-def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: Taken | None) -> Delivery:
     try:
         table = DeltaTable.forPath(run.spark, source.path)
         newest, detail = table.history(1).select("version").first(), table.detail().first()
     except AnalysisException as error:
         raise not_found(nothing.input, source, error) from error
     assert newest is not None and detail is not None  # a Delta table has a first version  # noqa: PT018
-    version, last = str(newest["version"]), _last(taken)
-    after = last.name if last else None
+    version, after = str(newest["version"]), taken.last.name if taken else None
     if after is not None and int(after) > int(version):
         raise ConfigError(
             f"inputs.{nothing.input}: {source.path} is at version {version}, {nothing.reader!r} has taken version "
@@ -158,25 +172,18 @@ def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: DataFr
     )
 
 
-def _new_rows(run: Run, nothing: Delivery, source: InputConfig, taken: DataFrame | None) -> Delivery:
+def _new_rows(run: Run, nothing: Delivery, source: InputConfig, taken: Taken | None) -> Delivery:
     """Rows above the watermark that was taken last; those at it again if there are more of them now."""
     if source.watermark is None:
         return dataclasses.replace(nothing, parts=(Part(f"whole, {run.run_id}"),))
-    top, last = highest_watermark(run.spark, nothing.input, source), _last(taken)
+    top = highest_watermark(run.spark, nothing.input, source)
     if top is None:
         return nothing
     part = Part(top.value, size=top.rows)
-    if last is None:
+    if taken is None:
         return dataclasses.replace(nothing, parts=(part,))
+    last = taken.last
     now_there = rows_at(run.spark, nothing.input, source, last.name)
     grown = now_there > (last.size or 0)
     parts = (part,) if grown or part.name != last.name else ()
     return dataclasses.replace(nothing, parts=parts, after=last.name, includes_after=grown)
-
-
-def _last(taken: DataFrame | None) -> Part | None:
-    """The version or watermark taken last."""
-    if taken is None:
-        return None
-    row = taken.agg(F.max_by(F.struct("part", "size"), "taken_at").alias("last")).first()
-    return Part(row["last"]["part"], row["last"]["size"]) if row else None

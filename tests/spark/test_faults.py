@@ -51,7 +51,7 @@ CLICKS: dict[bytes, str | None] = {
     b'{"customer": "RAW-2", "at": "2023-03-05T12:00:01+01:00", "page": null}': None,
     b'{"customer": "RAW-2", "at": "2023-03-05T12:00:02Z", "pa': MALFORMED_REASON,
     b'{"customer": "RAW-2", "at": 17, "page": "home"}': "event_time is before 2000-01-01",
-    b"[]": MALFORMED_REASON,
+    b'"just text"': MALFORMED_REASON,
     b'{"customer": "RAW-2", "page": "home"}': "event_time is missing or not a time",
     b'{"customer": "RAW-2", "at": "2023-03-05T12:00:04Z", "page": "h\xc3"}': MALFORMED_REASON,
 }
