@@ -91,7 +91,9 @@ def deliver(root: Path, night: int, clicks: list[Click], links: list[Link]) -> N
     with (root / "raw" / "logins" / f"{night}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["cookie", "customer", "at"])
-        writer.writerows([cookie, customer, instant(minute).isoformat()] for cookie, customer, minute in links)
+        writer.writerows(
+            [cookie, customer, instant(minute).isoformat()] for cookie, customer, minute in links
+        )
 
 
 def owner(cookie: str, minute: int, links: list[Link]) -> str | None:
@@ -135,9 +137,7 @@ class Week:
 
 def held(run: Run) -> dict[str, set[tuple[Any, ...]]]:
     """What the tables say, without when it was ingested."""
-    tables = {
-        name: run.tables.read(name).drop("ingested_at") for name in ("events", "unresolved", "links")
-    }
+    tables = {name: run.tables.read(name).drop("ingested_at") for name in ("events", "unresolved", "links")}
     return {name: {tuple(row) for row in frame.collect()} for name, frame in tables.items()}
 
 
@@ -198,7 +198,9 @@ def test_an_event_that_says_something_else_is_counted_and_the_first_stands(
     assert [row["item"] for row in build().tables.read("events").collect()] == ["home"]
 
 
-def test_too_many_rows_of_nobody_and_another_mapping_are_refused(build: Callable[..., Run], tmp_path: Path) -> None:
+def test_too_many_rows_of_nobody_and_another_mapping_are_refused(
+    build: Callable[..., Run], tmp_path: Path
+) -> None:
     root = tmp_path / "shop"
     deliver(root, 0, [("RAW-COOKIE-1", 60, "home")], [("RAW-COOKIE-1", "RAW-CUSTOMER-1", 30)])
     ingest.run(build())
@@ -209,7 +211,9 @@ def test_too_many_rows_of_nobody_and_another_mapping_are_refused(build: Callable
     assert build().tables.read("unresolved").count() == 0
     channel = sections(root)["channels"]["web"]
     other = {"web": channel | {"select": channel["select"].replace("'view'", "'look'")}}
-    with pytest.raises(ConfigError, match=r"of 'web' changed since its rows were taken.*ingest\.rebuild=true"):
+    with pytest.raises(
+        ConfigError, match=r"of 'web' changed since its rows were taken.*ingest\.rebuild=true"
+    ):
         ingest.run(build(channels=other))
     result: StageResult = ingest.run(build(channels=other, ingest={"rebuild": True}))
     assert result.counts["events"] == 1
