@@ -43,15 +43,23 @@ def write_log(folder: Path, customers: int, seed: int) -> None:
         ],
         columns=["customer", "purpose", "state", "stated_at"],
     )
-    consent.to_csv(folder / "consent.csv", index=False)
+    consent.to_csv(folder / "agreed.csv", index=False)
 
 
 def measure(customers: int) -> tuple[dict[str, float], float]:
     """Seconds a stage, and peak memory of all processes (GiB)."""
-    settings = ("training.pretrain_epochs=0", "training.finetune_epochs=1", "quality.max_quarantine_share=0")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "log"
         write_log(root / "raw", customers, seed=7)
+        settings = (
+            f"inputs.purchases.path={root}/raw/purchases.csv",
+            f"inputs.agreed.path={root}/raw/agreed.csv",
+            "training.launcher=horovod",
+            "training.ranks=2",
+            "training.pretrain_epochs=0",
+            "training.finetune_epochs=1",
+            "quality.max_quarantine_share=0",
+        )
         seconds, peak = {}, 0.0
         for stage in STAGES:
             done = lam_spark(stage, REPOSITORY / "conf/purchase_log.yaml", root, *settings)
