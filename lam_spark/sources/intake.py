@@ -173,9 +173,7 @@ def _new_rows(
     highest = top["top"] if top else None
     if highest is None and after is None:
         return Delivery(reader, name, (Part("no rows"),), None, mapping)
-    return Delivery(
-        reader, name, () if highest in (None, after) else (Part(str(highest)),), after, mapping
-    )
+    return Delivery(reader, name, () if highest in (None, after) else (Part(str(highest)),), after, mapping)
 
 
 def _last(taken: DataFrame | None) -> str | None:
@@ -184,5 +182,3 @@ def _last(taken: DataFrame | None) -> str | None:
         return None
     row = taken.agg(F.max_by("part", "taken_at").alias("part")).first()
     return row["part"] if row else None
-
-

@@ -39,7 +39,14 @@ _MONTH_DAYS = np.array([0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335])
 
 # What people do on an ordinary day: word of the channel -> share.
 _SCREENS = {"usage": 0.45, "bill": 0.25, "home": 0.15, "support": 0.08, "plan": 0.04, "compare_plans": 0.03}
-_PAGES = {"home": 0.40, "help": 0.34, "devices": 0.20, "plan": 0.03, "compare_plans": 0.02, "cancel_info": 0.01}
+_PAGES = {
+    "home": 0.40,
+    "help": 0.34,
+    "devices": 0.20,
+    "plan": 0.03,
+    "compare_plans": 0.02,
+    "cancel_info": 0.01,
+}
 _VISITS = {"visit": 0.65, "ask": 0.15, "buy": 0.20}
 _REASONS = {"bill": 0.45, "technical": 0.35, "other": 0.17, "plan": 0.03}
 _ORDERS = {"device": 0.4, "addon": 0.6}
