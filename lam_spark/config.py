@@ -45,7 +45,12 @@ RESERVED_COLUMNS = frozenset(
         "hour_of_week",
         "seq_len",
         "events_seen",
+        "event_order",
+        "first_event_time",
         "last_event_time",
+        "older_events",
+        "older_counts",
+        "older_sums",
         "seq_hash",
         "proposal_id",
         "description",
@@ -213,6 +218,7 @@ class SequencesConfig(Section):
     """What a customer's sequence holds."""
 
     max_events: int = Field(default=8192, ge=16, description="latest events kept a customer")
+    rebuild: bool = Field(default=False, description="make all rows anew; else only those that changed")
 
 
 class TargetConfig(Section):

@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from delta.tables import DeltaTable
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 
 from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError
 
@@ -31,11 +32,16 @@ class TableSpec:
         stats: columns whose min/max go into the transaction log. Columns that identify a customer never
             do: statistics outlive the rows that an erasure removes.
         changes: whether Delta keeps a change feed, from which a later stage learns whose rows changed.
+        vectors: whether a change marks old rows as deleted (deletion vectors) instead of rewriting their
+            files: a change of 1 % of the rows then writes 1 %. Only Delta may read such a table (`files`
+            refuses it), and what was deleted stays in the files until
+            `REORG TABLE delta.`path` APPLY (PURGE)` and `VACUUM`: an erasure has to run both.
     """
 
     stage: str
     stats: tuple[str, ...] = ()
     changes: bool = False
+    vectors: bool = False
 
 
 TABLES: Mapping[str, TableSpec] = {
@@ -48,7 +54,8 @@ TABLES: Mapping[str, TableSpec] = {
     "intake": TableSpec("ingest", ("reader",)),
     "consent": TableSpec("consent", ("effective_at",)),
     "vocabulary": TableSpec("sequences", ("field",)),
-    "sequences": TableSpec("sequences", ("seq_len",)),
+    "value_counts": TableSpec("sequences", ("field",)),
+    "sequences": TableSpec("sequences", ("seq_len",), vectors=True),
     "examples": TableSpec("examples", ("as_of", "split")),
     "training_blocks": TableSpec("snapshot"),
     "scores": TableSpec("score", ("as_of", "target")),
@@ -59,6 +66,10 @@ TABLES: Mapping[str, TableSpec] = {
 
 # What a job raises on a score that is not a number (`raise_error`), so that it ends before it publishes.
 NOT_A_NUMBER = "a score is not a number: the model or its inputs are damaged"
+
+_USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
+# Commits that leave a table's rows as they are.
+_SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END")
 
 # Lost races: another run committed between our read and our write.
 _CONFLICTS = (
@@ -121,9 +132,16 @@ class Tables:
         return self.spark.read.format("delta").option("versionAsOf", pinned).load(self.path(name))
 
     def overwrite(
-        self, frame: DataFrame, name: str, where: str | None = None, partition_by: Sequence[str] = ()
+        self,
+        frame: DataFrame,
+        name: str,
+        where: str | None = None,
+        partition_by: Sequence[str] = (),
+        note: Mapping[str, Any] | None = None,
     ) -> int:
         """Replace the table (or only the rows that `where` names) in one commit.
+
+        `note` is kept with the commit (`note_of`).
 
         Returns:
             Rows written. A rerun replaces the same rows by the same rows.
@@ -133,6 +151,8 @@ class Tables:
             writer = writer.option(key, value)
         if partition_by:
             writer = writer.partitionBy(*partition_by)
+        if note is not None:
+            writer = writer.option("userMetadata", json.dumps(note))
         if where is not None and self.exists(name):
             writer = writer.option("replaceWhere", where)
         else:
@@ -190,6 +210,69 @@ class Tables:
         if update:
             merge = merge.whenMatchedUpdate(set={column: f"fresh.{column}" for column in update})
         self._commit(merge.execute, name)
+
+    def apply(self, frame: DataFrame, name: str, key: str, note: Mapping[str, Any]) -> dict[str, int]:
+        """Bring the rows of `frame` into the table in one commit that carries `note`.
+
+        Grain of `frame`: a `key`; the table's columns and `gone BOOLEAN`. A gone row is deleted, a new one
+        inserted, and one that is there replaced if its `seq_hash` differs. Nothing to do still commits,
+        because the note must move on.
+
+        Returns:
+            Rows inserted, replaced and deleted.
+        """
+        columns: dict[str, str | Column] = {c: f"fresh.{c}" for c in frame.columns if c != "gone"}
+        merge = (
+            DeltaTable.forPath(self.spark, self.path(name))
+            .alias("known")
+            .merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
+            .whenMatchedDelete("fresh.gone")
+            .whenMatchedUpdate("known.seq_hash <> fresh.seq_hash", columns)
+            .whenNotMatchedInsert("NOT fresh.gone", columns)
+        )
+        before = self.version(name)
+        self.spark.conf.set(_USER_METADATA, json.dumps(note))
+        try:
+            self._commit(merge.execute, name)
+        finally:
+            self.spark.conf.unset(_USER_METADATA)
+        if self.version(name) == before:
+            self.renew_note(name, note)
+            return dict.fromkeys(("inserted", "replaced", "deleted"), 0)
+        return {
+            what: self._rows_of_last_write(name, f"numTargetRows{metric}")
+            for what, metric in (("inserted", "Inserted"), ("replaced", "Updated"), ("deleted", "Deleted"))
+        }
+
+    def renew_note(self, name: str, note: Mapping[str, Any]) -> None:
+        """Commit a new note and no rows."""
+        nothing = self.read(name).limit(0)
+        writer = nothing.write.format("delta").mode("append").option("userMetadata", json.dumps(note))
+        self._commit(lambda: writer.save(self.path(name)), name)
+
+    def note_of(self, name: str) -> dict[str, Any] | None:
+        """The note of the commit that made the table's rows; None where another change came after it."""
+        for version in sorted(self._commits(name), reverse=True):
+            commit = self._commit_info(name, version)
+            if "userMetadata" in commit:
+                note: dict[str, Any] = json.loads(commit["userMetadata"])
+                return note
+            if commit["operation"] not in _SAME_ROWS:
+                return None
+        return None
+
+    def operations(self, name: str, after: int) -> list[str] | None:
+        """What the commits above version `after` did, as Delta calls it; None where the log has lost one."""
+        wanted = range(after + 1, self.version(name) + 1)
+        if not {after, *wanted} <= set(self._commits(name)):
+            return None
+        commits = [self._commit_info(name, version) for version in wanted]
+        return [
+            "OVERWRITE"
+            if c["operation"] == "WRITE" and c["operationParameters"].get("mode") != "Append"
+            else c["operation"]
+            for c in commits
+        ]
 
     @contextlib.contextmanager
     def together(self, *names: str) -> Iterator[None]:
@@ -273,7 +356,8 @@ class Tables:
             else {"delta.dataSkippingNumIndexedCols": "0"}
         )
         feed = {"delta.enableChangeDataFeed": "true"} if TABLES[name].changes else {}
-        return {"delta.enableDeletionVectors": "false", **skipping, **feed}
+        vectors = {"delta.enableDeletionVectors": str(TABLES[name].vectors).lower()}
+        return {**vectors, **skipping, **feed}
 
     def _commit(self, write: object, name: str) -> None:
         try:
@@ -301,9 +385,13 @@ class Tables:
 
     def _rows_of_last_write(self, name: str, metric: str = "numOutputRows") -> int:
         """What Delta itself counted in the commit that this run just made."""
-        commit = Path(self.path(name)) / "_delta_log" / f"{self.written_versions[name]:020d}.json"
+        metrics = self._commit_info(name, self.written_versions[name])["operationMetrics"]
+        return int(metrics.get(metric, 0))
+
+    def _commit_info(self, name: str, version: int) -> dict[str, Any]:
+        commit = Path(self.path(name)) / "_delta_log" / f"{version:020d}.json"
         for line in commit.read_text(encoding="utf-8").splitlines():
-            action = json.loads(line)
+            action: dict[str, dict[str, Any]] = json.loads(line)
             if "commitInfo" in action:
-                return int(action["commitInfo"]["operationMetrics"].get(metric, 0))
+                return action["commitInfo"]
         raise DataQualityError(f"commit {commit} of table {name!r} holds no record of what was written")

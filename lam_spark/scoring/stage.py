@@ -15,7 +15,7 @@ from lam_spark.errors import ConfigError, DataQualityError, did_you_mean
 from lam_spark.run import Run, StageResult, sql_literal
 from lam_spark.schema import field_types
 from lam_spark.scoring.spark import champion, predict
-from lam_spark.sequences.assemble import hour_of_week
+from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 from lam_spark.sources.readers import Inputs
 

@@ -15,7 +15,7 @@ from lam_spark.config import Config, TargetConfig
 from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal
-from lam_spark.sequences.assemble import hour_of_week
+from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 
 # The periods an example can fall into. `straddling` ones open in one period and mature in the next: no

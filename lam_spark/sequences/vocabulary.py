@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
@@ -18,28 +18,35 @@ PADDING, UNKNOWN, MISSING = 0, 1, 2
 FIRST_VALUE = 3
 
 
-def extend_vocabulary(run: Run, events: DataFrame) -> int:
-    """Append the values of `events` that are frequent enough and not there yet; returns how many.
+def count_values(events: DataFrame, config: Config, weight: Column | None = None) -> DataFrame:
+    """`field, value, count`: how often each value of each categorical field occurs; grain: (field, value).
 
-    Give only events that the vocabulary may know of: consented, and before the cut, or the vocabulary
-    itself would leak the future. Ties in frequency are broken by value, so that a rebuild gives the same
-    ids. Cost: one aggregation over (field, value); only distinct values are shuffled.
+    `weight` is what an event counts for (1 where not given). Only distinct values are shuffled.
     """
-    config = run.config
     pairs = F.explode(
         F.array(
             *(F.struct(F.lit(name).alias("field"), F.col(name).alias("value")) for name in config.categorical)
         )
     )
-    counted = (
-        events.select(pairs.alias("pair"))
-        .select("pair.*")
+    counted = F.count("*") if weight is None else F.sum("weight")
+    return (
+        events.select(pairs.alias("pair"), *([] if weight is None else [weight.alias("weight")]))
+        .select("pair.*", *([] if weight is None else ["weight"]))
         .where("value IS NOT NULL")
         .groupBy("field", "value")
-    ).count()
-    limits = _limits(run)
+        .agg(counted.alias("count"))
+    )
+
+
+def extend_vocabulary(run: Run, counted: DataFrame) -> int:
+    """Append the values that are frequent enough and not there yet; returns how many.
+
+    `counted` is what `count_values` gives of the events that the vocabulary may know of: consented, and
+    before the cut, or the vocabulary itself would leak the future. Ties in frequency are broken by value, so
+    that a rebuild gives the same ids. Cost: distinct values, not events.
+    """
     frequent = (
-        counted.join(F.broadcast(limits), "field")
+        counted.join(F.broadcast(_limits(run)), "field")
         .withColumn(
             "rank", F.row_number().over(Window.partitionBy("field").orderBy(F.desc("count"), "value"))
         )
@@ -64,6 +71,12 @@ def extend_vocabulary(run: Run, events: DataFrame) -> int:
     return run.tables.insert_new(rows, "vocabulary", ["field", "value"])
 
 
+def top_ids(vocabulary: DataFrame) -> dict[str, int]:
+    """The highest token id of each field that has one."""
+    highest = vocabulary.groupBy("field").agg(F.max("token_id").alias("top"))
+    return {row["field"]: int(row["top"]) for row in highest.toLocalIterator()}
+
+
 def encode(frame: DataFrame, vocabulary: DataFrame, fields: Iterable[str]) -> DataFrame:
     """Replace each categorical column by its token ids (int, never null).
 
@@ -81,10 +94,7 @@ def encode(frame: DataFrame, vocabulary: DataFrame, fields: Iterable[str]) -> Da
 
 def vocabulary_sizes(vocabulary: DataFrame, config: Config) -> dict[str, int]:
     """Ids in use a categorical field (the embedding's rows): the highest token id plus one."""
-    top = {
-        row["field"]: int(row["top"])
-        for row in vocabulary.groupBy("field").agg(F.max("token_id").alias("top")).toLocalIterator()
-    }
+    top = top_ids(vocabulary)
     return {name: top.get(name, FIRST_VALUE - 1) + 1 for name in config.categorical}
 
 

@@ -15,7 +15,9 @@ from pyspark.sql import functions as F
 from lam_spark.errors import ConfigError, ConsentError, DataQualityError
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences import assemble
-from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, extend_vocabulary
+from lam_spark.sequences.bounds import bounds_of, check_as_of
+from lam_spark.sequences.entries import hour_of_week
+from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, count_values, extend_vocabulary
 from spark.conftest import Prepared, event, events_frame, publish
 
 BOTH, NEITHER = ("opt_in", "opt_in"), (None, None)
@@ -166,7 +168,7 @@ def test_ids_stay_when_new_values_come(make_run: Callable[..., Run]) -> None:
             for action, count in counts.items()
             for n in range(count)
         ]
-        return extend_vocabulary(run, events_frame(run, rows))
+        return extend_vocabulary(run, count_values(events_frame(run, rows), run.config))
 
     assert extend(m=3, k=2, once=1) == 2
     assert tokens(run) == {"m": FIRST_VALUE, "k": FIRST_VALUE + 1}
@@ -187,7 +189,7 @@ def test_as_of_must_lie_within_the_data(world: World, as_of: str, fits: bool) ->
     run = run_builder(world.run.spark, config.workspace)(config)
     events = run.tables.read("events")
     if fits:
-        assemble._check_as_of(run, events)
+        check_as_of(run, *bounds_of(events))
         return
     version = run.tables.version("sequences")
     with pytest.raises(ConfigError, match=rf"as_of {as_of} is outside the data: events run from 2023-03-01"):
@@ -198,7 +200,7 @@ def test_as_of_must_lie_within_the_data(world: World, as_of: str, fits: bool) ->
 def test_no_events_and_nobody_eligible(make_run: Callable[..., Run]) -> None:
     run = make_run(**SECTIONS)
     with pytest.raises(DataQualityError, match="the table events is empty"):
-        assemble._check_as_of(run, events_frame(run, []))
+        bounds_of(events_frame(run, []))
     publish(run, [event("edge", "2023-12-15T00:00:00", "e")], {"edge": ("opt_in", "opt_out")})
     with pytest.raises(ConsentError, match="no customer is eligible for the purpose 'direct_marketing'"):
         assemble.run(run)
@@ -219,5 +221,5 @@ def test_hours_of_the_week_are_local_across_a_clock_change(spark: SparkSession) 
     }
     frame = spark.createDataFrame([(at,) for at in hours], "at STRING")
     local = F.from_utc_timestamp(F.col("at").cast("timestamp"), ZONE)
-    found = frame.select("at", assemble.hour_of_week(local).alias("hour")).collect()
+    found = frame.select("at", hour_of_week(local).alias("hour")).collect()
     assert {row["at"]: row["hour"] for row in found} == hours

@@ -1,0 +1,110 @@
+"""Makes the input of `benchmarks/sequences.py`: four channels of events in Parquet, from a seed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CHANNELS = ("app", "web", "shop", "call_centre")
+FIRST_DAY, DAYS = np.datetime64("2023-01-01", "us"), 730
+MICROS_PER_DAY = 86_400_000_000
+_ACTIONS, _ITEMS, _PLACES = 12, 20_000, 300
+_CHUNK = 500_000
+# The share of all events that one customer has: a million of twenty.
+_HEAVIEST = 0.05
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much to make: customers, and events of each channel."""
+
+    customers: int
+    events: int
+
+    @property
+    def total(self) -> int:
+        """Events of all channels."""
+        return self.events * len(CHANNELS)
+
+
+def write_input(folder: Path, size: Size, seed: int = 4) -> None:
+    """Write `channel_*.parquet` and `allowed.parquet` (the customers who agreed, nine in ten)."""
+    folder.mkdir(parents=True)
+    keys = customer_keys(size.customers, seed)
+    agreed = np.random.default_rng(seed).random(size.customers) < 0.9
+    agreed[0] = True  # the heaviest one
+    pq.write_table(pa.table({"customer_key": keys.filter(pa.array(agreed))}), folder / "allowed.parquet")
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_channel, folder, name, size, seed) for name in CHANNELS]
+        for job in jobs:
+            job.result()
+
+
+def customer_keys(customers: int, seed: int) -> pa.StringArray:
+    """The pseudonyms: 32 hex characters each."""
+    return hex_text(np.random.default_rng([seed, 1]).integers(0, 256, (customers, 16), np.uint8))
+
+
+def hex_text(values: npt.NDArray[np.uint8]) -> pa.StringArray:
+    """Rows of bytes as hex text."""
+    digits = np.array([f"{byte:02x}" for byte in range(256)], "S2").view(np.uint16)
+    rows, width = values.shape
+    offsets = np.arange(rows + 1, dtype=np.int32) * (2 * width)
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(digits[values].tobytes()))
+
+
+def drawn_events(
+    rng: np.random.Generator, keys: pa.StringArray, who: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+) -> pa.Table:
+    """Events of the customers `who` at `times` (microseconds), with every field drawn."""
+    count = len(who)
+
+    def named(kind: str, values: int) -> pa.Array:
+        names = pa.array([f"{kind} {number}" for number in range(values)])
+        places = np.minimum((values * rng.random(count) ** 2).astype(np.int64), values - 1)
+        return names.take(pa.array(places))
+
+    seconds = rng.exponential(120, count).round()
+    return pa.table(
+        {
+            "customer_key": keys.take(pa.array(who)),
+            "event_id": hex_text(rng.integers(0, 256, (count, 16), np.uint8)),
+            "event_time": pa.array(times, pa.timestamp("us", tz="UTC")),
+            "action": named("action", _ACTIONS),
+            "item": named("item", _ITEMS),
+            "place": named("place", _PLACES),
+            "amount": rng.gamma(2.0, 20.0, count).round(2),
+            "seconds": pa.array(seconds, mask=rng.random(count) < 0.3),
+        }
+    )
+
+
+def _write_channel(folder: Path, channel: str, size: Size, seed: int) -> None:
+    """Rows come in the order of time by and large: each chunk is a slice of the two years, unsorted."""
+    rng = np.random.default_rng([seed, 2, CHANNELS.index(channel)])
+    keys = customer_keys(size.customers, seed)
+    weights = (np.arange(size.customers) + 10.0) ** -0.7
+    weights *= (1 - _HEAVIEST) / weights.sum()
+    weights[0] += _HEAVIEST
+    edges = np.concatenate([[0.0], np.cumsum(weights)])
+    edges[-1] = 1.0
+    chunks = max(1, size.events // _CHUNK)
+    writer = None
+    for chunk in range(chunks):
+        count = size.events // chunks
+        who = np.searchsorted(edges, rng.random(count), side="right") - 1
+        share = (chunk + rng.random(count)) / chunks
+        times = FIRST_DAY.astype(np.int64) + (share * DAYS * MICROS_PER_DAY).astype(np.int64)
+        table = drawn_events(rng, keys, who, times)
+        if writer is None:
+            writer = pq.ParquetWriter(folder / f"channel_{channel}.parquet", table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()

@@ -1,0 +1,72 @@
+"""Whose sequences may exist: customers who are eligible for training or for contact, now and at the last run."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.config import Config
+from lam_spark.consent.eligibility import OPT_IN, eligible, standing
+from lam_spark.run import Run, sql_literal
+from lam_spark.sequences.bounds import instant, micros
+from lam_spark.sequences.state import Built
+
+
+def allowed_now(run: Run) -> DataFrame:
+    """`customer_key, trains`; grain: a customer who is eligible for either purpose. `trains`: for training.
+
+    Raises:
+        ConsentError: nobody is eligible for one of them.
+    """
+    consent = run.config.consent
+    training = eligible(run, consent.training_purpose).withColumn("trains", F.lit(True))
+    contact = eligible(run, consent.contact_purpose).withColumn("trains", F.lit(False))
+    return training.union(contact).groupBy("customer_key").agg(F.max("trains").alias("trains"))
+
+
+def allowed_of(ledger: DataFrame, at: dt.datetime, config: Config) -> DataFrame:
+    """As `allowed_now`, by the statements of `ledger` at the instant `at`, whoever they leave."""
+    consent = config.consent
+    stands = standing(ledger, at).where(
+        F.col("purpose").isin(consent.training_purpose, consent.contact_purpose)
+        & (F.col("standing") == OPT_IN)
+    )
+    trains = F.max(F.col("purpose") == consent.training_purpose).alias("trains")
+    return stands.groupBy("customer_key").agg(trains)
+
+
+def standings_moved(run: Run, built: Built) -> bool:
+    """Whether a statement has come, or taken effect, since the last run."""
+    if run.tables.version("consent") != built.consent:
+        return True
+    then, now = sorted([built.asked_at, micros(run.started_at)])
+    at = F.unix_micros("effective_at")
+    return not run.tables.read("consent").where((at > then) & (at <= now)).isEmpty()
+
+
+def changed_standings(run: Run, built: Built) -> DataFrame:
+    """Customers whose eligibility is not what it was; grain: a customer.
+
+    Columns: `customer_key`, `was_allowed, allowed, trained, trains` (booleans, never null).
+    """
+    now = allowed_now(run)
+    then = allowed_of(run.tables.read("consent", built.consent), instant(built.asked_at), run.config)
+    run.tables.read("consent")  # notes the version that decided
+    flags = now.withColumn("allowed", F.lit(True)).join(
+        then.select("customer_key", F.col("trains").alias("trained"), F.lit(True).alias("was_allowed")),
+        "customer_key",
+        "full",
+    )
+    no = F.lit(False)
+    told = flags.select(
+        "customer_key",
+        *(F.coalesce(name, no).alias(name) for name in ("was_allowed", "allowed", "trained", "trains")),
+    )
+    return told.where("was_allowed <> allowed OR trained <> trains")
+
+
+def before(events: DataFrame, cut: int) -> DataFrame:
+    """The events before an instant (microseconds UTC)."""
+    return events.where(F.col("event_time") < F.expr(sql_literal(instant(cut))))

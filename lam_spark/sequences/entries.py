@@ -1,0 +1,53 @@
+"""Events as the entries of a sequence: times, token ids and numbers, no text."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.config import Config
+from lam_spark.sequences.vocabulary import encode
+
+# The hour of the week of 1970-01-01 00:00, a Thursday, counted from Sunday 00:00.
+_FIRST_HOUR = 4 * 24
+_HOURS = 168
+
+
+def entry_types(config: Config) -> dict[str, str]:
+    """Column -> Spark type of an entry. Entries of a customer are ordered by these columns from the left.
+
+    `event_order` stands for `event_id`: its first 60 bits, so the order is that of (event_time, event_id).
+    """
+    return {
+        "event_time": "bigint",  # microseconds UTC
+        "event_order": "bigint",
+        "hour_of_week": "int",
+        **dict.fromkeys(config.categorical, "int"),
+        **dict.fromkeys(config.numeric, "float"),
+    }
+
+
+def entries_of(events: DataFrame, vocabulary: DataFrame, config: Config, *carried: str) -> DataFrame:
+    """`customer_key`, the columns of `entry_types` and those `carried` along; grain: an event."""
+    encoded = encode(events, vocabulary, config.categorical)
+    local = F.from_utc_timestamp("event_time", config.time_zone)
+    return encoded.select(
+        "customer_key",
+        F.unix_micros("event_time").alias("event_time"),
+        event_order().alias("event_order"),
+        hour_of_week(local).alias("hour_of_week"),
+        *config.categorical,
+        *(F.col(name).cast("float").alias(name) for name in config.numeric),
+        *carried,
+    )
+
+
+def event_order() -> Column:
+    """The first 60 bits of `event_id` (hex text) as a number: orders as the text does."""
+    return F.conv(F.substring("event_id", 1, 15), 16, 10).cast("bigint")
+
+
+def hour_of_week(local: Column) -> Column:
+    """0 for Sunday 00:00 to 167 for Saturday 23:00, from a local wall-clock timestamp."""
+    # Counted from the seconds: taking weekday and hour apart would ask the calendar twice for each event.
+    return F.pmod(F.floor(F.unix_seconds(local) / 3600) + _FIRST_HOUR, F.lit(_HOURS)).cast("int")

@@ -1,0 +1,243 @@
+"""Updates `sequences` from what changed since it was built; a rebuild gives the same rows.
+
+A customer who only gained events gets them merged into the stored row, without a look at `events`. One who
+lost an event, or came to be eligible, or has an event whose value the vocabulary has only now learnt, is made
+again from `events`. One who is no longer eligible is deleted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.run import Run, sql_literal
+from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
+from lam_spark.sequences.customers import allowed_of, before, changed_standings, standings_moved
+from lam_spark.sequences.gather import assemble, gathered
+from lam_spark.sequences.rows import finished, merged
+from lam_spark.sequences.state import Built
+from lam_spark.sequences.vocabulary import (
+    FIRST_VALUE,
+    count_values,
+    encode,
+    extend_vocabulary,
+    top_ids,
+)
+
+# Where more customers than this share have to be made again, all are: it costs no more.
+_MOST_REMADE = 0.3
+_ADD, _REMAKE, _DELETE = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an update did.
+
+    Attributes:
+        built: what the table is made of now.
+        values_added: new entries of the vocabulary.
+        customers: how many were added to, remade, deleted.
+        rows: how many rows were inserted, replaced, deleted.
+    """
+
+    built: Built
+    values_added: int
+    customers: dict[str, int]
+    rows: dict[str, int]
+
+
+@contextmanager
+def kept(frame: DataFrame) -> Iterator[DataFrame]:
+    """The frame, computed once while the block runs."""
+    held = frame.persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        yield held
+    finally:
+        held.unpersist()
+
+
+class Increment:
+    """One update of `sequences`: what it was built from, and what is there now.
+
+    Attributes:
+        built: the last run's.
+        events: the newest version of the table.
+        feed: what happened to events since: the table's columns and `sign`, 1 for one that came and -1 for
+            one that went.
+        moved: customers whose eligibility changed (`changed_standings`), or None where none did.
+    """
+
+    def __init__(self, run: Run, built: Built, feed: DataFrame, moved: DataFrame | None) -> None:
+        self.run, self.built, self.feed, self.moved = run, built, feed, moved
+        self.events = run.tables.read("events")
+
+    def changed_before(self, then: int, now: int) -> DataFrame:
+        """Signed events by which the events before `now` differ from those that were before `then`."""
+        came = before(self.feed, then)
+        if then == now:
+            return came
+        low, high = sorted((then, now))
+        between = before(self.events, high).where(F.col("event_time") >= F.expr(sql_literal(instant(low))))
+        between = between.withColumn("sign", F.lit(1 if now > then else -1))
+        return came.unionByName(between.select(*came.columns))
+
+    def among(self, customers: DataFrame) -> DataFrame:
+        """Those of `customers` (a column `customer_key`) who are eligible, as `allowed_of` says."""
+        asked = customers.select("customer_key").distinct()
+        ledger = self.run.tables.read("consent").join(asked, "customer_key", "left_semi")
+        return allowed_of(ledger, self.run.started_at, self.run.config)
+
+
+def feed_of(run: Run, built: Built) -> DataFrame:
+    """The change feed of `events` since the last run, with `sign`."""
+    events = run.tables.read("events")
+    if run.tables.version("events") == built.events:
+        return events.limit(0).withColumn("sign", F.lit(1))
+    came = F.col("_change_type").isin("insert", "update_postimage")
+    feed = run.tables.changes("events", built.events)
+    return feed.withColumn("sign", F.when(came, 1).otherwise(-1)).select(*events.columns, "sign")
+
+
+def learn_values(step: Increment, cut: int) -> tuple[int, int]:
+    """Bring `value_counts` and the vocabulary up to date.
+
+    Returns:
+        The version of `value_counts`, and how many values the vocabulary gained.
+    """
+    run, built, config = step.run, step.built, step.run.config
+    changed = step.changed_before(built.cut, cut)
+    parts = [changed.join(step.among(changed).where("trains"), "customer_key", "left_semi")]
+    columns = ["event_time", "sign", *config.categorical]
+    if step.moved is not None:
+        learners = step.moved.where("trained <> trains").select("customer_key", "trains")
+        joined = step.events.withColumn("sign", F.lit(1)).join(learners, "customer_key")
+        parts[0] = parts[0].join(learners, "customer_key", "left_anti")
+        parts.append(before(joined.where("trains"), cut))
+        # Those who left counted with the events of then: those of now without what came since.
+        left = before(joined.where("NOT trains"), built.cut)
+        parts.append(left.withColumn("sign", F.lit(-1)))
+        came = before(step.feed, built.cut)
+        parts.append(came.join(learners.where("NOT trains"), "customer_key", "left_semi"))
+    weighted = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
+    with kept(count_values(weighted, config, F.col("sign")).where("count <> 0")) as differences:
+        if differences.isEmpty():
+            return built.value_counts, 0
+        known = run.tables.read("value_counts", built.value_counts)
+        both = known.unionByName(differences).groupBy("field", "value").agg(F.sum("count").alias("count"))
+        run.tables.overwrite(both.where("count > 0"), "value_counts")
+    return run.tables.version("value_counts"), extend_vocabulary(run, run.tables.read("value_counts"))
+
+
+def customers_to_do(step: Increment, as_of: int, values_added: int) -> DataFrame:
+    """`customer_key, task` (add, remake, delete); grain: a customer whose row may change."""
+    changed = step.changed_before(step.built.as_of, as_of)
+    task = F.when(F.min("sign") < 0, _REMAKE).otherwise(_ADD).alias("task")
+    touched = changed.groupBy("customer_key").agg(task)
+    parts = [touched.join(step.among(touched), "customer_key", "left_semi")]
+    if step.moved is not None:
+        moved = step.moved.where("allowed <> was_allowed")
+        parts.append(
+            moved.select("customer_key", F.when(F.col("allowed"), _REMAKE).otherwise(_DELETE).alias("task"))
+        )
+    if values_added:
+        parts.append(_with_learnt_values(step, as_of).withColumn("task", F.lit(_REMAKE)))
+    return reduce(DataFrame.unionByName, parts).groupBy("customer_key").agg(F.max("task").alias("task"))
+
+
+def _with_learnt_values(step: Increment, as_of: int) -> DataFrame:
+    """Customers with a row and an event whose value the vocabulary did not know at the last run."""
+    run, top = step.run, step.built.top_ids
+    vocabulary = run.tables.read("vocabulary")
+    is_new = reduce(
+        lambda left, right: left | right,
+        (
+            (F.col("field") == name) & (F.col("token_id") > top.get(name, FIRST_VALUE - 1))
+            for name in run.config.categorical
+        ),
+    )
+    learnt = vocabulary.where(is_new)
+    fields = [row["field"] for row in learnt.select("field").distinct().toLocalIterator()]
+    visible = before(step.events, as_of).select("customer_key", *fields)
+    known = reduce(lambda left, right: left | right, (F.col(name) >= FIRST_VALUE for name in fields))
+    found = encode(visible, learnt, fields).where(known).select("customer_key").distinct()
+    return run.tables.read("sequences").select("customer_key").join(found, "customer_key", "left_semi")
+
+
+def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int]) -> DataFrame:
+    """What `Tables.apply` takes: rows of the table, with `gone`."""
+    run, config = step.run, step.run.config
+    vocabulary, stored = run.tables.read("vocabulary"), run.tables.read("sequences")
+    parts = []
+    if counts[_ADD]:
+        adding = to_do.where(F.col("task") == _ADD).select("customer_key")
+        fresh = step.changed_before(step.built.as_of, as_of).join(adding, "customer_key", "left_semi")
+        old = stored.join(adding, "customer_key", "left_semi")
+        parts.append(finished(merged(old, gathered(fresh, vocabulary, config), config), config))
+    if counts[_REMAKE]:
+        remaking = to_do.where(F.col("task") == _REMAKE).select("customer_key")
+        visible = before(step.events, as_of)
+        history = visible.join(remaking, "customer_key", "left_semi")
+        parts.append(remaking.join(assemble(history, vocabulary, config), "customer_key", "left"))
+    rows = reduce(DataFrame.unionByName, parts) if parts else stored.limit(0)
+    leaving = to_do.where(F.col("task") == _DELETE).select("customer_key")
+    rows = rows.unionByName(leaving, allowMissingColumns=True)
+    return rows.withColumn("gone", F.col("seq_len").isNull())
+
+
+def update(run: Run, built: Built, cut: int) -> Outcome | str:
+    """Update the tables; or say why it takes a rebuild."""
+    moved = changed_standings(run, built) if standings_moved(run, built) else None
+    with kept(feed_of(run, built)) as feed:
+        step = Increment(run, built, feed, moved)
+        first, last = _bounds(step)
+        check_as_of(run, first, last)
+        return _update(step, dataclasses.replace(built, first_event=first, last_event=last), cut)
+
+
+def _bounds(step: Increment) -> tuple[int, int]:
+    """First and last event now, from the last run's and the feed; only a deletion takes a look at all."""
+    at = F.unix_micros("event_time")
+    told = step.feed.agg(F.min("sign"), F.min(at), F.max(at)).first()
+    assert told is not None  # an aggregate without keys gives one row
+    sign, first, last = told
+    if sign is None:
+        return step.built.first_event, step.built.last_event
+    if sign < 0:
+        return bounds_of(step.events)
+    return min(step.built.first_event, first), max(step.built.last_event, last)
+
+
+def _update(step: Increment, built: Built, cut: int) -> Outcome | str:
+    run, as_of = step.run, micros(step.run.as_of)
+    value_counts, values_added = learn_values(step, cut)
+    with kept(customers_to_do(step, as_of, values_added)) as to_do:
+        counted = {row["task"]: row["count"] for row in to_do.groupBy("task").count().toLocalIterator()}
+        counts = {task: counted.get(task, 0) for task in (_ADD, _REMAKE, _DELETE)}
+        if counts[_REMAKE] > _MOST_REMADE * run.tables.read("sequences").count():
+            return f"{counts[_REMAKE]:,} customers have to be made again"
+        now = dataclasses.replace(
+            built,
+            events=run.tables.read_versions["events"],
+            consent=run.tables.version("consent"),
+            asked_at=micros(run.started_at),
+            value_counts=value_counts,
+            as_of=as_of,
+            cut=cut,
+            top_ids=top_ids(run.tables.read("vocabulary")),
+        )
+        if any(counts.values()):
+            rows = run.tables.apply(
+                new_rows(step, to_do, as_of, counts), "sequences", "customer_key", now.note()
+            )
+        else:
+            run.tables.renew_note("sequences", now.note())
+            rows = dict.fromkeys(("inserted", "replaced", "deleted"), 0)
+    names = {_ADD: "added_to", _REMAKE: "remade", _DELETE: "deleted"}
+    return Outcome(now, values_added, {names[task]: count for task, count in counts.items()}, rows)
