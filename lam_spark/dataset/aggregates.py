@@ -7,6 +7,7 @@ code serves training and scoring. One cumulative sum a customer: linear in event
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,38 @@ _FIRST_VALUE = 3  # token ids below are padding, unknown, missing
 _NEVER_DAYS = 3650.0
 
 
+@dataclass(frozen=True)
+class Older:
+    """What is known of the events that a customer's arrays no longer hold; they lie before those held.
+
+    Attributes:
+        events: how many there are.
+        first_time: of the customer's very first event, microseconds UTC.
+    """
+
+    events: int = 0
+    first_time: int = 0
+
+
+NOTHING_OLDER = Older()
+
+
 def signed_log(values: Float) -> Float:
     """sign(x) log(1 + |x|): keeps zero, order and sign, tames tails."""
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
-def aggregates(layout: Layout, events: Arrays, queries: Arrays) -> npt.NDArray[np.float32]:
+def aggregates(
+    layout: Layout, events: Arrays, queries: Arrays, older: Older = NOTHING_OLDER
+) -> npt.NDArray[np.float32]:
     """Aggregates of one customer's queries.
 
     Args:
         layout: names and windows.
         events: `event_time` (n,) int64 microseconds ascending, and a (n,) array a field.
         queries: `query_time` (q,) int64 and a (q,) array a categorical field.
+        older: events before these. A query that lies before all of `events` cannot be told how many came
+            before it: the callers leave such queries out (`columns.answerable`), here it gets zeros.
 
     Returns:
         (q, len(layout.aggregate_names)) float32. Counts and sums are signed logs, recencies log days. Only
@@ -42,7 +63,7 @@ def aggregates(layout: Layout, events: Arrays, queries: Arrays) -> npt.NDArray[n
     asked = np.asarray(queries["query_time"], dtype=np.int64)
     upto = np.searchsorted(times, asked, side="left")  # events before the query
     running = _running_sums(layout, events, times)
-    blocks = [_history(times, asked, upto), _recency(layout, events, times, asked, upto)]
+    blocks = [_history(times, asked, upto, older), _recency(layout, events, times, asked, upto)]
     counts = len(layout.counted_ids)
     in_window = []
     for days in layout.window_days:
@@ -72,11 +93,15 @@ def _running_sums(layout: Layout, events: Arrays, times: npt.NDArray[np.int64]) 
     return np.concatenate([np.zeros((1, columns.shape[1])), np.cumsum(columns, axis=0)])
 
 
-def _history(times: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], upto: npt.NDArray[np.intp]) -> Float:
-    known = (
-        np.where(upto > 0, (asked - times[0]) / MICROS_PER_DAY, 0.0) if len(times) else np.zeros(len(asked))
-    )
-    return np.stack([np.log1p(upto), np.log1p(np.maximum(known, 0.0))], axis=1)
+def _history(
+    times: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], upto: npt.NDArray[np.intp], older: Older
+) -> Float:
+    if not len(times):
+        return np.zeros((len(asked), 2))
+    first = older.first_time if older.events else times[0]
+    known = np.where(upto > 0, (asked - first) / MICROS_PER_DAY, 0.0)
+    before = np.where(upto > 0, upto + older.events, 0)
+    return np.stack([np.log1p(before), np.log1p(np.maximum(known, 0.0))], axis=1)
 
 
 def _recency(

@@ -11,11 +11,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
+from lam_spark.dataset.aggregates import Older
 from lam_spark.dataset.layout import SPLIT_IDS, Layout
 from lam_spark.dataset.packing import Customer
 from lam_spark.sequences.vocabulary import FIRST_VALUE, vocabulary_sizes
 
 _MOST_COUNTED_VALUES = 16
+# What a row of `sequences` tells of events that its arrays no longer hold.
+_OLDER = ("older_events", "first_event_time")
 
 
 def layout_of(config: Config, vocabulary: DataFrame) -> Layout:
@@ -36,7 +39,11 @@ def layout_of(config: Config, vocabulary: DataFrame) -> Layout:
 
 
 def event_columns(layout: Layout) -> list[str]:
-    """Array columns of `sequences` that the packer needs."""
+    """Columns of `sequences` that the packer needs."""
+    return [*_event_arrays(layout), *_OLDER]
+
+
+def _event_arrays(layout: Layout) -> list[str]:
     return ["event_time", "hour_of_week", *layout.categorical, *layout.numeric]
 
 
@@ -49,6 +56,18 @@ def query_columns(layout: Layout) -> list[str]:
         *(f"query_{name}" for name in (*layout.categorical, *layout.numeric)),
         *(f"label_{name}" for name in layout.targets),
     ]
+
+
+def answerable(examples: DataFrame, sequences: DataFrame, held: bool = True) -> DataFrame:
+    """The examples that lie after the start of what the customer's row holds; with `held` false, the others.
+
+    Those others would see nothing where in truth much has happened: `max_events` is too small for them. Grain
+    and columns are those of `examples`.
+    """
+    start = F.element_at("event_time", 1).alias("held_from")
+    cut = sequences.where("older_events > 0").select("customer_key", start)
+    late = F.col("held_from").isNull() | (F.col("query_time") > F.col("held_from"))
+    return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("held_from")
 
 
 def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:
@@ -91,8 +110,10 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
     kinds = layout.columns
     dtypes = {
         name: kinds[name if name in kinds else f"event_{name}"][0]
-        for name in (*event_columns(layout), *query_columns(layout))
+        for name in (*_event_arrays(layout), *query_columns(layout))
     }
+    older_events = batch["older_events"].to_numpy()
+    first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}
     for row in range(len(batch)):
         # Arrow gives a null number inside an array as NaN; a customer without queries has null arrays.
@@ -100,11 +121,11 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         asked = len(arrays["query_time"])
         queries = {name: arrays[name] for name in query_columns(layout)}
         queries["query_row"] = np.full(asked, -1, np.int32)
-        events = {name: arrays[name] for name in event_columns(layout)}
+        events = {name: arrays[name] for name in _event_arrays(layout)}
         if before is not None:
             visible = int(np.searchsorted(events["event_time"], before, side="left"))
             events = {name: values[:visible] for name, values in events.items()}
-        yield Customer(events, queries)
+        yield Customer(events, queries, Older(int(older_events[row]), int(first_times[row])))
 
 
 def _array(values: Any, dtype: str) -> Any:

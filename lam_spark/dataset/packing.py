@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lam_spark.dataset.aggregates import aggregates
+from lam_spark.dataset.aggregates import NOTHING_OLDER, Older, aggregates
 from lam_spark.dataset.layout import Layout
 
 Array = npt.NDArray[Any]
@@ -28,10 +28,12 @@ class Customer:
     Attributes:
         events: `event_time`, `hour_of_week` and every modelled field, arrays (n,) in order.
         queries: the columns of `Layout.query_columns` but segment, index and aggregates, arrays (q,).
+        older: of the events before these.
     """
 
     events: dict[str, Array]
     queries: dict[str, Array]
+    older: Older = NOTHING_OLDER
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def prepare(layout: Layout, customer: Customer) -> Prepared:
     times, asked = customer.events["event_time"], customer.queries["query_time"]
     upto = np.searchsorted(times, asked, side="left")
     segments = cut_segments(len(times), upto, layout.block_events, layout.queries_per_block)
-    return Prepared(customer, segments, aggregates(layout, customer.events, customer.queries))
+    summary = aggregates(layout, customer.events, customer.queries, customer.older)
+    return Prepared(customer, segments, summary)
 
 
 class Packer:

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
+from lam_spark.dataset.columns import answerable, collect_queries, customers, event_columns, layout_of
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
@@ -42,7 +42,9 @@ def run(run: Run) -> StageResult:
             "there is no sequence of a customer who is eligible for training: nothing to learn from"
         )
     trainable = F.col("split").isin(TRAIN, VALIDATION, STRADDLING)
-    queries = collect_queries(run.tables.read("examples").where(trainable), layout)
+    examples = run.tables.read("examples").where(trainable).join(allowed, "customer_key", "left_semi")
+    forgotten = answerable(examples, sequences, held=False).count()
+    queries = collect_queries(answerable(examples, sequences), layout)
     rows = (
         sequences.select("customer_key", *event_columns(layout))
         .join(queries.drop("query_ids"), "customer_key", "left")
@@ -67,7 +69,13 @@ def run(run: Run) -> StageResult:
     share = filled / (written * layout.block_events)
     return StageResult(
         says=f"{written:,} blocks of {layout.block_events}, {share:.0%} filled: {fresh:,} events, {asked:,} queries",
-        counts={"blocks": written, "slots_filled": filled, "events_new": fresh, "queries": asked},
+        counts={
+            "blocks": written,
+            "slots_filled": filled,
+            "events_new": fresh,
+            "queries": asked,
+            "queries_before_kept_events": forgotten,
+        },
         facts={"filled_share": round(share, 4)},
     )
 

@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import collect_queries, event_columns
+from lam_spark.dataset.columns import answerable, collect_queries, event_columns
 from lam_spark.errors import DataQualityError
 from lam_spark.evaluation.ranking import (
     Histogram,
@@ -47,6 +47,8 @@ def run(run: Run) -> StageResult:
         .join(allowed, "customer_key", "left_semi")
     )
     sequences = run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
+    forgotten = answerable(test, sequences, held=False).count()
+    test = answerable(test, sequences)
     rows = sequences.join(collect_queries(test, model.layout), "customer_key")
     if rows.isEmpty():
         raise DataQualityError(
@@ -78,7 +80,7 @@ def run(run: Run) -> StageResult:
             f"(rule {by_rule.auc:.3f}), lift of the first tenth {tenths[0]['lift']:.2f} "
             f"(rule {rule_tenths[0]['lift']:.2f})"
         ),
-        counts={"examples": written, "positives": positives},
+        counts={"examples": written, "positives": positives, "examples_before_kept_events": forgotten},
         facts={
             "digest": model.digest,
             "period": [str(bounds[0]), str(bounds[1])],

@@ -95,4 +95,4 @@ def _known_ids(layout: Layout, customer: Customer) -> Customer:
             ids = np.asarray(arrays[key])
             if len(ids) and ids.max() >= size:
                 arrays[key] = np.where(ids >= size, _UNKNOWN, ids).astype(ids.dtype)
-    return Customer(events, queries)
+    return dataclasses.replace(customer, events=events, queries=queries)
