@@ -384,6 +384,7 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
     return rows
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test` uses two processes: tests that share a session or a finished run stay in one of them."""
     for item in items:
