@@ -384,17 +384,6 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
     return rows
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` uses two processes: tests that share a session or a finished run stay in one of them."""
-    for item in items:
-        path = item.path.as_posix()
-        if "/tests/spark/" in path:
-            item.add_marker(pytest.mark.xdist_group("spark"))
-        elif "/tests/e2e/" in path or "/tests/docs/" in path:
-            item.add_marker(pytest.mark.xdist_group("stages"))
-
-
 @pytest.fixture(scope="session")
 def secret() -> Iterator[str]:
     """The key of the pseudonyms, in the environment of everything that the tests start."""
