@@ -16,7 +16,7 @@ demo: setup  ## Run every stage on the retailer's data; ARGS="..." goes to `lam-
 	@sh tools/demo.sh $(ARGS)
 
 test: setup lint  ## Check style and types, run the tests; ARGS="..." goes to pytest
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: setup  ## Check style and types only
 	$(BIN)/ruff check .
