@@ -28,17 +28,16 @@ def entry_types(config: Config) -> dict[str, str]:
 
 
 def entries_of(events: DataFrame, vocabulary: DataFrame, config: Config, *carried: str) -> DataFrame:
-    """`customer_key`, the columns of `entry_types` and those `carried` along; grain: an event."""
+    """The columns of `entry_types` and those `carried` along; grain: an event."""
     encoded = encode(events, vocabulary, config.categorical)
     local = F.from_utc_timestamp("event_time", config.time_zone)
     return encoded.select(
-        "customer_key",
+        *carried,
         F.unix_micros("event_time").alias("event_time"),
         event_order().alias("event_order"),
         hour_of_week(local).alias("hour_of_week"),
         *config.categorical,
         *(F.col(name).cast("float").alias(name) for name in config.numeric),
-        *carried,
     )
 
 
