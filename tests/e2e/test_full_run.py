@@ -50,7 +50,11 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     tested = [row for row in examples if row["split"] == "test"]
     held = rows(finished.root, "held_out_scores")
     assert {row["query_id"] for row in held} == {row["query_id"] for row in tested}
-    assert stages["evaluate"] == {"examples": len(held), "positives": sum(row["label"] for row in held)}
+    assert stages["evaluate"] == {
+        "examples": len(held),
+        "positives": sum(row["label"] for row in held),
+        "examples_before_kept_events": 0,
+    }
     assert stages["snapshot"]["blocks"] == len(rows(finished.root, "training_blocks"))
     assert stages["snapshot"]["queries"] == len(examples) - len(tested)
     assert stages["score"]["customers_with_events"] == len(data.everyone)
