@@ -43,7 +43,8 @@ def table(root: Path, name: str, version: int | None = None) -> pa.Table:
                 live[action["add"]["path"]] = None
             elif "remove" in action:
                 live.pop(action["remove"]["path"], None)
-    return pa.concat_tables([pq.ParquetFile(root / "tables" / name / path).read() for path in live])
+    files = [pq.ParquetFile(root / "tables" / name / path).read() for path in live]
+    return pa.concat_tables(files) if files else pa.table({})
 
 
 def rows(root: Path, name: str) -> list[dict[str, Any]]:

@@ -247,9 +247,13 @@ def killed_when(seen: Callable[[], bool], conf: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
+        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
     assert process.returncode == -signal.SIGKILL
+    # Its Java machine ends by itself once it sees that Python is gone; until then it may finish a write.
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
 
 
 def test_a_run_that_is_killed_at_work_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
