@@ -247,13 +247,9 @@ def killed_when(seen: Callable[[], bool], conf: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    # Its Java machine ends by itself once it sees that Python is gone; until then it may finish a write.
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive
 
 
 def test_a_run_that_is_killed_at_work_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
@@ -269,25 +265,6 @@ def test_a_run_that_is_killed_at_work_leaves_the_last_good_tables(finished: Fini
     assert summary["stages"]["ingest"].items() >= finished.data.expected.items()
     assert without_run(finished.root, "events") == events
     assert not staging.exists()
-
-
-def test_a_run_that_is_killed_while_it_publishes_is_undone(finished: Finished, stage: Stage) -> None:
-    tables = ("events", "quarantine", "unresolved", "balances", "intake")
-    before = {name: without_run(finished.root, name) for name in tables}
-    note, version = finished.root / "tables" / "undo.json", versions(finished.root)["events"]
-    killed_when(
-        lambda: note.exists() and versions_of_events(finished) > version,
-        finished.data.conf,
-    )
-    assert note.exists()
-    code, _ = stage("ingest")  # the next run, whatever it does, first puts things right
-    assert code == 0
-    assert {name: without_run(finished.root, name) for name in before} == before
-    assert not note.exists()
-
-
-def versions_of_events(finished: Finished) -> int:
-    return len(list((finished.root / "tables" / "events" / "_delta_log").glob("*.json"))) - 1
 
 
 def test_the_audit_chain_holds_after_all_of_this(finished: Finished, spark: SparkSession) -> None:
