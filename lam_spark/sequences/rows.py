@@ -85,7 +85,9 @@ def finished(customers: DataFrame, config: Config) -> DataFrame:
     )
     hashed = [c for c in row.columns if c not in ("customer_key", "older_counts", "older_sums")]
     maps = [F.array_sort(F.map_entries(name)) for name in ("older_counts", "older_sums")]
-    return row.withColumn("seq_hash", F.xxhash64(*hashed, *maps))
+    # Spark's hash of an array passes over nulls: where they stand is hashed beside the numbers.
+    lacking = [F.transform(name, lambda number: number.isNull()) for name in config.numeric]
+    return row.withColumn("seq_hash", F.xxhash64(*hashed, *maps, *lacking))
 
 
 def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
