@@ -15,8 +15,8 @@ setup:  ## Make .venv, the Horovod wheel and the jars ready (first time: some mi
 demo: setup  ## Run every stage on the retailer's data; ARGS="..." goes to `lam-spark run`
 	@sh tools/demo.sh $(ARGS)
 
-test: setup lint  ## Check style and types, run the tests; ARGS="..." goes to pytest
-	$(BIN)/python -m pytest -q $(ARGS)
+test: setup lint  ## Check style and types, run the tests in two processes; ARGS="..." goes to pytest
+	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## Check style and types only
 	$(BIN)/ruff check .

@@ -114,13 +114,15 @@ class Ours:
 
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table: what the peers do too."""
-        from lam_spark.sequences.gather import assemble
+        from lam_spark.sequences.gather import Assembler
+        from lam_spark.sequences.scratch import Scratch
 
         run = self.run(workspace, "2025-01-01")
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))
-        events = self.events(folder).join(allowed, "customer_key", "left_semi")
-        rows = assemble(events, run.tables.read("vocabulary"), run.config)
-        run.tables.overwrite(rows, "sequences")
+        with Scratch(self.spark) as scratch:
+            assembler = Assembler(run.tables.read("vocabulary"), run.config, scratch)
+            events = self.events(folder)
+            run.tables.overwrite(assembler.rows(events, allowed, events.count()), "sequences")
 
     def result(self, workspace: Path) -> list[str]:
         """Files of the written table."""

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -75,6 +76,19 @@ _CSV_COLUMNS = {
     "products": ("product", "category"),
     "consent_statements": ("customer", "purpose", "state", "effective_at", "recorded_at", "source"),
 }
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """With `-n`: a file's tests stay in one process, and all of tests/e2e, which share one long run, in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "tests/e2e" if file.startswith("tests/e2e/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Called by xdist."""
+    return ByFile(config, log)
 
 
 def settings(root: Path) -> Row:

@@ -13,8 +13,9 @@ from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
 from lam_spark.sequences.customers import allowed_now, before
-from lam_spark.sequences.gather import assemble
-from lam_spark.sequences.increment import Outcome, kept, update
+from lam_spark.sequences.gather import Assembler
+from lam_spark.sequences.increment import Outcome, update
+from lam_spark.sequences.scratch import Scratch
 from lam_spark.sequences.state import Built, digest, last_built
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
 
@@ -56,13 +57,14 @@ def _rebuild(run: Run) -> Outcome:
     events = tables.read("events")
     first, last = bounds_of(events)
     check_as_of(run, first, last)
-    with kept(allowed_now(run)) as allowed:
+    with Scratch(run.spark) as scratch:
+        allowed = scratch.keep(allowed_now(run))
         cut = _cut(run)
         trained = before(events, cut).join(allowed.where("trains"), "customer_key", "left_semi")
         tables.overwrite(count_values(trained, config), "value_counts")
         added = extend_vocabulary(run, tables.read("value_counts"))
-        visible = before(events, micros(run.as_of)).join(allowed, "customer_key", "left_semi")
-        if visible.isEmpty():
+        visible = before(events, micros(run.as_of))
+        if visible.join(allowed, "customer_key", "left_semi").isEmpty():
             raise DataQualityError(
                 f"no eligible customer has an event before {config.as_of}: nothing to learn from"
             )
@@ -79,7 +81,8 @@ def _rebuild(run: Run) -> Outcome:
             last_event=last,
             top_ids=top_ids(vocabulary),
         )
-        rows = tables.overwrite(assemble(visible, vocabulary, config), "sequences", note=built.note())
+        made = Assembler(vocabulary, config, scratch).rows(visible, allowed, events.count())
+        rows = tables.overwrite(made, "sequences", note=built.note())
     return Outcome(built, added, {"remade": rows}, {"inserted": rows})
 
 

@@ -28,18 +28,28 @@ def entry_types(config: Config) -> dict[str, str]:
 
 
 def entries_of(events: DataFrame, vocabulary: DataFrame, config: Config, *carried: str) -> DataFrame:
-    """`customer_key`, the columns of `entry_types` and those `carried` along; grain: an event."""
+    """The columns of `entry_types` and those `carried` along; grain: an event."""
     encoded = encode(events, vocabulary, config.categorical)
     local = F.from_utc_timestamp("event_time", config.time_zone)
     return encoded.select(
-        "customer_key",
+        *carried,
         F.unix_micros("event_time").alias("event_time"),
         event_order().alias("event_order"),
         hour_of_week(local).alias("hour_of_week"),
         *config.categorical,
         *(F.col(name).cast("float").alias(name) for name in config.numeric),
-        *carried,
     )
+
+
+def entry(config: Config, of: Column | None = None) -> Column:
+    """The columns of `entry_types` (those of the struct `of`, if given) as one struct.
+
+    Its last field, `lacking`, is a number that tells which of the numeric ones are null.
+    """
+    names = list(entry_types(config))
+    columns = {name: (F.col(name) if of is None else of[name]) for name in names}
+    lacking = F.xxhash64(*(columns[name].isNull() for name in config.numeric), F.lit(0))
+    return F.struct(*(column.alias(name) for name, column in columns.items()), lacking.alias("lacking"))
 
 
 def event_order() -> Column:

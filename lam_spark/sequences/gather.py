@@ -1,39 +1,104 @@
-"""Events to what `rows.finished` takes: each customer's entries, with the far past summed up."""
+"""Events to what `rows.finished` takes: each customer's entries, with the far past summed up.
+
+Keys of 32 characters would be most of what is hashed, shuffled and compared. So customers are told by a number,
+a hash that is checked to have no two of them; the keys come back when there is one row a customer.
+"""
 
 from __future__ import annotations
 
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame
+import itertools
+import math
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
-from lam_spark.sequences.entries import entries_of
-from lam_spark.sequences.heavy import heavy_starts, is_older, older_summaries
-from lam_spark.sequences.rows import collected, finished, no_older, older_types
+from lam_spark.sequences.entries import entries_of, entry, event_order
+from lam_spark.sequences.heavy import heavy_starts, older_summaries
+from lam_spark.sequences.rows import finished, no_older
+from lam_spark.sequences.scratch import Scratch
+from lam_spark.sequences.vocabulary import same_text
+
+# What a task sorts and writes: some 100 MB of entries, whatever the size of the table.
+_EVENTS_OF_TASK = 500_000
+# More customers than this are not sent to every executor: events are shuffled to them instead.
+_MOST_BROADCAST = 2_000_000
 
 
-def assemble(events: DataFrame, vocabulary: DataFrame, config: Config) -> DataFrame:
-    """One row a customer from events in any order; the result does not depend on their order."""
-    return finished(gathered(events, vocabulary, config), config)
+@dataclass(frozen=True)
+class Assembler:
+    """Makes rows of `sequences` from events.
 
-
-def gathered(events: DataFrame, vocabulary: DataFrame, config: Config) -> DataFrame:
-    """`customer_key`, `entries` (no order) and the columns of `older_types`; grain: a customer.
-
-    `entries` are all events of a customer, of a heavy one only the latest (at least `max_events`).
+    Attributes:
+        vocabulary: encodes the events.
+        config: the fields, and what a row holds.
+        scratch: where it runs.
     """
-    heavy = heavy_starts(events, config.sequences.max_events).persist(StorageLevel.MEMORY_AND_DISK)
-    if heavy.isEmpty():
-        heavy.unpersist()
-        return collected(entries_of(events, vocabulary, config), config).withColumns(no_older())
-    marked = events.join(heavy, "customer_key", "left").withColumn(
-        "is_older", F.coalesce(is_older(F.unix_micros("event_time")), F.lit(False))
-    )
-    latest = collected(entries_of(marked.where("NOT is_older"), vocabulary, config), config)
-    summaries = older_summaries(marked.where("is_older"), vocabulary, config)
-    defaults = no_older()
-    return latest.join(summaries, "customer_key", "left").select(
-        "customer_key",
-        "entries",
-        *(F.coalesce(F.col(name), defaults[name]).alias(name) for name in older_types(config)),
-    )
+
+    vocabulary: DataFrame
+    config: Config
+    scratch: Scratch
+
+    def rows(self, events: DataFrame, customers: DataFrame, count: int) -> DataFrame:
+        """The rows of those of `customers` who have an event; they do not depend on the order of events.
+
+        Args:
+            events: those that may be seen, of anybody, in any order.
+            customers: a column `customer_key`, unique: whose rows are made.
+            count: about how many events these customers have; so many tasks share the work.
+        """
+        return finished(self.gathered(events, customers, count), self.config)
+
+    def gathered(self, events: DataFrame, customers: DataFrame, count: int) -> DataFrame:
+        """`customer_key`, `entries` (no order) and the columns of `older_types`; grain: a customer.
+
+        `entries` are all events of a customer, of a heavy one only the latest (at least `max_events`).
+        Arguments as of `rows`. One shuffle, by customer; a task holds its entries in memory.
+        """
+        limit = self.config.sequences.max_events
+        heavy = self.scratch.keep(heavy_starts(events, limit))
+        has_heavy = count > 2 * limit and not heavy.isEmpty()
+        number, numbered, few = self._numbered(customers)
+        known = numbered.join(heavy, "customer_key", "left") if has_heavy else numbered
+        known = known.withColumnRenamed("customer_key", "known_key")
+        same = (number == F.col("customer")) & same_text(F.col("customer_key"), F.col("known_key"))
+        mine = events.join(known.hint("broadcast") if few else known, same).drop("customer_key", "known_key")
+        latest = mine.where(~_is_older()) if has_heavy else mine
+        grouped = self._grouped(latest, max(2, math.ceil(count / _EVENTS_OF_TASK)))
+        older = no_older()
+        if has_heavy:
+            summaries = older_summaries(mine.where(_is_older()), self.vocabulary, self.config)
+            grouped = grouped.join(summaries.hint("broadcast"), "customer", "left")
+            older = {name: F.coalesce(F.col(name), nothing) for name, nothing in older.items()}
+        keys = numbered.hint("broadcast" if few else "shuffle_hash")
+        return grouped.withColumns(older).join(keys, "customer").drop("customer")
+
+    def _grouped(self, events: DataFrame, tasks: int) -> DataFrame:
+        """`customer` and `entries`."""
+        entries = entries_of(events, self.vocabulary, self.config, "customer")
+        return (
+            # A struct before the shuffle is copied as one piece after it.
+            entries.select("customer", entry(self.config).alias("entry"))
+            .repartition(tasks, "customer")
+            .groupBy("customer")
+            .agg(F.collect_list("entry").alias("entries"))
+        )
+
+    def _numbered(self, customers: DataFrame) -> tuple[Column, DataFrame, bool]:
+        """The number of a `customer_key`; the customers with theirs (`customer`), and whether they are few."""
+        for salt in itertools.count():
+            number = F.xxhash64("customer_key", F.lit(salt))
+            numbered = self.scratch.keep(customers.select("customer_key", number.alias("customer")))
+            told = numbered.agg(F.count("*"), F.count_distinct("customer")).first()
+            assert told is not None  # an aggregate without keys gives one row
+            if told[0] == told[1]:
+                return number, numbered, told[0] <= _MOST_BROADCAST
+        raise AssertionError  # the loop has no other end
+
+
+def _is_older() -> Column:
+    """Whether an event lies before its customer's start, where there is one (`heavy_starts`)."""
+    time, start = F.unix_micros("event_time"), F.col("start_time")
+    before = (time < start) | ((time == start) & (event_order() < F.col("start_order")))
+    return F.coalesce(before, F.lit(False))

@@ -6,7 +6,7 @@ depend on it: whoever it overlooks has at most a few times `max_events`, and `ro
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
@@ -38,20 +38,14 @@ def heavy_starts(events: DataFrame, max_events: int) -> DataFrame:
     )
 
 
-def is_older(time: Column) -> Column:
-    """Whether an event joined with `heavy_starts` lies before its customer's start (null: no heavy one)."""
-    start = F.col("start_time")
-    return (time < start) | ((time == start) & (event_order() < F.col("start_order")))
-
-
 def older_summaries(older: DataFrame, vocabulary: DataFrame, config: Config) -> DataFrame:
-    """`customer_key` and the columns of `older_types`; grain: a customer of the events `older`.
+    """`customer` and the columns of `older_types`; grain: a customer of the events `older`.
 
     Sums are partly made before the shuffle, so that a customer of millions of events costs it nothing.
     """
     counted = config.model.count_by
     encoded = encode(older, vocabulary, [counted])
-    by_value = encoded.groupBy("customer_key", counted).agg(
+    by_value = encoded.groupBy("customer", counted).agg(
         F.count("*").alias("events"),
         F.min("event_time").alias("first"),
         *(F.sum(exact(F.col(name).cast("float"))).alias(f"sum_{name}") for name in config.numeric),
@@ -62,7 +56,7 @@ def older_summaries(older: DataFrame, vocabulary: DataFrame, config: Config) -> 
         for name in sorted(config.numeric)
         for part in (F.lit(name), F.coalesce(F.sum(f"sum_{name}"), F.lit(0)).cast(_SUM))
     ]
-    return by_value.groupBy("customer_key").agg(
+    return by_value.groupBy("customer").agg(
         F.min("first").alias("first_event_time"),
         F.sum("events").alias("older_events"),
         canonical(pairs).cast(_COUNTS).alias("older_counts"),

@@ -8,20 +8,19 @@ again from `events`. One who is no longer eligible is deleted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 from functools import reduce
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.run import Run, sql_literal
 from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
 from lam_spark.sequences.customers import allowed_of, before, changed_standings, standings_moved
-from lam_spark.sequences.gather import assemble, gathered
+from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.rows import finished, merged
+from lam_spark.sequences.scratch import Scratch
 from lam_spark.sequences.state import Built
 from lam_spark.sequences.vocabulary import (
     FIRST_VALUE,
@@ -53,16 +52,6 @@ class Outcome:
     rows: dict[str, int]
 
 
-@contextmanager
-def kept(frame: DataFrame) -> Iterator[DataFrame]:
-    """The frame, computed once while the block runs."""
-    held = frame.persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        yield held
-    finally:
-        held.unpersist()
-
-
 class Increment:
     """One update of `sequences`: what it was built from, and what is there now.
 
@@ -72,11 +61,29 @@ class Increment:
         feed: what happened to events since: the table's columns and `sign`, 1 for one that came and -1 for
             one that went.
         moved: customers whose eligibility changed (`changed_standings`), or None where none did.
+        bounds: first and last event now (microseconds UTC).
+        earliest_change: of the feed's events (None: it is empty).
     """
 
-    def __init__(self, run: Run, built: Built, feed: DataFrame, moved: DataFrame | None) -> None:
-        self.run, self.built, self.feed, self.moved = run, built, feed, moved
+    def __init__(self, run: Run, built: Built, scratch: Scratch) -> None:
+        self.run, self.built, self.scratch = run, built, scratch
         self.events = run.tables.read("events")
+        self.feed = scratch.keep(feed_of(run, built))
+        moved = standings_moved(run, built)
+        self.moved = scratch.keep(changed_standings(run, built)) if moved else None
+        self.bounds, self.earliest_change = self._bounds()
+
+    def _bounds(self) -> tuple[tuple[int, int], int | None]:
+        """First and last event now, and the first in the feed; only a deletion takes a look at all events."""
+        at = F.unix_micros("event_time")
+        told = self.feed.agg(F.min("sign"), F.min(at), F.max(at)).first()
+        assert told is not None  # an aggregate without keys gives one row
+        sign, first, last = told
+        if sign is None:
+            return (self.built.first_event, self.built.last_event), None
+        if sign < 0:
+            return bounds_of(self.events), first
+        return (min(self.built.first_event, first), max(self.built.last_event, last)), first
 
     def changed_before(self, then: int, now: int) -> DataFrame:
         """Signed events by which the events before `now` differ from those that were before `then`."""
@@ -112,6 +119,9 @@ def learn_values(step: Increment, cut: int) -> tuple[int, int]:
         The version of `value_counts`, and how many values the vocabulary gained.
     """
     run, built, config = step.run, step.built, step.run.config
+    late = step.earliest_change is not None and step.earliest_change < built.cut
+    if cut == built.cut and step.moved is None and not late:
+        return built.value_counts, 0
     changed = step.changed_before(built.cut, cut)
     parts = [changed.join(step.among(changed).where("trains"), "customer_key", "left_semi")]
     columns = ["event_time", "sign", *config.categorical]
@@ -126,12 +136,12 @@ def learn_values(step: Increment, cut: int) -> tuple[int, int]:
         came = before(step.feed, built.cut)
         parts.append(came.join(learners.where("NOT trains"), "customer_key", "left_semi"))
     weighted = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
-    with kept(count_values(weighted, config, F.col("sign")).where("count <> 0")) as differences:
-        if differences.isEmpty():
-            return built.value_counts, 0
-        known = run.tables.read("value_counts", built.value_counts)
-        both = known.unionByName(differences).groupBy("field", "value").agg(F.sum("count").alias("count"))
-        run.tables.overwrite(both.where("count > 0"), "value_counts")
+    differences = step.scratch.keep(count_values(weighted, config, F.col("sign")).where("count <> 0"))
+    if differences.isEmpty():
+        return built.value_counts, 0
+    known = run.tables.read("value_counts", built.value_counts)
+    both = known.unionByName(differences).groupBy("field", "value").agg(F.sum("count").alias("count"))
+    run.tables.overwrite(both.where("count > 0"), "value_counts")
     return run.tables.version("value_counts"), extend_vocabulary(run, run.tables.read("value_counts"))
 
 
@@ -173,18 +183,21 @@ def _with_learnt_values(step: Increment, as_of: int) -> DataFrame:
 def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int]) -> DataFrame:
     """What `Tables.apply` takes: rows of the table, with `gone`."""
     run, config = step.run, step.run.config
-    vocabulary, stored = run.tables.read("vocabulary"), run.tables.read("sequences")
+    stored = run.tables.read("sequences")
+    assembler = Assembler(run.tables.read("vocabulary"), config, step.scratch)
     parts = []
     if counts[_ADD]:
         adding = to_do.where(F.col("task") == _ADD).select("customer_key")
-        fresh = step.changed_before(step.built.as_of, as_of).join(adding, "customer_key", "left_semi")
+        fresh = step.changed_before(step.built.as_of, as_of)
         old = stored.join(adding, "customer_key", "left_semi")
-        parts.append(finished(merged(old, gathered(fresh, vocabulary, config), config), config))
+        new = assembler.gathered(fresh, adding, fresh.count())
+        parts.append(finished(merged(old, new, config), config))
     if counts[_REMAKE]:
         remaking = to_do.where(F.col("task") == _REMAKE).select("customer_key")
         visible = before(step.events, as_of)
-        history = visible.join(remaking, "customer_key", "left_semi")
-        parts.append(remaking.join(assemble(history, vocabulary, config), "customer_key", "left"))
+        share = counts[_REMAKE] / max(1, stored.count())
+        made = assembler.rows(visible, remaking, math.ceil(share * step.events.count()))
+        parts.append(remaking.join(made, "customer_key", "left"))
     rows = reduce(DataFrame.unionByName, parts) if parts else stored.limit(0)
     leaving = to_do.where(F.col("task") == _DELETE).select("customer_key")
     rows = rows.unionByName(leaving, allowMissingColumns=True)
@@ -193,51 +206,38 @@ def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, in
 
 def update(run: Run, built: Built, cut: int) -> Outcome | str:
     """Update the tables; or say why it takes a rebuild."""
-    moved = changed_standings(run, built) if standings_moved(run, built) else None
-    with kept(feed_of(run, built)) as feed:
-        step = Increment(run, built, feed, moved)
-        first, last = _bounds(step)
-        check_as_of(run, first, last)
-        return _update(step, dataclasses.replace(built, first_event=first, last_event=last), cut)
+    with Scratch(run.spark) as scratch:
+        step = Increment(run, built, scratch)
+        check_as_of(run, *step.bounds)
+        return _update(step, cut)
 
 
-def _bounds(step: Increment) -> tuple[int, int]:
-    """First and last event now, from the last run's and the feed; only a deletion takes a look at all."""
-    at = F.unix_micros("event_time")
-    told = step.feed.agg(F.min("sign"), F.min(at), F.max(at)).first()
-    assert told is not None  # an aggregate without keys gives one row
-    sign, first, last = told
-    if sign is None:
-        return step.built.first_event, step.built.last_event
-    if sign < 0:
-        return bounds_of(step.events)
-    return min(step.built.first_event, first), max(step.built.last_event, last)
-
-
-def _update(step: Increment, built: Built, cut: int) -> Outcome | str:
-    run, as_of = step.run, micros(step.run.as_of)
+def _update(step: Increment, cut: int) -> Outcome | str:
+    run, built, as_of = step.run, step.built, micros(step.run.as_of)
     value_counts, values_added = learn_values(step, cut)
-    with kept(customers_to_do(step, as_of, values_added)) as to_do:
-        counted = {row["task"]: row["count"] for row in to_do.groupBy("task").count().toLocalIterator()}
-        counts = {task: counted.get(task, 0) for task in (_ADD, _REMAKE, _DELETE)}
-        if counts[_REMAKE] > _MOST_REMADE * run.tables.read("sequences").count():
-            return f"{counts[_REMAKE]:,} customers have to be made again"
-        now = dataclasses.replace(
-            built,
-            events=run.tables.read_versions["events"],
-            consent=run.tables.version("consent"),
-            asked_at=micros(run.started_at),
-            value_counts=value_counts,
-            as_of=as_of,
-            cut=cut,
-            top_ids=top_ids(run.tables.read("vocabulary")),
-        )
-        if any(counts.values()):
-            rows = run.tables.apply(
-                new_rows(step, to_do, as_of, counts), "sequences", "customer_key", now.note()
-            )
-        else:
-            run.tables.renew_note("sequences", now.note())
-            rows = dict.fromkeys(("inserted", "replaced", "deleted"), 0)
+    to_do = step.scratch.keep(customers_to_do(step, as_of, values_added))
+    counted = {row["task"]: row["count"] for row in to_do.groupBy("task").count().toLocalIterator()}
+    counts = {task: counted.get(task, 0) for task in (_ADD, _REMAKE, _DELETE)}
+    anew = counts[_REMAKE] + counts[_DELETE]
+    if anew and anew > _MOST_REMADE * run.tables.read("sequences").count():
+        return f"{anew:,} customers have to be made again or deleted"
+    now = dataclasses.replace(
+        built,
+        events=run.tables.read_versions["events"],
+        consent=run.tables.version("consent"),
+        asked_at=micros(run.started_at),
+        value_counts=value_counts,
+        as_of=as_of,
+        cut=cut,
+        first_event=step.bounds[0],
+        last_event=step.bounds[1],
+        top_ids=top_ids(run.tables.read("vocabulary")) if values_added else built.top_ids,
+    )
+    if any(counts.values()):
+        fresh = new_rows(step, to_do, as_of, counts)
+        rows = run.tables.apply(fresh, "sequences", "customer_key", now.note())
+    else:
+        run.tables.renew_note("sequences", now.note())
+        rows = dict.fromkeys(("inserted", "replaced", "deleted"), 0)
     names = {_ADD: "added_to", _REMAKE: "remade", _DELETE: "deleted"}
     return Outcome(now, values_added, {names[task]: count for task, count in counts.items()}, rows)

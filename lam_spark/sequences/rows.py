@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
-from lam_spark.sequences.entries import entry_types
+from lam_spark.sequences.entries import entry, entry_types
 
 # One digit less than Spark's widest sum, so that two of these add without losing a decimal.
 _SUM = "decimal(37,9)"
@@ -44,14 +44,9 @@ def no_older() -> dict[str, Column]:
 
 
 def entry_array(config: Config) -> str:
-    """Spark type of a customer's entries."""
-    return f"array<struct<{','.join(f'{name}:{kind}' for name, kind in entry_types(config).items())}>>"
-
-
-def collected(entries: DataFrame, config: Config) -> DataFrame:
-    """`customer_key` and `entries`, in no order; grain: a customer. One shuffle by customer."""
-    entry = F.struct(*entry_types(config))
-    return entries.groupBy("customer_key").agg(F.collect_list(entry).alias("entries"))
+    """Spark type of a customer's entries (`entry`)."""
+    types = entry_types(config) | {"lacking": "bigint"}
+    return f"array<struct<{','.join(f'{name}:{kind}' for name, kind in types.items())}>>"
 
 
 def finished(customers: DataFrame, config: Config) -> DataFrame:
@@ -72,22 +67,31 @@ def finished(customers: DataFrame, config: Config) -> DataFrame:
         }
     )
     first = F.timestamp_micros(F.element_at("entries.event_time", 1))
-    row = cut.select(
-        "customer_key",
-        F.size("kept").alias("seq_len"),
-        (F.col("older_events") + F.size("entries")).cast("bigint").alias("events_seen"),
-        F.least("first_event_time", first).alias("first_event_time"),
-        F.timestamp_micros(F.element_at("kept.event_time", -1)).alias("last_event_time"),
-        *(F.col(f"kept.{name}").alias(name) for name in entry_types(config)),
-        (F.col("older_events") + F.col("surplus")).cast("bigint").alias("older_events"),
-        _added_counts(config.model.count_by).alias("older_counts"),
-        _added_sums(config.numeric).alias("older_sums"),
+    return (
+        cut.select(
+            "customer_key",
+            F.size("kept").alias("seq_len"),
+            (F.col("older_events") + F.size("entries")).cast("bigint").alias("events_seen"),
+            F.least("first_event_time", first).alias("first_event_time"),
+            F.timestamp_micros(F.element_at("kept.event_time", -1)).alias("last_event_time"),
+            *(F.col(f"kept.{name}").alias(name) for name in entry_types(config)),
+            (F.col("older_events") + F.col("surplus")).cast("bigint").alias("older_events"),
+            _added_counts(config.model.count_by).alias("older_counts"),
+            _added_sums(config.numeric).alias("older_sums"),
+            "kept",
+        )
+        .select("*", _hash().alias("seq_hash"))
+        .drop("kept")
     )
-    hashed = [c for c in row.columns if c not in ("customer_key", "older_counts", "older_sums")]
+
+
+def _hash() -> Column:
+    """Of all that a row holds.
+
+    Spark's hash passes over nulls: which numbers an event lacks, its entry's `lacking` tells.
+    """
     maps = [F.array_sort(F.map_entries(name)) for name in ("older_counts", "older_sums")]
-    # Spark's hash of an array passes over nulls: where they stand is hashed beside the numbers.
-    lacking = [F.transform(name, lambda number: number.isNull()) for name in config.numeric]
-    return row.withColumn("seq_hash", F.xxhash64(*hashed, *maps, *lacking))
+    return F.xxhash64("kept", "first_event_time", "older_events", *maps)
 
 
 def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
@@ -97,7 +101,7 @@ def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
     events must not be in the row already.
     """
     names = list(entry_types(config))
-    entries = F.arrays_zip(*names).cast(entry_array(config))
+    entries = F.transform(F.arrays_zip(*names), lambda held: entry(config, held)).cast(entry_array(config))
     older = list(older_types(config))
     old = stored.select(
         "customer_key",
@@ -107,14 +111,15 @@ def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
     nothing = F.array().cast(entry_array(config))
     both = F.concat(F.coalesce("stored_entries", nothing), F.col("entries").cast(entry_array(config)))
     zero = F.lit(0)
-    sums = {name: _map_sum(F.col(f"stored_{name}"), F.col(name)) for name in ("older_counts", "older_sums")}
     return fresh.join(old, "customer_key", "left").select(
         "customer_key",
         both.alias("entries"),
         F.least("stored_first_event_time", "first_event_time").alias("first_event_time"),
         (F.coalesce("stored_older_events", zero) + F.col("older_events")).alias("older_events"),
-        sums["older_counts"].cast(_COUNTS).alias("older_counts"),
-        sums["older_sums"].cast(_SUMS).alias("older_sums"),
+        *(
+            _map_sum(F.col(f"stored_{name}"), F.col(name), kind).alias(name)
+            for name, kind in (("older_counts", _COUNTS), ("older_sums", _SUMS))
+        ),
     )
 
 
@@ -140,18 +145,16 @@ def _added_counts(name: str) -> Column:
         return end - F.array_position(ids, value)
 
     fresh = F.map_from_arrays(distinct, F.transform(distinct, run_length))
-    return (
-        F.when(F.col("surplus") == 0, F.col("older_counts"))
-        .otherwise(_map_sum(F.col("older_counts"), fresh))
-        .cast(_COUNTS)
-    )
+    held = F.col("older_counts")
+    return F.when(F.col("surplus") == 0, held).otherwise(_map_sum(held, fresh, _COUNTS))
 
 
-def _map_sum(left: Column, right: Column) -> Column:
+def _map_sum(left: Column, right: Column, kind: str) -> Column:
     """Two maps of numbers (null: empty) added by key; null where both are."""
     zero = F.lit(0)
     both = F.map_zip_with(left, right, lambda _, a, b: F.coalesce(a, zero) + F.coalesce(b, zero))
-    return F.when(left.isNull(), right).when(right.isNull(), left).otherwise(canonical(both))
+    either = F.coalesce(left, right).cast(kind)
+    return F.when(left.isNull() | right.isNull(), either).otherwise(canonical(both).cast(kind))
 
 
 def _added_sums(names: tuple[str, ...]) -> Column:

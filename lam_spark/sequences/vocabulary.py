@@ -82,14 +82,23 @@ def encode(frame: DataFrame, vocabulary: DataFrame, fields: Iterable[str]) -> Da
 
     Grain and order are those of `frame`. Each field's part of the vocabulary is broadcast.
     """
+    columns = frame.columns
     for name in fields:
-        ids = vocabulary.where(F.col("field") == name).select(F.col("value").alias(name), "token_id")
-        frame = frame.join(F.broadcast(ids), name, "left").withColumn(
-            name,
-            F.when(F.col(name).isNull(), F.lit(MISSING)).otherwise(F.coalesce("token_id", F.lit(UNKNOWN))),
+        ids = vocabulary.where(F.col("field") == name).select(
+            F.xxhash64("value").alias("value_hash"), F.col("value").alias("known_value"), "token_id"
         )
-        frame = frame.drop("token_id")
+        same = (F.xxhash64(name) == F.col("value_hash")) & same_text(F.col(name), F.col("known_value"))
+        token = F.when(F.col(name).isNull(), F.lit(MISSING)).otherwise(F.coalesce("token_id", F.lit(UNKNOWN)))
+        frame = frame.join(F.broadcast(ids), same, "left").withColumn(name, token).select(*columns)
     return frame
+
+
+def same_text(left: Column, right: Column) -> Column:
+    """`left = right`, for a join on a hash of the text: numbers are looked up faster than texts.
+
+    The texts decide. Written as an equality, Spark would make them part of the key.
+    """
+    return left.startswith(right) & right.startswith(left)
 
 
 def vocabulary_sizes(vocabulary: DataFrame, config: Config) -> dict[str, int]:

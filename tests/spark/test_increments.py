@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import itertools
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import PURPOSES, STARTED_AT, run_builder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult
-from lam_spark.sequences import assemble
+from lam_spark.sequences import assemble, increment
 from lam_spark.sequences.bounds import micros
 from lam_spark.sequences.vocabulary import MISSING, UNKNOWN
 from spark.conftest import event, events_frame, ledger_frame
@@ -37,6 +41,14 @@ SECTIONS = {
 PEOPLE = ("ada", "bob", "cyd", "dan")
 FIRST_DAY = dt.datetime(2023, 9, 1, tzinfo=dt.UTC)  # the vocabulary's cut is 1 October
 CUT = dt.datetime(2023, 9, 30, 22, tzinfo=dt.UTC)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def always_update() -> Iterator[None]:
+    """Most of these few customers change in a night: that is no reason here to make all rows anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(increment, "_MOST_REMADE", 10)
+        yield
 
 
 @dataclass
@@ -92,9 +104,12 @@ class Shop:
             self._sql(f"DELETE FROM {{events}} WHERE event_id = '{key}'")
             del self.events[key]
 
+    def numbered(self) -> list[str]:
+        """Ids of the events that may be moved or deleted; the anchor keeps the tables from being empty."""
+        return sorted(key for key, row in self.events.items() if row["customer_key"] != "anchor")
+
     def _pick(self, number: int) -> str | None:
-        """An event, but never one of the anchor, who keeps the tables from being empty."""
-        keys = sorted(key for key, row in self.events.items() if row["customer_key"] != "anchor")
+        keys = self.numbered()
         return keys[number % len(keys)] if keys else None
 
     def state(self, customer: str, purpose: str, state: str, hours: int = -1) -> None:
@@ -277,3 +292,210 @@ def test_updates_give_what_a_rebuild_gives(spark: SparkSession, nights: list[dic
         again = shop.run(as_of, rebuild=True)
         assert assemble.run(again).facts["why"] == "sequences.rebuild is set"
         assert whole(again) == updated
+
+
+# -- One story -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Night:
+    """A night that was played: what the stage said, the table after it, and the file of each row."""
+
+    result: StageResult
+    rows: dict[str, Any]
+    files: dict[str, str]
+    version: int
+
+
+AS_OF = dt.date(2023, 10, 20)
+EARLIER = dt.date(2023, 9, 12)
+
+
+def days(number: float) -> dt.datetime:
+    return FIRST_DAY + dt.timedelta(days=number)
+
+
+def many(customer: str, count: int, action: str | None = "buy", first_day: float = 1) -> list[Any]:
+    """Events of a customer, four a day, with amounts that differ."""
+    return [(customer, days(first_day + n / 4), action, n + 0.1) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def story(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Night]:
+    """Nights of one shop, each held against the expectation."""
+    shop = open_shop(spark, tmp_path_factory.mktemp("nights") / "shop")
+    nights: dict[str, Night] = {}
+
+    def night(name: str, as_of: dt.date = AS_OF) -> None:
+        result = check(shop, as_of)
+        tables = shop.run(as_of).tables
+        placed = tables.read("sequences").select("customer_key", "_metadata.file_path").collect()
+        files = {row["customer_key"]: row["file_path"] for row in placed}
+        nights[name] = Night(result, whole(shop.run(as_of)), files, tables.version("sequences"))
+
+    for customer in ("ada", "bob", "dan"):
+        for purpose in PURPOSES:
+            shop.state(customer, purpose, "opt_in")
+    shop.add(*many("ada", 2 * KEPT + 9), *many("bob", 5), *many("cyd", 3), *many("dan", 2, "rare"))
+    night("built")
+    night("nothing new")
+    shop.add(("bob", days(40), "look", None), ("ada", days(41), "buy", -1.5), ("ada", days(0.5), "buy", 0.25))
+    night("events came")
+    for purpose in PURPOSES:
+        shop.state("bob", purpose, "opt_out")
+        shop.state("cyd", purpose, "opt_in")
+    night("consent changed")
+    (moved,) = (n for n, key in enumerate(shop.numbered()) if shop.events[key]["event_time"] == days(41))
+    shop.move(moved, "dan")
+    shop.move(moved, "ada")
+    night("there and back")
+    shop.add(("cyd", days(2), "rare", 1.0))
+    night("a value was learnt")
+    night("back in time", EARLIER)
+    night("and forth again")
+    return nights
+
+
+def test_a_first_run_builds_all_and_says_why(story: dict[str, Night]) -> None:
+    result = story["built"].result
+    assert result.facts["mode"] == "rebuild"
+    assert result.facts["why"] == "there is no table yet"
+    assert all(night.result.facts["mode"] == "update" for name, night in story.items() if name != "built")
+
+
+def test_a_run_without_news_changes_no_row(story: dict[str, Night]) -> None:
+    before, after = story["built"], story["nothing new"]
+    assert after.result.counts["customers_changed"] == 0
+    assert after.rows == before.rows
+    assert after.files == before.files
+
+
+def test_only_those_with_new_events_are_written(story: dict[str, Night]) -> None:
+    before, after = story["nothing new"], story["events came"]
+    assert {key for key in after.rows if after.rows[key] != before.rows[key]} == {"ada", "bob"}
+    counts = after.result.counts
+    assert (counts["customers_added_to"], counts["customers_remade"], counts["customers_deleted"]) == (
+        2,
+        0,
+        0,
+    )
+    assert (counts["rows_inserted"], counts["rows_replaced"], counts["rows_deleted"]) == (0, 2, 0)
+    moved = {key for key in after.files if after.files[key] != before.files[key]}
+    assert moved == {"ada", "bob"}  # the others stay where they were
+
+
+def test_an_event_older_than_all_that_is_kept_joins_the_sums(story: dict[str, Night]) -> None:
+    before, after = (story[name].rows["ada"] for name in ("nothing new", "events came"))
+    assert (before["older_events"], after["older_events"]) == (KEPT + 9, KEPT + 11)
+    assert after["first_event_time"] < before["first_event_time"]
+    # Besides the late one, the event that the new one pushed out: the 26th.
+    pushed_out = Decimal(repr(float(np.float32(25.1)))).quantize(Decimal("1e-9"), ROUND_HALF_UP)
+    difference = after["older_sums"]["amount"] - before["older_sums"]["amount"]
+    assert difference == Decimal("0.25") + pushed_out
+
+
+def test_who_opts_out_is_deleted_and_who_opts_in_has_a_past(story: dict[str, Night]) -> None:
+    rows, counts = story["consent changed"].rows, story["consent changed"].result.counts
+    assert "bob" not in rows
+    assert rows["cyd"]["seq_len"] == 3
+    assert (counts["rows_inserted"], counts["rows_replaced"], counts["rows_deleted"]) == (1, 0, 1)
+
+
+def test_a_row_that_comes_out_the_same_is_not_written(story: dict[str, Night]) -> None:
+    before, after = story["consent changed"], story["there and back"]
+    counts = after.result.counts
+    assert counts["customers_remade"] == 2
+    assert (counts["rows_inserted"], counts["rows_replaced"], counts["rows_deleted"]) == (0, 0, 0)
+    assert after.rows == before.rows
+
+
+def test_a_value_that_becomes_known_is_known_in_the_past_too(story: dict[str, Night]) -> None:
+    before, after = (story[name].rows["dan"]["action"] for name in ("there and back", "a value was learnt"))
+    assert before == [UNKNOWN, UNKNOWN]
+    assert after[0] == after[1] > MISSING
+
+
+def test_as_of_can_go_back_and_forth(story: dict[str, Night]) -> None:
+    back = story["back in time"].rows
+    assert all(row["last_event_time"] < dt.datetime(2023, 9, 12) for row in back.values())
+    assert story["and forth again"].rows == story["a value was learnt"].rows
+
+
+def test_where_most_would_change_all_are_made_anew(spark: SparkSession, tmp_path: Path) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    check(shop, AS_OF)
+    shop.add(*many("ada", 3))  # now "buy" is frequent enough to be known: the anchor's, too
+    for purpose in PURPOSES:
+        shop.state("ada", purpose, "opt_in")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(increment, "_MOST_REMADE", 0.3)
+        result = check(shop, AS_OF)
+    assert result.facts["why"] == "2 customers have to be made again or deleted"
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [("sequences", {"max_events": KEPT + 1}), ("quality", {"max_staleness_days": 300})],
+)
+def test_only_a_change_that_matters_takes_a_rebuild(
+    spark: SparkSession, tmp_path: Path, section: str, change: dict[str, Any]
+) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    check(shop, AS_OF)
+    run = shop.run(AS_OF)
+    changed = getattr(run.config, section).model_copy(update=change)
+    config = run.config.model_copy(update={section: changed})
+    facts = assemble.run(dataclasses.replace(run, config=config)).facts
+    if section == "sequences":
+        assert facts["why"] == "fields, limits, purposes or time zone have changed"
+    else:
+        assert facts["mode"] == "update"
+
+
+def test_events_that_were_replaced_and_a_table_that_was_touched_take_a_rebuild(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    check(shop, AS_OF)
+    tables = shop.run(AS_OF).tables
+    tables.overwrite(tables.read("events"), "events")
+    assert check(shop, AS_OF).facts["why"] == "the events were replaced, or their change feed has a gap"
+    tables.append(tables.read("sequences").withColumn("customer_key", F.lit("nobody")), "sequences")
+    assert check(shop, AS_OF).facts["why"] == "the table's last change does not say what it was made of"
+    spark.sql(f"OPTIMIZE delta.`{tables.path('sequences')}`")
+    assert check(shop, AS_OF).facts["mode"] == "update"
+    shop.night += 7
+    assert check(shop, AS_OF).facts["why"] == "the table is more than 6 days old"
+
+
+def test_an_update_holds_as_of_against_the_new_bounds(spark: SparkSession, tmp_path: Path) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    check(shop, AS_OF)
+    version = shop.run(AS_OF).tables.version("sequences")
+    with pytest.raises(ConfigError, match="as_of 2023-09-01 is outside the data: events run from 2023-09-01"):
+        assemble.run(shop.run(dt.date(2023, 9, 1)))
+    assert shop.run(AS_OF).tables.version("sequences") == version
+
+
+def test_additions_are_merged_without_a_look_at_history(spark: SparkSession, tmp_path: Path) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    tables = shop.run(AS_OF).tables
+    shop.add(*many("anchor", 5))
+    check(shop, AS_OF)
+    history = [Path(file.removeprefix("file:")) for file in tables.read("events").inputFiles()]
+    shop.add(("anchor", days(12), "buy", 2.0), ("anchor", days(1), "look", 3.0))
+    for file in history:
+        file.unlink()
+    run = shop.run(AS_OF)
+    assert assemble.run(run).counts["customers_added_to"] == 1
+    assert stored(run) == shop.expected(run)
+
+
+def test_a_reader_that_knows_nothing_of_deletion_vectors_is_kept_out(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    check(shop, AS_OF)
+    tables = shop.run(AS_OF).tables
+    with pytest.raises(DataQualityError, match="has deletion vectors"):
+        tables.files("sequences", tables.version("sequences"))

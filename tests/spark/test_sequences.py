@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import LATE_PRODUCT, REFUSED_PRODUCT, ZONE, run_builder
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, ConsentError, DataQualityError
@@ -17,6 +17,8 @@ from lam_spark.run import Run, StageResult
 from lam_spark.sequences import assemble
 from lam_spark.sequences.bounds import bounds_of, check_as_of
 from lam_spark.sequences.entries import hour_of_week
+from lam_spark.sequences.gather import Assembler
+from lam_spark.sequences.scratch import Scratch
 from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, count_values, extend_vocabulary
 from spark.conftest import Prepared, event, events_frame, publish
 
@@ -97,6 +99,18 @@ def test_nothing_at_or_after_as_of(world: World) -> None:
     assert all(time < micros(AS_OF) for row in world.rows.values() for time in row["event_time"])
 
 
+def made(run: Run, rows: list[dict[str, Any]], parts: int = 1) -> list[Row]:
+    """The rows of the table that these events make."""
+    frame = events_frame(run, rows).repartition(parts)
+    with Scratch(run.spark) as scratch:
+        assembler = Assembler(run.tables.read("vocabulary"), run.config, scratch)
+        return assembler.rows(frame, frame.select("customer_key").distinct(), len(rows)).collect()
+
+
+def hashes(run: Run, rows: list[dict[str, Any]], parts: int = 1) -> dict[str, int]:
+    return {row["customer_key"]: row["seq_hash"] for row in made(run, rows, parts)}
+
+
 def test_order_is_by_time_and_then_by_id(world: World) -> None:
     ids = {value: world.vocabulary.get(value, UNKNOWN) for value in ("buy", *"abcd")}
     assert world.rows["tie"]["event_time"] == [
@@ -107,8 +121,7 @@ def test_order_is_by_time_and_then_by_id(world: World) -> None:
     # Actions a to d are too rare for ids of their own, so the ids of the events tell the order by hand below.
     assert ids == {"buy": FIRST_VALUE, "a": UNKNOWN, "b": UNKNOWN, "c": UNKNOWN, "d": UNKNOWN}
     rows = [event("one", "2023-04-01T10:00:00", key, amount=n) for n, key in enumerate("dacb")]
-    vocabulary = world.run.tables.read("vocabulary")
-    (row,) = assemble.assemble(events_frame(world.run, rows), vocabulary, world.run.config).collect()
+    (row,) = made(world.run, rows)
     assert row["amount"] == [1.0, 3.0, 2.0, 0.0]
 
 
@@ -145,18 +158,12 @@ def test_the_shops_vocabulary_neither(prepared: Prepared) -> None:
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_events(world: World) -> None:
-    vocabulary = world.run.tables.read("vocabulary")
-
-    def hashes(rows: list[dict[str, Any]], parts: int) -> dict[str, int]:
-        frame = events_frame(world.run, rows).repartition(parts)
-        made = assemble.assemble(frame, vocabulary, world.run.config)
-        return {row["customer_key"]: row["seq_hash"] for row in made.collect()}
-
-    one = hashes(EVENTS, 1)
+    one = hashes(world.run, EVENTS)
     assert len(one) == 7
-    assert hashes(EVENTS[::-1], 3) == one
+    assert hashes(world.run, EVENTS[::-1], parts=3) == one
     changed = [*EVENTS[:-1], EVENTS[-1] | {"amount": 1.0}]
-    assert {key for key, value in hashes(changed, 2).items() if value != one[key]} == {"tie"}
+    new = hashes(world.run, changed, parts=2)
+    assert {key for key, value in new.items() if value != one[key]} == {"tie"}
 
 
 def test_the_hash_tells_which_event_lacks_its_number(world: World) -> None:
@@ -168,11 +175,8 @@ def test_the_hash_tells_which_event_lacks_its_number(world: World) -> None:
             event("one", at, f"{n}" * 32, amount=amount)
             for n, (at, amount) in enumerate(zip(times, amounts, strict=True))
         ]
-        made = assemble.assemble(
-            events_frame(world.run, rows), world.run.tables.read("vocabulary"), world.run.config
-        )
-        (row,) = made.select("seq_hash").collect()
-        return int(row["seq_hash"])
+        (found,) = hashes(world.run, rows).values()
+        return found
 
     assert len({hashed(None, 1.0), hashed(1.0, None), hashed(1.0, 1.0), hashed(None, None)}) == 4
 
