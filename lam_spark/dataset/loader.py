@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlparse
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
+
+# Some blocks, column -> (blocks, length) array, to a (blocks,) mask of those to be read.
+Wanted = Callable[[Block], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,12 @@ def files_of_rank(urls: Sequence[str], rank: int, ranks: int) -> BlockFiles:
 
 
 def block_batches(
-    files: BlockFiles, layout: Layout, batch_blocks: int, seed: int | None, epoch: int = 0
+    files: BlockFiles,
+    layout: Layout,
+    batch_blocks: int,
+    seed: int | None,
+    epoch: int = 0,
+    wanted: Wanted | None = None,
 ) -> Iterator[Block]:
     """Every block of the rank once, in batches (the last may be smaller).
 
@@ -63,6 +72,7 @@ def block_batches(
         batch_blocks: blocks a batch.
         seed: shuffles row groups and blocks with the epoch's number; None keeps the order of the files.
         epoch: number of the epoch.
+        wanted: leaves the other blocks out.
 
     Yields:
         column -> (blocks, length) array, aggregates as (blocks, queries, A).
@@ -72,6 +82,8 @@ def block_batches(
     for group in _row_groups(files, layout, seed, epoch):
         rows = len(next(iter(group.values())))
         order = np.arange(rows) if seed is None else rng.permutation(rows)
+        if wanted is not None:
+            order = order[wanted(group)[order]]
         pending.append({name: values[order] for name, values in group.items()})
         joined = {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
         held = len(joined["segment"])
@@ -81,6 +93,21 @@ def block_batches(
         pending = [{name: values[whole:] for name, values in joined.items()}]
     if pending and len(pending[0]["segment"]):
         yield pending[0]
+
+
+def count_blocks(files: BlockFiles, layout: Layout, wanted: Wanted, columns: Sequence[str]) -> int:
+    """How many blocks of the rank are wanted; reads only the columns that `wanted` looks at."""
+    found = 0
+    for url in files.urls:
+        file = pq.ParquetFile(_path(url))
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, list(columns))
+            arrays = {
+                name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, layout.columns[name][1])
+                for name in columns
+            }
+            found += int(wanted(arrays).sum())
+    return found
 
 
 def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int) -> Iterator[Block]:
@@ -107,4 +134,8 @@ def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int)
 
 
 def _rows(url: str) -> int:
-    return int(pq.ParquetFile(unquote(urlparse(url).path)).metadata.num_rows)
+    return int(pq.ParquetFile(_path(url)).metadata.num_rows)
+
+
+def _path(url: str) -> str:
+    return unquote(urlparse(url).path)

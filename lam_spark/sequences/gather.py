@@ -20,8 +20,8 @@ from lam_spark.sequences.rows import finished, no_older
 from lam_spark.sequences.scratch import Scratch
 from lam_spark.sequences.vocabulary import same_text
 
-# What a task sorts and writes: some 100 MB of entries, whatever the size of the table.
-_EVENTS_OF_TASK = 500_000
+# What a task sorts and writes: some 50 MB of entries, whatever the size of the table.
+_EVENTS_OF_TASK = 250_000
 # More customers than this are not sent to every executor: events are shuffled to them instead.
 _MOST_BROADCAST = 2_000_000
 

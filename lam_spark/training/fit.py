@@ -13,6 +13,7 @@ Memory of a rank: the model, its optimiser and one row group, whatever the size 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 import math
 import time
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lam_spark.dataset.layout import SPLIT_IDS, Layout
-from lam_spark.dataset.loader import BlockFiles, block_batches, files_of_rank
+from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
 from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
@@ -39,6 +40,8 @@ from lam_spark.training.objective import Loss, Period, in_splits, loss_of
 Float = npt.NDArray[np.float64]
 Progress = Callable[[dict[str, Any]], None]
 _SECONDS_BETWEEN_REPORTS = 2.0
+# What `_Pass.teaches` looks at.
+_TEACHING_COLUMNS = ("segment", "is_new", "event_time", "query_split")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,17 @@ class _Pass:
     learning_rate: float
     with_answers: bool
     next_weight: float
+
+    def teaches(self, block: Block) -> npt.NDArray[np.bool_]:
+        """(blocks,): whether there is anything to learn in it; the others need not be computed."""
+        time, period = block["event_time"], self.period
+        found = np.zeros(len(time), np.bool_)
+        if self.with_answers:
+            found |= np.isin(block["query_split"], [SPLIT_IDS[name] for name in period.splits]).any(axis=1)
+        if self.next_weight > 0:
+            new = (block["segment"] > 0) & (block["is_new"] > 0)
+            found |= (new & (time >= period.start) & (time < period.end)).any(axis=1)
+        return found
 
 
 class Trainer:
@@ -188,7 +202,14 @@ class Trainer:
     def _epochs(self, work: _Pass, stop_after: int | None = None) -> Iterator[int]:
         """Train; yields the number of each finished epoch, from 1."""
         batch_blocks = self.settings["batch_blocks"]
-        steps = self.world.largest(math.ceil(work.files.blocks / batch_blocks))  # one count for all ranks
+        blocks = count_blocks(work.files, self.spec.layout, work.teaches, _TEACHING_COLUMNS)
+        steps = self.world.largest(math.ceil(blocks / batch_blocks))  # one count for all ranks
+        if not steps:
+            raise ModelError(
+                f"{work.phase}: there is nothing to learn from before "
+                f"{dt.datetime.fromtimestamp(work.period.end / 1e6, dt.UTC):%Y-%m-%d %H:%M} (UTC), neither a next "
+                f"event nor an answered question of {', '.join(work.period.splits)}. Move the dates of split"
+            )
         total = max(1, steps * work.epochs)
         optimiser = torch.optim.AdamW(
             self.model.parameters(),
@@ -206,7 +227,12 @@ class Trainer:
         for epoch in range(1, (work.epochs if stop_after is None else stop_after) + 1):
             self.model.train()
             batches = block_batches(
-                work.files, self.spec.layout, batch_blocks, seed=self.settings["seed"], epoch=epoch
+                work.files,
+                self.spec.layout,
+                batch_blocks,
+                seed=self.settings["seed"],
+                epoch=epoch,
+                wanted=work.teaches,
             )
             meter = _Meter(self, work.phase, epoch, steps)
             for step in range(1, steps + 1):
@@ -253,12 +279,13 @@ class Trainer:
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for block in block_batches(
-            self.all_files, self.spec.layout, self.settings["batch_blocks"], seed=None
+            self.all_files,
+            self.spec.layout,
+            self.settings["batch_blocks"],
+            seed=None,
+            wanted=lambda block: block["event_time"].max(axis=1) >= period.start,
         ):
-            late = block["event_time"].max(axis=1) >= period.start
-            if not late.any():
-                continue
-            batch = as_batch({name: values[late] for name, values in block.items()}, self.device)
+            batch = as_batch(block, self.device)
             part = loss_of(self.model, batch, period, with_next=True, with_answers=False)
             sums += torch.stack([part.next_sum, part.next_count]).double().cpu()
         sums = self.world.sum(sums)
@@ -270,14 +297,15 @@ class Trainer:
         self.model.eval()
         rows: list[Float] = [np.zeros((0, 2))]
         target = self.spec.target
-        wanted = [SPLIT_IDS[name] for name in period.splits]
+        splits = [SPLIT_IDS[name] for name in period.splits]
         for block in block_batches(
-            self.queried_files, self.spec.layout, self.settings["batch_blocks"], seed=None
+            self.queried_files,
+            self.spec.layout,
+            self.settings["batch_blocks"],
+            seed=None,
+            wanted=lambda block: np.isin(block["query_split"], splits).any(axis=1),
         ):
-            asked = np.isin(block["query_split"], wanted).any(axis=1)
-            if not asked.any():
-                continue
-            batch = as_batch({name: values[asked] for name, values in block.items()}, self.device)
+            batch = as_batch(block, self.device)
             logits = self.model(batch).query_logits[target]
             label = batch[f"label_{target}"]
             chosen = in_splits(batch, period.splits) & ~label.isnan()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.loader import BlockFiles, block_batches, files_of_rank
+from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
 from lam_spark.dataset.packing import Block, empty_block
 from lam_spark.errors import ModelError
 
@@ -91,6 +92,21 @@ def test_without_a_seed_the_order_is_that_of_the_files(urls: list[str]) -> None:
 @pytest.mark.parametrize(("size", "sizes"), [(4, [4, 4, 4, 4, 4, 1]), (7, [7, 7, 7]), (50, [21])])
 def test_batches_are_whole_and_the_rest_is_kept(urls: list[str], size: int, sizes: list[int]) -> None:
     assert [len(part) for part in batches(files_of_rank(urls, 0, 1), size=size)] == sizes
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_what_is_not_wanted_is_left_out_and_the_batches_are_still_whole(
+    urls: list[str], seed: int | None
+) -> None:
+    def odd(block: Block) -> npt.NDArray[np.bool_]:
+        wanted: npt.NDArray[np.bool_] = block["event_time"][:, 0] % 2 == 1
+        return wanted
+
+    files = files_of_rank(urls, 0, 1)
+    assert count_blocks(files, SHAPE, odd, ["event_time"]) == 10
+    read = [batch["event_time"][:, 0].tolist() for batch in block_batches(files, SHAPE, 4, seed, wanted=odd)]
+    assert [len(part) for part in read] == [4, 4, 2]
+    assert sorted(flat(read)) == list(range(1, 21, 2))
 
 
 def test_a_block_comes_back_as_it_was_written(urls: list[str]) -> None:

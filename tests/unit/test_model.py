@@ -20,6 +20,7 @@ from lam_spark.errors import ModelError
 from lam_spark.model import artifact as artifact_module
 from lam_spark.model.artifact import (
     CARD,
+    FORMAT,
     WEIGHTS,
     Artifact,
     Calibration,
@@ -305,8 +306,8 @@ def test_a_card_that_lacks_a_part_is_a_model_error(saved: tuple[Path, str], key:
 
 def test_a_later_format_is_refused(saved: tuple[Path, str]) -> None:
     weights, card = read_artifact(saved[0])
-    newer = json.dumps({**json.loads(card), "format": 2}).encode()
-    with pytest.raises(ModelError, match="has format 2, this version reads 1"):
+    newer = json.dumps({**json.loads(card), "format": FORMAT + 1}).encode()
+    with pytest.raises(ModelError, match=f"has format {FORMAT + 1}, this version reads {FORMAT}"):
         open_artifact(weights, newer, digest_of(weights, newer))
 
 

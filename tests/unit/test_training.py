@@ -82,6 +82,49 @@ def test_every_slot_in_use_is_counted_once_an_epoch(trained: tuple[Path, Records
     assert facts["tokens"] == slots * (2 + fine + facts["chosen_epoch"])
 
 
+def test_what_teaches_nothing_is_not_computed(tmp_path: Path) -> None:
+    """Blocks of the validation period alone take no part in pre-training, and leave its weights as they are."""
+    early = blocks(4)
+    late = [{name: values.copy() for name, values in block.items()} for block in blocks(3)]
+    for block in late:
+        block["event_time"][block["event_time"] < VALIDATION] = VALIDATION
+        block["query_split"][block["query_split"] == 1] = 2
+    tokens, weights = [], []
+    for name, made in (("a", early), ("b", early + late)):
+        spec = specification(tmp_path / name, [made], pretrain_epochs=1, batch_blocks=len(early))
+        trainer = Trainer(spec, SingleWorld(), lambda record: None)
+        only_pre_train(trainer)
+        tokens.append(trainer.tokens)
+        weights.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
+    assert tokens[0] == tokens[1] > 0
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+def only_pre_train(trainer: Trainer) -> None:
+    class StoppedError(Exception):
+        pass
+
+    epochs = trainer._epochs
+
+    def stopping(work: Any, stop_after: int | None = None) -> Any:
+        if work.phase == "fine-tuning":
+            raise StoppedError
+        return epochs(work, stop_after)
+
+    trainer._epochs = stopping  # type: ignore[method-assign]
+    with pytest.raises(StoppedError):
+        trainer.fit()
+
+
+def test_a_training_period_without_lessons_is_refused(tmp_path: Path) -> None:
+    made = blocks(3)
+    for block in made:
+        block["event_time"][block["event_time"] < VALIDATION] = VALIDATION
+    with pytest.raises(ModelError, match="pre-training: there is nothing to learn from"):
+        Trainer(specification(tmp_path, [made]), SingleWorld(), lambda record: None).fit()
+
+
 def test_aggregates_are_standardised_by_the_training_period_alone(trained: tuple[Path, Records]) -> None:
     rows = [b["aggregates"].reshape(8, -1)[b["query_split"] == 1] for b in blocks()]
     expected = np.concatenate(rows).astype(np.float64)
