@@ -48,6 +48,8 @@ _ONE_MACHINE = {
     # A truncated plan text in a log line may hold values of the data: none is printed.
     "spark.sql.maxPlanStringLength": "0",
     "spark.sql.debug.maxToStringFields": "8",
+    # Nobody looks at the plans' texts here, and the long form costs the driver time with each query.
+    "spark.sql.ui.explainMode": "simple",
 }
 
 
