@@ -77,7 +77,7 @@ def append_entry(
         previous,
         chain_hash(previous, entry),
     )
-    run.tables.append(run.spark.createDataFrame([row], _SCHEMA), "audit")
+    run.tables.append(run.spark.createDataFrame([row], _SCHEMA).coalesce(1), "audit")
 
 
 def chain_hash(previous: str, entry: str) -> str:
