@@ -13,7 +13,7 @@ from lam_spark.run import Run
 from lam_spark.sequences.bounds import micros
 
 # Raise it when the same events would give other rows.
-_ROW_VERSION = 2
+_ROW_VERSION = 3
 # Delta keeps removed files for seven days: what is older may not be read again.
 _MOST_DAYS = 6
 # Commits of `events` that the change feed tells row by row.
