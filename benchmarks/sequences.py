@@ -115,12 +115,12 @@ class Ours:
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table: what the peers do too."""
         from lam_spark.sequences.gather import Assembler
-        from lam_spark.sequences.scratch import Scratch
+        from lam_spark.sequences.settings import build_settings
 
         run = self.run(workspace, "2025-01-01")
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))
-        with Scratch(self.spark) as scratch:
-            assembler = Assembler(run.tables.read("vocabulary"), run.config, scratch)
+        with run.letting_go(), build_settings(self.spark):
+            assembler = Assembler(run, run.keep(run.tables.read("vocabulary")))
             events = self.events(folder)
             run.tables.overwrite(assembler.rows(events, allowed, events.count()), "sequences")
 

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -22,6 +22,9 @@ from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, without_v
 from lam_spark.journal import Journal
 from lam_spark.lock import workspace_lock
 from lam_spark.run import Run, Stage, StageResult
+
+if TYPE_CHECKING:
+    from lam_spark.audit.record import Chain
 
 # Stage -> module with `run(run: Run) -> StageResult`, in the order of the data's flow.
 STAGES = {
@@ -84,6 +87,7 @@ def run_stage(stage: str, arguments: Sequence[str]) -> int:
 
 def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any]:
     # Imported late: --help, --dry-run and a wrong configuration answer before a JVM starts.
+    from lam_spark.audit.record import Chain
     from lam_spark.session import spark_session
     from lam_spark.tables import Tables
 
@@ -107,7 +111,8 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
             undone = run.tables.undo()
             if undone:
                 journal.event("unfinished publication undone", level="warning", tables=undone)
-            results = {name: _one_stage(run, name) for name in names}
+            chain = Chain(run)
+            results = {name: _one_stage(run, chain, name) for name in names}
         finally:
             journal.close()
     return {
@@ -117,8 +122,8 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
     }
 
 
-def _one_stage(run: Run, name: str) -> StageResult:
-    from lam_spark.audit.record import Cost, append_entry
+def _one_stage(run: Run, chain: Chain, name: str) -> StageResult:
+    from lam_spark.audit.record import Cost
     from lam_spark.monitor import Monitor
 
     run.tables.read_versions.clear()
@@ -137,13 +142,13 @@ def _one_stage(run: Run, name: str) -> StageResult:
         failure = without_values(error)
         run.journal.event("stage failed", level="error", stage=name, error=failure, **vars(cost()))
         try:
-            append_entry(run, name, None, cost(), failure)
+            chain.append(name, None, cost(), failure)
         except Exception as second:  # the first error is the one to show; this one is in the log
             run.journal.event(
                 "failure not recorded in audit", level="error", stage=name, error=without_values(second)
             )
         raise
-    append_entry(run, name, result, cost())
+    chain.append(name, result, cost())
     run.journal.event("stage done", stage=name, says=result.says, counts=result.counts, **vars(cost()))
     run.journal.say(
         f"[green]✓[/] [bold]{name:<10}[/] {monitor.seconds:6.1f} s {monitor.peak_memory_gib:5.1f} GiB  "

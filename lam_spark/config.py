@@ -301,6 +301,12 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     next_event_weight: float = Field(default=0.1, ge=0, description="of the next-event loss in fine-tuning")
     clip_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of matrix products; bfloat16 (autocast) is for GPUs that have it"
+    )
+    compile: bool = Field(
+        default=False, description="let torch compile the model: a minute at the start, faster steps on GPUs"
+    )
     experiment: str = "lam_spark"
 
     @model_validator(mode="after")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
 
 from lam_spark.config import Config
 from lam_spark.journal import Journal
@@ -21,6 +24,7 @@ class Run:
     Attributes:
         run_id: sortable by time, unique.
         started_at: UTC; the instant at which consent statements must be effective.
+        held: frames that `keep` computes once; a stage's are let go at its end.
     """
 
     config: Config
@@ -29,11 +33,28 @@ class Run:
     spark: SparkSession
     tables: Tables
     journal: Journal
+    held: list[DataFrame] = field(default_factory=list)
 
     @property
     def as_of(self) -> dt.datetime:
         """UTC instant before which everything is visible and after which nothing is."""
         return self.config.instant(self.config.as_of)
+
+    def keep(self, frame: DataFrame) -> DataFrame:
+        """The frame, computed at most once in this stage; what does not fit into memory goes to disk."""
+        self.held.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
+        return frame
+
+    @contextlib.contextmanager
+    def letting_go(self) -> Iterator[None]:
+        """Let go at the end of what is kept inside."""
+        before = len(self.held)
+        try:
+            yield
+        finally:
+            for frame in self.held[before:]:
+                frame.unpersist()
+            del self.held[before:]
 
 
 @dataclass
@@ -52,6 +73,17 @@ class StageResult:
 
 
 Stage = Callable[[Run], StageResult]
+
+
+def stage(function: Stage) -> Stage:
+    """Decorates a stage: what it keeps is let go at its end, however it ends."""
+
+    @functools.wraps(function)
+    def within(run: Run) -> StageResult:
+        with run.letting_go():
+            return function(run)
+
+    return within
 
 
 def sql_literal(instant: dt.datetime) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,15 +169,29 @@ class Tables:
         self._commit(lambda: writer.save(self.path(name)), name)
         return self._rows_of_last_write(name)
 
-    def insert_new(self, frame: DataFrame, name: str, keys: Sequence[str]) -> int:
+    def insert_new(
+        self,
+        frame: DataFrame,
+        name: str,
+        keys: Sequence[str],
+        complete: Callable[[DataFrame], DataFrame] | None = None,
+    ) -> int:
         """Insert the rows whose key is not there yet, in one commit; returns how many.
 
         An insert of nothing writes no version.
+
+        Args:
+            frame: rows of the table, or their keys.
+            name: the table.
+            keys: columns that name a row.
+            complete: makes rows of the keys that are new, where `frame` holds keys only.
         """
+        fresh = frame.dropDuplicates(list(keys))
         if not self.exists(name):
-            return self.append(frame.dropDuplicates(list(keys)), name)
-        known = self.read(name).select(*keys)
-        fresh = frame.dropDuplicates(list(keys)).join(known, list(keys), "left_anti")
+            return self.append(complete(fresh) if complete else fresh, name)
+        fresh = fresh.join(self.read(name).select(*keys), list(keys), "left_anti")
+        if complete:
+            fresh = complete(fresh)
         # A merge reads its source twice; what made the rows (a Python function, perhaps) runs once.
         fresh = fresh.persist(StorageLevel.DISK_ONLY)
         try:

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from lam_spark import __version__
 from lam_spark.errors import LamSparkError
+from lam_spark.local import local_frame
 from lam_spark.run import Run, StageResult
 
 _GENESIS = "0" * 64
@@ -39,45 +40,55 @@ class Cost:
     peak_memory_gib: float | None
 
 
-def append_entry(
-    run: Run, stage: str, result: StageResult | None, cost: Cost, error: str | None = None
-) -> None:
-    """Append the record of one stage; `result` is None for one that failed."""
-    last = None
-    if run.tables.exists("audit"):
-        last = run.tables.read("audit").orderBy(F.desc("sequence")).select("sequence", "entry_hash").first()
-    previous = last["entry_hash"] if last else _GENESIS
-    entry = json.dumps(
-        {
-            "run_id": run.run_id,
-            "stage": stage,
-            "as_of": run.config.as_of.isoformat(),
-            "lam_spark": __version__,
-            "git_commit": git_commit(),
-            "config_digest": run.config.digest(),
-            "config": run.config.model_dump(mode="json"),
-            "tables_read": {k: v for k, v in run.tables.read_versions.items() if k != "audit"},
-            "tables_written": dict(run.tables.written_versions),
-            "counts": result.counts if result else {},
-            "facts": result.facts if result else {},
-            "seconds": round(cost.seconds, 3),
-            "peak_memory_gib": cost.peak_memory_gib,
-            "error": error,
-        },
-        sort_keys=True,
-        default=str,
-    )
-    row = (
-        (last["sequence"] + 1) if last else 0,
-        run.run_id,
-        stage,
-        "failed" if error else "done",
-        dt.datetime.now(dt.UTC),
-        entry,
-        previous,
-        chain_hash(previous, entry),
-    )
-    run.tables.append(run.spark.createDataFrame([row], _SCHEMA).coalesce(1), "audit")
+class Chain:
+    """Appends the records of one run.
+
+    What it has appended last it remembers with the table's version, and looks it up only where another version
+    came after it: asking Spark for one row costs more than a second.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._last = (-1, _GENESIS)
+        self._version: int | None = None
+
+    def append(self, stage: str, result: StageResult | None, cost: Cost, error: str | None = None) -> None:
+        """Append the record of one stage; `result` is None for one that failed."""
+        run = self._run
+        entry = json.dumps(
+            {
+                "run_id": run.run_id,
+                "stage": stage,
+                "as_of": run.config.as_of.isoformat(),
+                "lam_spark": __version__,
+                "git_commit": git_commit(),
+                "config_digest": run.config.digest(),
+                "config": run.config.model_dump(mode="json"),
+                "tables_read": {k: v for k, v in run.tables.read_versions.items() if k != "audit"},
+                "tables_written": dict(run.tables.written_versions),
+                "counts": result.counts if result else {},
+                "facts": result.facts if result else {},
+                "seconds": round(cost.seconds, 3),
+                "peak_memory_gib": cost.peak_memory_gib,
+                "error": error,
+            },
+            sort_keys=True,
+            default=str,
+        )
+        number, previous = self._newest()
+        here = (number + 1, chain_hash(previous, entry))
+        status, now = "failed" if error else "done", dt.datetime.now(dt.UTC)
+        row = (here[0], run.run_id, stage, status, now, entry, previous, here[1])
+        run.tables.append(local_frame(run.spark, [row], _SCHEMA), "audit")
+        self._last, self._version = here, run.tables.written_versions["audit"]
+
+    def _newest(self) -> tuple[int, str]:
+        """Number and hash of the newest entry."""
+        tables = self._run.tables
+        if not tables.exists("audit") or tables.version("audit") == self._version:
+            return self._last
+        last = tables.read("audit").orderBy(F.desc("sequence")).select("sequence", "entry_hash").first()
+        return (last["sequence"], last["entry_hash"]) if last else (-1, _GENESIS)
 
 
 def chain_hash(previous: str, entry: str) -> str:

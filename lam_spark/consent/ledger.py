@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, ConsentError
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, StageResult, stage
 from lam_spark.sources.identity import resolve
 from lam_spark.sources.readers import Inputs
 
@@ -20,6 +20,7 @@ _COLUMNS = {
 _STATEMENT = ["customer_key", "purpose", "state", "effective_at", "recorded_at", "source"]
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Append the statements that are new (grain: a statement; a rerun appends nothing).
 

@@ -58,14 +58,18 @@ def query_columns(layout: Layout) -> list[str]:
     ]
 
 
-def answerable(examples: DataFrame, sequences: DataFrame, held: bool = True) -> DataFrame:
+def cut_off(sequences: DataFrame) -> DataFrame:
+    """`customer_key, held_from` (microseconds UTC): whose row does not hold all events, and where it starts."""
+    start = F.element_at("event_time", 1).alias("held_from")
+    return sequences.where("older_events > 0").select("customer_key", start)
+
+
+def answerable(examples: DataFrame, cut: DataFrame, held: bool = True) -> DataFrame:
     """The examples that lie after the start of what the customer's row holds; with `held` false, the others.
 
     Those others would see nothing where in truth much has happened: `max_events` is too small for them. Grain
-    and columns are those of `examples`.
+    and columns are those of `examples`; `cut` is what `cut_off` gives.
     """
-    start = F.element_at("event_time", 1).alias("held_from")
-    cut = sequences.where("older_events > 0").select("customer_key", start)
     late = F.col("held_from").isNull() | (F.col("query_time") > F.col("held_from"))
     return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("held_from")
 

@@ -14,11 +14,18 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import answerable, collect_queries, customers, event_columns, layout_of
+from lam_spark.dataset.columns import (
+    answerable,
+    collect_queries,
+    customers,
+    cut_off,
+    event_columns,
+    layout_of,
+)
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
 
 # Segments with queries are read by fine-tuning, both kinds by pre-training.
@@ -26,6 +33,7 @@ QUERIED, PLAIN = "queried", "plain"
 _BLOCKS_PER_FRAME = 64
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind).
 
@@ -43,8 +51,9 @@ def run(run: Run) -> StageResult:
         )
     trainable = F.col("split").isin(TRAIN, VALIDATION, STRADDLING)
     examples = run.tables.read("examples").where(trainable).join(allowed, "customer_key", "left_semi")
-    forgotten = answerable(examples, sequences, held=False).count()
-    queries = collect_queries(answerable(examples, sequences), layout)
+    cut = run.keep(cut_off(sequences))
+    forgotten = answerable(examples, cut, held=False).count()
+    queries = collect_queries(answerable(examples, cut), layout)
     rows = (
         sequences.select("customer_key", *event_columns(layout))
         .join(queries.drop("query_ids"), "customer_key", "left")

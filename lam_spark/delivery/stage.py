@@ -14,11 +14,12 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError
-from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.run import Run, StageResult, sql_literal, stage
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `contact_list` for this `as_of` (grain: a customer) and the same as CSV.
 

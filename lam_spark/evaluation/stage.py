@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import answerable, collect_queries, event_columns
+from lam_spark.dataset.columns import answerable, collect_queries, cut_off, event_columns
 from lam_spark.errors import DataQualityError
 from lam_spark.evaluation.ranking import (
     Histogram,
@@ -19,7 +19,7 @@ from lam_spark.evaluation.ranking import (
     customer_intervals,
     expected_calibration_error,
 )
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, StageResult, stage
 from lam_spark.scoring.spark import champion, predict
 from lam_spark.sequences.examples import TEST
 
@@ -30,6 +30,7 @@ _BIN_DECIMALS = 4
 _MOST_RESAMPLED = 20_000
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `held_out_scores` (grain: a test example of a customer eligible for training) and measure.
 
@@ -46,33 +47,38 @@ def run(run: Run) -> StageResult:
         .where((F.col("split") == TEST) & (F.col("target") == target))
         .join(allowed, "customer_key", "left_semi")
     )
-    sequences = run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
-    forgotten = answerable(test, sequences, held=False).count()
-    test = answerable(test, sequences)
-    rows = sequences.join(collect_queries(test, model.layout), "customer_key")
+    sequences = run.tables.read("sequences")
+    cut = run.keep(cut_off(sequences))
+    forgotten = answerable(test, cut, held=False).count()
+    test = answerable(test, cut)
+    rows = sequences.select("customer_key", *event_columns(model.layout)).join(
+        collect_queries(test, model.layout), "customer_key"
+    )
     if rows.isEmpty():
         raise DataQualityError(
             f"no example of {target!r} opens on or after {config.split.test_start} and matures before as_of "
             f"{config.as_of}: nothing to hold the model against"
         )
-    told = test.select("customer_key", "target", "query_id", "as_of", "label", "rule_score")
+    facts = test.select("customer_key", "target", "query_id", "as_of", "label", "rule_score")
     scored = (
         predict(run, rows, model)
-        .join(told, ["customer_key", "query_id"])
+        .join(facts, ["customer_key", "query_id"])
         .withColumn("model_digest", F.lit(model.digest))
     )
     written = run.tables.overwrite(scored, "held_out_scores")
-    held = run.tables.read("held_out_scores")
+    held = run.keep(run.tables.read("held_out_scores"))
     by_model = _histogram(held, F.round("logit", _BIN_DECIMALS))
     by_rule = _histogram(held, F.round("rule_score", _BIN_DECIMALS))
     positives = int(by_model.positives.sum())
     calibration = by_model.calibration()
-    squares = held.agg(F.avg(F.pow(F.col("calibrated") - F.col("label"), 2))).first()
-    assert squares is not None  # an aggregate without keys gives one row
+    told = held.agg(
+        F.avg(F.pow(F.col("calibrated") - F.col("label"), 2)),
+        F.min("as_of").cast("date"),
+        F.max("as_of").cast("date"),
+    ).first()
+    assert told is not None  # an aggregate without keys gives one row
     base = positives / written
     intervals = _intervals(held)
-    bounds = held.agg(F.min("as_of").cast("date"), F.max("as_of").cast("date")).first()
-    assert bounds is not None
     tenths, rule_tenths = by_model.tenths(), by_rule.tenths()
     return StageResult(
         says=(
@@ -83,13 +89,13 @@ def run(run: Run) -> StageResult:
         counts={"examples": written, "positives": positives, "examples_before_kept_events": forgotten},
         facts={
             "digest": model.digest,
-            "period": [str(bounds[0]), str(bounds[1])],
+            "period": [str(told[1]), str(told[2])],
             "model": {"auc": by_model.auc, "interval": intervals.model, "deciles": tenths},
             "rule": {"auc": by_rule.auc, "interval": intervals.rule, "deciles": rule_tenths},
             "lead": intervals.lead,
             "calibration": {
                 "bins": calibration,
-                "brier": float(squares[0]),
+                "brier": float(told[0]),
                 "brier_of_base_rate": base * (1 - base),
                 "expected_calibration_error": expected_calibration_error(calibration),
             },

@@ -11,8 +11,9 @@ Cost: linear in what is new (one pass over it, one shuffle by `event_id` for exa
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -20,17 +21,17 @@ from pyspark.sql import functions as F
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.events.mapping import RAW, REASON
 from lam_spark.events.resolution import (
-    DUPLICATE,
     EVENT,
     UNRESOLVED,
     WAITING,
     Resolved,
     resolve_staged,
 )
-from lam_spark.events.staging import count_refused, stage_delivery
-from lam_spark.run import Run, StageResult
-from lam_spark.sources.identity import fitting_secret
-from lam_spark.sources.intake import find_new, note_taken, taken_so_far
+from lam_spark.events.staging import judge, stage_deliveries
+from lam_spark.local import local_frame
+from lam_spark.run import Run, StageResult, stage
+from lam_spark.sources.identity import Secret, fitting_secret
+from lam_spark.sources.intake import find_new, note_taken
 from lam_spark.sources.links import LINK
 from lam_spark.sources.readers import Delivery, Inputs
 
@@ -51,6 +52,7 @@ _BALANCES = ", ".join(
 Counts = dict[str, int]
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `events` (grain: an event), `links`, `unresolved` (rows whose id is nobody's yet) and `quarantine`.
 
@@ -59,7 +61,7 @@ def run(run: Run) -> StageResult:
         DataQualityError: a first delivery without rows, a select that multiplies or drops rows, or more refused
             or unresolved rows than `quality` allows; nothing is published.
     """
-    fitting_secret(run)  # before the work, not after it
+    secret = fitting_secret(run)  # before the work, not after it
     if run.tables.exists("events") and not run.tables.exists("intake"):
         raise ConfigError(
             f"the tables in {run.config.root} were made by a version that read everything each time: they do not say "
@@ -67,45 +69,61 @@ def run(run: Run) -> StageResult:
         )
     config, staging = run.config, run.config.workspace / "staging"
     shutil.rmtree(staging, ignore_errors=True)
-    readers = [*config.identity.links, *config.channels]
-    taken = taken_so_far(run)
-    found = [find_new(run, reader, taken.get(reader)) for reader in readers]
+    found = find_new(run, [*config.identity.links, *config.channels])
     news = [new for new in found if new.parts or new.is_first]
     try:
-        balances, resolved, quarantine = _prepare(run, news, staging)
+        prepared = _prepare(run, news, secret, staging) if news else _NOTHING
         with run.tables.together(*_PUBLISHED):
-            _publish(run, news, balances, resolved, quarantine)
+            _publish(run, news, prepared)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return _result(run, balances)
+    return _result(prepared)
 
 
-def _prepare(
-    run: Run, news: list[Delivery], staging: Path
-) -> tuple[dict[str, Counts], Resolved, DataFrame | None]:
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run is about to publish.
+
+    Attributes:
+        balances: what became of every new row, by source.
+        refused: how many rows were refused, by reader and reason.
+        resolved: new events, links and what they change.
+        quarantine: the refused rows, None without anything new.
+    """
+
+    balances: dict[str, Counts]
+    refused: dict[str, Counts]
+    resolved: Resolved
+    quarantine: DataFrame | None
+
+
+_NOTHING = _Prepared({}, {}, Resolved(None, None, None, None), None)
+
+
+def _prepare(run: Run, news: list[Delivery], secret: Secret, staging: Path) -> _Prepared:
     """Stage and resolve what is new, and hold it against the gates; publishes nothing but pseudonyms."""
-    if not news:
-        return {}, Resolved(None, None, None, None), None
-    inputs = Inputs(run.spark, run.config)
-    rows_in = {new.reader: stage_delivery(run, inputs, new, staging / new.reader) for new in news}
-    quarantine, refused = None, {}
-    for reader in rows_in:
-        staged = run.spark.read.parquet(str(staging / reader)).select("source", REASON, RAW)
-        quarantine = staged if quarantine is None else quarantine.union(staged)
-    assert quarantine is not None  # there is a reader with something new
-    refused = count_refused(quarantine)
-    for reader, total in rows_in.items():
-        reasons = refused.get(reader, {})
+    staged = stage_deliveries(run, Inputs(run.spark, run.config), news, staging)
+    verdict = judge(run, staged)
+    for reader, one in staged.items():
+        reasons = verdict.refused[reader]
         _hold(
-            run.config.quality.max_quarantine_share, "refused", reader, sum(reasons.values()), total, reasons
+            run.config.quality.max_quarantine_share,
+            "refused",
+            reader,
+            sum(reasons.values()),
+            one.rows,
+            reasons,
         )
-    resolved = resolve_staged(run, staging, list(rows_in))
-    balances = _balances(run, rows_in, refused, resolved)
+    frames = {reader: one.frame for reader, one in staged.items()}
+    resolved = resolve_staged(run, frames, verdict.span, secret, staging)
+    rows_in = {reader: one.rows for reader, one in staged.items()}
+    balances = _balances(run, rows_in, verdict.refused, resolved)
     for source, counts in balances.items():
         limit = run.config.quality.max_unresolved_share
         _hold(limit, "unresolved", source, counts["unresolved"], counts["rows_in"], {})
-    refused_rows = quarantine.where(F.col(REASON).isNotNull()).withColumn("run_id", F.lit(run.run_id))
-    return balances, resolved, refused_rows
+    quarantine = reduce(DataFrame.union, (frame.select("source", REASON, RAW) for frame in frames.values()))
+    refused = quarantine.where(F.col(REASON).isNotNull()).withColumn("run_id", F.lit(run.run_id))
+    return _Prepared(balances, verdict.refused, resolved, refused)
 
 
 def _hold(limit: float, what: str, reader: str, bad: int, total: int, reasons: Counts) -> None:
@@ -134,37 +152,39 @@ def _balances(run: Run, rows_in: Counts, refused: dict[str, Counts], resolved: R
     for reader, total in rows_in.items():
         add(reader, "rows_in", total)
         add(reader, "quarantined", sum(refused.get(reader, {}).values()))
-    names = {EVENT: "events", UNRESOLVED: "unresolved", DUPLICATE: "duplicates"}
-    if resolved.rows is not None:
-        conflicting = F.count_if("conflicting").alias("conflicting")
-        grouped = resolved.rows.groupBy("source", "outcome").agg(F.count("*").alias("rows"), conflicting)
-        for row in grouped.toLocalIterator():
-            add(row["source"], names[row["outcome"]], row["rows"])
-            add(row["source"], "conflicting", row["conflicting"])
-    if resolved.links is not None:
-        for row in resolved.links.groupBy("source").count().toLocalIterator():
-            add(row["source"], "links", row["count"])
+    for row in _outcomes(resolved).groupBy("source", "fate").count().toLocalIterator():
+        add(row["source"], row["fate"], row["count"])
     for reader in rows_in:
         if reader in run.config.identity.links:
             counts = made[reader]
             add(reader, "duplicates", counts["rows_in"] - counts["quarantined"] - counts["links"])
-    for frame, name in ((resolved.picked_up, "picked_up"), (resolved.moved, "moved")):
-        if frame is None:
-            continue
-        orphaned = F.count_if(F.col("customer_key").isNull()).alias("orphaned")
-        for row in frame.groupBy("source").agg(F.count("*").alias("rows"), orphaned).toLocalIterator():
-            add(row["source"], name, row["rows"] - row["orphaned"])
-            add(row["source"], "orphaned", row["orphaned"])
     for source, counts in made.items():
         if counts["rows_in"] != sum(counts[name] for name in _OUTCOMES):
             raise DataQualityError(f"the counts of {source} do not balance: {counts}")
     return made
 
 
-def _publish(
-    run: Run, news: list[Delivery], balances: dict[str, Counts], resolved: Resolved, refused: DataFrame | None
-) -> None:
+def _outcomes(resolved: Resolved) -> DataFrame:
+    """`source, fate` (a name in `_OUTCOMES` or `_BESIDE`): all that is resolved, for one count of it."""
+    fates = []
+    if resolved.rows is not None:
+        outcome = F.col("outcome")
+        fate = F.when(outcome == EVENT, "events").when(outcome == UNRESOLVED, "unresolved")
+        fates.append(resolved.rows.select("source", fate.otherwise("duplicates").alias("fate")))
+        conflicting = resolved.rows.where("conflicting")
+        fates.append(conflicting.select("source", F.lit("conflicting").alias("fate")))
+    if resolved.links is not None:
+        fates.append(resolved.links.select("source", F.lit("links").alias("fate")))
+    for frame, name in ((resolved.picked_up, "picked_up"), (resolved.moved, "moved")):
+        if frame is not None:
+            fate = F.when(F.col("customer_key").isNull(), "orphaned").otherwise(name)
+            fates.append(frame.select("source", fate.alias("fate")))
+    return reduce(DataFrame.union, fates)
+
+
+def _publish(run: Run, news: list[Delivery], prepared: _Prepared) -> None:
     """Write all tables of this stage, inside `Tables.together`."""
+    balances, resolved = prepared.balances, prepared.resolved
     total = {name: sum(counts[name] for counts in balances.values()) for name in (*_OUTCOMES, *_BESIDE)}
     fields = list(run.config.fields)
     waiting = [*WAITING, *fields]
@@ -180,20 +200,27 @@ def _publish(
             update=["customer_key"],
             delete="fresh.customer_key IS NULL",
         )
-        orphans = resolved.moved.where(F.col("customer_key").isNull()).select(*waiting)
-        _put(run, orphans, "unresolved", total["orphaned"])
     columns = ["customer_key", "event_id", "event_time", "source", "id_key", *fields]
+    left = []
+    if resolved.moved is not None:
+        left.append(resolved.moved.where(F.col("customer_key").isNull()).select(*waiting))
     made = None if resolved.picked_up is None else resolved.picked_up.select(*columns)
     if resolved.rows is not None:
-        left = resolved.rows.where(F.col("outcome") == UNRESOLVED).select(*waiting)
-        _put(run, left, "unresolved", total["unresolved"])
+        left.append(resolved.rows.where(F.col("outcome") == UNRESOLVED).select(*waiting))
         new = resolved.rows.where(F.col("outcome") == EVENT).select(*columns)
         made = new if made is None else new.unionByName(made)
+    if left:
+        _put(
+            run,
+            reduce(DataFrame.unionByName, left),
+            "unresolved",
+            total["unresolved"] + total["orphaned"],
+        )
     if made is not None:
         events = made.withColumn("ingested_at", F.lit(run.started_at).cast("timestamp"))
         _put(run, events, "events", total["events"] + total["picked_up"])
-    if refused is not None:
-        _put(run, refused, "quarantine", total["quarantined"])
+    if prepared.quarantine is not None:
+        _put(run, prepared.quarantine, "quarantine", total["quarantined"])
     if balances:
         rows = [
             (
@@ -204,7 +231,7 @@ def _publish(
             )
             for source, counts in sorted(balances.items())
         ]
-        _put(run, run.spark.createDataFrame(rows, _BALANCES), "balances", len(rows))
+        _put(run, local_frame(run.spark, rows, _BALANCES), "balances", len(rows))
     note_taken(run, news)
 
 
@@ -223,20 +250,10 @@ def _put(run: Run, frame: DataFrame, name: str, expected: int) -> None:
         )
 
 
-def _result(run: Run, balances: dict[str, Counts]) -> StageResult:
+def _result(prepared: _Prepared) -> StageResult:
+    balances = prepared.balances
     names = ("rows_in", *_OUTCOMES, *_BESIDE)
     counts = {name: sum(one[name] for one in balances.values()) for name in names}
-    totals: dict[str, Any] = {
-        row["source"]: {name: row[name] for name in names}
-        for row in run.tables.read("balances")
-        .groupBy("source")
-        .agg(*(F.sum(name).alias(name) for name in names))
-        .toLocalIterator()
-    }
-    refused: dict[str, Counts] = {}
-    grouped = run.tables.read("quarantine").groupBy("source", REASON).count()
-    for row in grouped.orderBy("source", REASON).toLocalIterator():
-        refused.setdefault(row["source"], {})[row[REASON]] = row["count"]
     said = [f"{counts['events']:,} events", f"{counts['duplicates']:,} duplicates"]
     said.append(f"{counts['quarantined']:,} quarantined")
     for name, text in (
@@ -252,5 +269,5 @@ def _result(run: Run, balances: dict[str, Counts]) -> StageResult:
     return StageResult(
         says=f"{counts['rows_in']:,} new raw rows: {', '.join(said)}" if balances else "nothing new",
         counts=counts,
-        facts={"sources": balances, "totals": totals, "refused": refused},
+        facts={"sources": balances, "refused": prepared.refused},
     )

@@ -8,6 +8,7 @@ stands.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, Window
@@ -15,13 +16,13 @@ from pyspark.sql import functions as F
 
 from lam_spark.config import Config
 from lam_spark.events.mapping import RAW, REASON
+from lam_spark.events.staging import MICROS, Span, written_down
 from lam_spark.run import Run
-from lam_spark.sources.identity import CUSTOMER, pseudonyms, register_ids
+from lam_spark.sources.identity import CUSTOMER, Secret, register_ids, with_pseudonyms
 from lam_spark.sources.links import LINK, changed_timelines, owner_at, timelines
 
 # What becomes of an accepted row.
 EVENT, UNRESOLVED, DUPLICATE = "event", "unresolved", "duplicate"
-_MICROS = "yyyy-MM-dd HH:mm:ss.SSSSSS"
 # Columns of `unresolved`; the declared fields follow.
 WAITING = ["event_id", "id_key", "event_time", "source"]
 
@@ -43,38 +44,34 @@ class Resolved:
     moved: DataFrame | None
 
 
-def resolve_staged(run: Run, staging: Path, readers: list[str]) -> Resolved:
-    """Resolve what `stage_delivery` has left for these readers.
+def resolve_staged(
+    run: Run, staged: dict[str, DataFrame], span: Span, secret: Secret, staging: Path
+) -> Resolved:
+    """Resolve the accepted rows of these readers, as `stage_deliveries` has left them; `span` is their events'.
 
     Writes `identity` (append-only; a pseudonym says nothing by itself); all else stays in staging.
     """
     config = run.config
-    links = [name for name in readers if name in config.identity.links]
-    channels = [name for name in readers if name in config.channels]
-    accepted = {
-        name: run.spark.read.parquet(str(staging / name)).where(F.col(REASON).isNull()).drop(REASON, RAW)
-        for name in readers
-    }
-    _register(run, accepted)
-    fresh = _fresh_links(run, [accepted[name] for name in links], staging) if links else None
+    accepted = {n: rows.where(F.col(REASON).isNull()).drop(REASON, RAW) for n, rows in staged.items()}
+    _register(run, accepted, secret)
+    links = [rows for name, rows in accepted.items() if name in config.identity.links]
+    channels = {name: rows for name, rows in accepted.items() if name in config.channels}
+    fresh = _fresh_links(run, links, staging) if links else None
     known = _published(run, "links")
     everything = known if fresh is None else fresh.select(*LINK).unionByName(known) if known else fresh
-    rows = _resolve_rows(run, {n: accepted[n] for n in channels}, everything, staging) if channels else None
+    rows = _resolve_rows(run, channels, everything, span, staging) if channels else None
     picked_up, moved = _revisit(run, fresh, known, staging)
     return Resolved(fresh, rows, picked_up, moved)
 
 
-def _register(run: Run, accepted: dict[str, DataFrame]) -> None:
+def _register(run: Run, accepted: dict[str, DataFrame], secret: Secret) -> None:
     ids = []
     for name, rows in accepted.items():
         if name in run.config.channels:
             ids.append(rows.select(F.lit(run.config.channels[name].id), F.col("customer_id")))
         else:
             ids += [rows.select("id_kind", "id"), rows.select(F.lit(CUSTOMER), F.col("customer_id"))]
-    union = ids[0].toDF("id_kind", "raw_id")
-    for part in ids[1:]:
-        union = union.union(part)
-    register_ids(run, union)
+    register_ids(run, reduce(DataFrame.union, ids).toDF("id_kind", "raw_id"), secret)
 
 
 def _published(run: Run, name: str) -> DataFrame | None:
@@ -86,61 +83,65 @@ def _published(run: Run, name: str) -> DataFrame | None:
 
 def _fresh_links(run: Run, staged: list[DataFrame], staging: Path) -> DataFrame | None:
     """Links that are not known yet, each once."""
-    stated = staged[0]
-    for part in staged[1:]:
-        stated = stated.unionByName(part)
-    identity = run.tables.read("identity").select("id_kind", F.col("raw_id").alias("id"), "id_key")
-    keyed = pseudonyms(run, stated.join(identity, ["id_kind", "id"]), CUSTOMER, "customer_id", "customer_key")
+    stated = reduce(DataFrame.unionByName, staged).withColumnRenamed("id_kind", "kind")
+    keyed = with_pseudonyms(run, stated, F.col("kind"), "id", "id_key")
+    keyed = with_pseudonyms(run, keyed, F.lit(CUSTOMER), "customer_id", "customer_key")
     once = keyed.groupBy(*LINK).agg(F.min("source").alias("source"))
     known = _published(run, "links")
     if known is not None:
         once = once.join(known, LINK, "left_anti")
-    return _kept(run, once, staging / "fresh_links")
-
-
-def _kept(run: Run, frame: DataFrame, folder: Path) -> DataFrame:
-    """The frame, computed once and written down."""
-    frame.write.mode("overwrite").parquet(str(folder))
-    return run.spark.read.parquet(str(folder))
+    return written_down(once, staging / "fresh_links")
 
 
 def _resolve_rows(
-    run: Run, staged: dict[str, DataFrame], links: DataFrame | None, staging: Path
+    run: Run, staged: dict[str, DataFrame], links: DataFrame | None, span: Span, staging: Path
 ) -> DataFrame:
     """Grain: an accepted row. `event_id, id_key` (null for a customer's own id), `customer_key` (null where
     nobody owns the id), `event_time, source`, the fields, `outcome`, `conflicting`."""
-    config = run.config
-    keyed = None
-    for name, rows in staged.items():
-        kind = config.channels[name].id
-        one = _with_event_id(pseudonyms(run, rows, kind, "customer_id", "id_key"))
-        one = one.withColumns({"linked": F.lit(kind != CUSTOMER), "content": _content(config)})
-        keyed = one if keyed is None else keyed.unionByName(one)
-    assert keyed is not None  # called with at least one channel
-    judged = _mark_duplicates(run, keyed, staging)
-    own = judged.where(~F.col("linked")).withColumn("customer_key", F.col("id_key"))
-    if links is not None:
-        needed = judged.where("linked").select("id_key").distinct()
-        owners = timelines(links.join(needed, "id_key", "left_semi"), config.identity)
-        foreign = judged.where("linked").join(owners, "id_key", "left")
-        foreign = foreign.withColumn("customer_key", owner_at(F.col("event_time"), config.identity))
-        own = own.unionByName(foreign.drop("owners"))
+    channels = run.config.channels
+    own = {name: rows for name, rows in staged.items() if channels[name].id == CUSTOMER}
+    foreign = {name: rows for name, rows in staged.items() if name not in own}
+    parts = []
+    if own:
+        known = _keyed(run, own)
+        judged = _mark_duplicates(run, known, span, staging / "own")
+        parts.append(
+            judged.withColumns({"customer_key": F.col("id_key"), "id_key": F.lit(None).cast("string")})
+        )
+    if foreign:
+        keyed = written_down(_keyed(run, foreign), staging / "foreign")
+        judged = _mark_duplicates(run, keyed, span, None)
+        owner = F.lit(None).cast("string")
+        if links is not None:
+            needed = links.join(keyed.select("id_key").distinct(), "id_key", "left_semi")
+            judged = judged.join(timelines(needed, run.config.identity), "id_key", "left")
+            owner = owner_at(F.col("event_time"), run.config.identity)
+        parts.append(judged.withColumn("customer_key", owner).drop("owners"))
     outcome = (
         F.when(F.col("outcome").isNotNull(), F.col("outcome"))
         .when(F.col("customer_key").isNull(), UNRESOLVED)
         .otherwise(EVENT)
     )
-    resolved = own.select(
+    resolved = reduce(DataFrame.unionByName, parts).select(
         "customer_key",
         "event_id",
         "event_time",
         "source",
-        F.when(F.col("linked"), F.col("id_key")).alias("id_key"),
-        *config.fields,
+        "id_key",
+        *run.config.fields,
         outcome.alias("outcome"),
         "conflicting",
     )
-    return _kept(run, resolved, staging / "resolved")
+    return written_down(resolved, staging / "resolved")
+
+
+def _keyed(run: Run, staged: dict[str, DataFrame]) -> DataFrame:
+    """Rows of channels with `id_key` and `event_id`, and without raw ids."""
+    kinds = {name: F.lit(run.config.channels[name].id) for name in staged}
+    rows = reduce(
+        DataFrame.unionByName, (one.withColumn("kind", kinds[name]) for name, one in staged.items())
+    )
+    return _with_event_id(with_pseudonyms(run, rows, F.col("kind"), "customer_id", "id_key").drop("kind"))
 
 
 def _with_event_id(rows: DataFrame) -> DataFrame:
@@ -155,28 +156,24 @@ def _content(config: Config) -> Column:
     return F.xxhash64(*config.fields)
 
 
-def _mark_duplicates(run: Run, keyed: DataFrame, staging: Path) -> DataFrame:
+def _mark_duplicates(run: Run, keyed: DataFrame, span: Span, folder: Path | None) -> DataFrame:
     """`outcome` duplicate for every row of an event but one, and for all of an event that is there already.
 
-    Cost: one shuffle by `event_id`; of what is there, only the files of the same times are read.
+    Cost: one shuffle by `event_id`; of what is there, only the files of the same times are read. The rows are
+    kept in `folder` where they are read more than once, if they do not lie in one yet.
     """
     there = {name: table for name in ("events", "unresolved") if (table := _published(run, name)) is not None}
-    span = "true"
-    if there:  # read more than once from here on
-        keyed = _kept(run, keyed, staging / "keyed")
-        first, last = (F.date_format(bound("event_time"), _MICROS) for bound in (F.min, F.max))
-        row = keyed.agg(first, last).first()
-        assert row is not None  # an aggregate without keys gives one row
-        span = f"event_time BETWEEN TIMESTAMP '{row[0]}' AND TIMESTAMP '{row[1]}'" if row[0] else "false"
+    if there and folder is not None:
+        keyed = written_down(keyed, folder)
+    content = _content(run.config)
     window = Window.partitionBy("event_id").orderBy("content")
-    marked = keyed.withColumns(
+    marked = keyed.withColumn("content", content).withColumns(
         {"number": F.row_number().over(window), "standing": F.first("content").over(window)}
     )
     known = [F.lit(None).cast("bigint")]
     for name, table in there.items():
-        same = table.where(span).join(keyed.select("event_id"), "event_id", "left_semi")
-        content = same.select("event_id", _content(run.config).alias(f"in_{name}"))
-        marked = marked.join(content, "event_id", "left")
+        same = table.where(span.condition()).join(keyed.select("event_id"), "event_id", "left_semi")
+        marked = marked.join(same.select("event_id", content.alias(f"in_{name}")), "event_id", "left")
         known.append(F.col(f"in_{name}"))
     before = F.coalesce(*known)
     repeated = (F.col("number") > 1) | before.isNotNull()
@@ -200,10 +197,10 @@ def _revisit(
         return None, None
     rules = run.config.identity
     old = fresh.select(*LINK).limit(0) if known is None else known
-    changed = _kept(run, changed_timelines(old, fresh, rules), staging / "changed_ids")
+    changed = written_down(changed_timelines(old, fresh, rules), staging / "changed_ids")
     bounds = changed.agg(
         F.count("*").alias("ids"),
-        F.date_format(F.min("since"), _MICROS).alias("since"),
+        F.date_format(F.min("since"), MICROS).alias("since"),
         F.count_if(F.col("since").isNull()).alias("always"),
     ).first()
     assert bounds is not None  # an aggregate without keys gives one row
@@ -215,7 +212,7 @@ def _revisit(
             "customer_key", owner_at(F.col("event_time"), rules)
         )
         owned = owned.where(F.col("customer_key").isNotNull()).drop("owners", "since")
-        picked_up = _kept(run, owned, staging / "picked_up")
+        picked_up = written_down(owned, staging / "picked_up")
     if events is not None:
         reach = events.where(F.col("id_key").isNotNull())
         if not bounds["always"]:
@@ -224,5 +221,5 @@ def _revisit(
         now = now.withColumn("customer_key", owner_at(F.col("event_time"), rules))
         other = now.where(~F.col("customer_key").eqNullSafe(F.col("was")))
         kept = other.select(*WAITING, "customer_key", *run.config.fields)
-        moved = _kept(run, kept, staging / "moved")
+        moved = written_down(kept, staging / "moved")
     return picked_up, moved

@@ -124,5 +124,8 @@ def open_artifact(weights: bytes, card: bytes, expected_digest: str) -> Artifact
 
 
 def as_batch(block: dict[str, Any], device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """Numpy columns of blocks as tensors."""
-    return {name: torch.from_numpy(values).to(device or "cpu") for name, values in block.items()}
+    """Numpy columns of blocks as tensors; on their way to a GPU the host does not wait for them."""
+    tensors = {name: torch.from_numpy(values) for name, values in block.items()}
+    if device is None or device.type == "cpu":
+        return tensors
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}

@@ -12,13 +12,14 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import LongType
 
 from lam_spark.audit.record import latest_entries
 from lam_spark.errors import ConfigError
 from lam_spark.report import context as c
 from lam_spark.report import words
 from lam_spark.report.render import write_report
-from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.tables import TABLES
 
 _ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
@@ -40,6 +41,7 @@ _PACKAGES = (
 Entry = dict[str, Any]
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Write `report/<as_of>.html` (atomically, replacing the one of an earlier run).
 
@@ -70,6 +72,7 @@ def run(run: Run) -> StageResult:
 def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
     config = run.config
     target = config.targets[config.scoring.target]
+    channels = _events_by_channel(run)
     held = _held_out(run, entries["evaluate"]["facts"])
     contacts = _contact_list(run, entries["deliver"])
     return c.ReportContext(
@@ -83,10 +86,10 @@ def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
         headlines=_headlines(run, held, contacts),
         held_out=held,
         calibration=_calibration(entries["evaluate"]["facts"]["calibration"]),
-        funnel=_funnel(run, entries),
+        funnel=_funnel(run, entries, channels),
         sources=tuple(
             c.SourceCount(source, **{name: counts[name] for name in _ROW_FATES})
-            for source, counts in _events_by_channel(run, entries).items()
+            for source, counts in channels.items()
         ),
         consent=tuple(
             c.ConsentCount(purpose, **counts)
@@ -173,14 +176,12 @@ def _calibration(facts: Entry) -> c.Calibration:
     )
 
 
-def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
+def _funnel(
+    run: Run, entries: dict[str, Entry], channels: dict[str, dict[str, int]]
+) -> tuple[c.FunnelStep, ...]:
     score, deliver = entries["score"], entries["deliver"]
-    channels = _events_by_channel(run, entries)
     rows = {name: sum(counts[name] for counts in channels.values()) for name in _ROW_FATES}
-    refused: dict[str, int] = {}
-    for channel, reasons in entries["ingest"]["facts"]["refused"].items():
-        for reason, count in reasons.items() if channel in channels else ():
-            refused[reason] = refused.get(reason, 0) + count
+    refused = _refused(run, list(channels))
     losses = [
         c.Loss(text, rows[name])
         for name, text in (
@@ -241,10 +242,20 @@ def _funnel(run: Run, entries: dict[str, Entry]) -> tuple[c.FunnelStep, ...]:
     )
 
 
-def _events_by_channel(run: Run, entries: dict[str, Entry]) -> dict[str, dict[str, int]]:
+def _refused(run: Run, channels: list[str]) -> dict[str, int]:
+    """Rows of these channels that were refused, by reason, over all runs."""
+    of_channels = run.tables.read("quarantine").where(F.col("source").isin(channels))
+    counted = of_channels.groupBy("reason").count().orderBy("reason")
+    return {row["reason"]: row["count"] for row in counted.toLocalIterator()}
+
+
+def _events_by_channel(run: Run) -> dict[str, dict[str, int]]:
     """What became of all rows that each channel ever delivered, as the newest ingest left them."""
-    totals = entries["ingest"]["facts"]["totals"]
-    channels = {name: dict(totals[name]) for name in run.config.channels if name in totals}
+    of_channels = run.tables.read("balances").where(F.col("source").isin(list(run.config.channels)))
+    names = [f.name for f in of_channels.schema if isinstance(f.dataType, LongType)]
+    summed = of_channels.groupBy("source").agg(*(F.sum(name).alias(name) for name in names))
+    found = {row["source"]: {name: row[name] for name in names} for row in summed.toLocalIterator()}
+    channels = {name: found[name] for name in run.config.channels if name in found}
     for counts in channels.values():
         found_later = counts["picked_up"] - counts["orphaned"]
         counts["events"] += found_later

@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 from lam_spark.consent.eligibility import count_standings, eligible
 from lam_spark.dataset.columns import collect_queries, event_columns
 from lam_spark.errors import ConfigError, DataQualityError, did_you_mean
-from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.local import local_frame
+from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.schema import field_types
 from lam_spark.scoring.spark import champion, predict
 from lam_spark.sequences.entries import hour_of_week
@@ -22,6 +23,7 @@ from lam_spark.sources.readers import Inputs
 _PROPOSAL_COLUMNS = ("proposal_id", "description")
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `scores` for this target and `as_of` (a rerun replaces them).
 
@@ -39,10 +41,8 @@ def run(run: Run) -> StageResult:
     allowed = eligible(run, config.consent.contact_purpose)
     consent_version = run.tables.read_versions["consent"]
     everyone = run.tables.read("events").select("customer_key").distinct()
-    standings = {
-        purpose: count_standings(run, purpose, everyone)
-        for purpose in (config.consent.training_purpose, config.consent.contact_purpose)
-    }
+    purposes = (config.consent.training_purpose, config.consent.contact_purpose)
+    standings = count_standings(run, purposes, everyone)
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     if sequences.isEmpty():
         raise DataQualityError(
@@ -119,7 +119,7 @@ def proposals(run: Run) -> DataFrame:
         raise ConfigError(f"scoring.proposals gives more than scoring.max_proposals = {most} rows")
     if len({row["proposal_id"] for row in held}) != len(held):
         raise ConfigError("scoring.proposals repeats a proposal_id: each proposal needs one of its own")
-    return run.spark.createDataFrame(held, typed.schema)
+    return local_frame(run.spark, held, typed.schema)
 
 
 def _as_queries(run: Run, offers: DataFrame) -> DataFrame:
@@ -134,4 +134,4 @@ def _as_queries(run: Run, offers: DataFrame) -> DataFrame:
         *config.categorical,
         *config.numeric,
     )
-    return encode(events, run.tables.read("vocabulary"), config.categorical)
+    return encode(events, run.keep(run.tables.read("vocabulary")), config.categorical)

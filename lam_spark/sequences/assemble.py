@@ -10,16 +10,17 @@ from __future__ import annotations
 from pyspark.sql import functions as F
 
 from lam_spark.errors import DataQualityError
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
 from lam_spark.sequences.customers import allowed_now, before
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.increment import Outcome, update
-from lam_spark.sequences.scratch import Scratch
+from lam_spark.sequences.settings import build_settings
 from lam_spark.sequences.state import Built, digest, last_built
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `vocabulary`, `value_counts` and `sequences`.
 
@@ -57,8 +58,8 @@ def _rebuild(run: Run) -> Outcome:
     events = tables.read("events")
     first, last = bounds_of(events)
     check_as_of(run, first, last)
-    with Scratch(run.spark) as scratch:
-        allowed = scratch.keep(allowed_now(run))
+    with build_settings(run.spark):
+        allowed = allowed_now(run)
         cut = _cut(run)
         trained = before(events, cut).join(allowed.where("trains"), "customer_key", "left_semi")
         tables.overwrite(count_values(trained, config), "value_counts")
@@ -68,7 +69,7 @@ def _rebuild(run: Run) -> Outcome:
             raise DataQualityError(
                 f"no eligible customer has an event before {config.as_of}: nothing to learn from"
             )
-        vocabulary = tables.read("vocabulary")
+        vocabulary = run.keep(tables.read("vocabulary"))
         built = Built(
             digest=digest(config),
             events=tables.read_versions["events"],
@@ -81,7 +82,7 @@ def _rebuild(run: Run) -> Outcome:
             last_event=last,
             top_ids=top_ids(vocabulary),
         )
-        made = Assembler(vocabulary, config, scratch).rows(visible, allowed, events.count())
+        made = Assembler(run, vocabulary).rows(visible, allowed, events.count())
         rows = tables.overwrite(made, "sequences", note=built.note())
     return Outcome(built, added, {"remade": rows}, {"inserted": rows})
 

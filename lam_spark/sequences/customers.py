@@ -8,22 +8,28 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
-from lam_spark.consent.eligibility import OPT_IN, eligible, standing
+from lam_spark.consent.eligibility import OPT_IN, nobody, standing
 from lam_spark.run import Run, sql_literal
 from lam_spark.sequences.bounds import instant, micros
 from lam_spark.sequences.state import Built
 
 
 def allowed_now(run: Run) -> DataFrame:
-    """`customer_key, trains`; grain: a customer who is eligible for either purpose. `trains`: for training.
+    """`customer_key, trains, contacts`; grain: a customer who is eligible for training or for contact, or both.
+
+    Kept for the stage.
 
     Raises:
         ConsentError: nobody is eligible for one of them.
     """
     consent = run.config.consent
-    training = eligible(run, consent.training_purpose).withColumn("trains", F.lit(True))
-    contact = eligible(run, consent.contact_purpose).withColumn("trains", F.lit(False))
-    return training.union(contact).groupBy("customer_key").agg(F.max("trains").alias("trains"))
+    kept = run.keep(allowed_of(run.tables.read("consent"), run.started_at, run.config))
+    told = kept.agg(F.max("trains"), F.max("contacts")).first()
+    assert told is not None  # an aggregate without keys gives one row
+    for some, purpose in zip(told, (consent.training_purpose, consent.contact_purpose), strict=True):
+        if not some:
+            raise nobody(purpose)
+    return kept
 
 
 def allowed_of(ledger: DataFrame, at: dt.datetime, config: Config) -> DataFrame:
@@ -33,8 +39,10 @@ def allowed_of(ledger: DataFrame, at: dt.datetime, config: Config) -> DataFrame:
         F.col("purpose").isin(consent.training_purpose, consent.contact_purpose)
         & (F.col("standing") == OPT_IN)
     )
-    trains = F.max(F.col("purpose") == consent.training_purpose).alias("trains")
-    return stands.groupBy("customer_key").agg(trains)
+    return stands.groupBy("customer_key").agg(
+        F.max(F.col("purpose") == consent.training_purpose).alias("trains"),
+        F.max(F.col("purpose") == consent.contact_purpose).alias("contacts"),
+    )
 
 
 def standings_moved(run: Run, built: Built) -> bool:

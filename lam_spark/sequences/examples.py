@@ -6,7 +6,6 @@ after it and no later than `label_end`; an example whose horizon is not over is 
 
 from __future__ import annotations
 
-from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -14,7 +13,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config, TargetConfig
 from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 
@@ -23,6 +22,7 @@ from lam_spark.sequences.vocabulary import encode
 TRAIN, VALIDATION, TEST, STRADDLING, UNUSED = "train", "validation", "test", "straddling", "unused"
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Publish `examples` (grain: customer_key, target, query event) for customers eligible for training.
 
@@ -37,14 +37,14 @@ def run(run: Run) -> StageResult:
     config = run.config
     allowed = eligible(run, config.consent.training_purpose)
     events = run.tables.read("events").join(allowed, "customer_key", "left_semi")
-    vocabulary = run.tables.read("vocabulary")
+    vocabulary = run.keep(run.tables.read("vocabulary"))
     examples = None
     for name, target in config.targets.items():
         part = _examples_of(run, name, target, events, vocabulary)
         examples = part if examples is None else examples.unionByName(part)
     assert examples is not None  # the configuration has at least one target
-    # Kept on disk between the gate and the write: what is published has passed it.
-    examples = examples.persist(StorageLevel.DISK_ONLY)
+    # Kept between the gate and the write: what is published has passed it.
+    examples = run.keep(examples)
     counted = examples.groupBy("target", "split").agg(
         F.count("*").alias("examples"),
         F.sum("label").cast("int").alias("positives"),
@@ -57,11 +57,8 @@ def run(run: Run) -> StageResult:
             counts[f"{row['target']}.{UNUSED}.no_horizon"] = row["no_horizon"]
         else:
             counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
-    try:
-        _require_both_classes(config, counts)
-        rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples")
-    finally:
-        examples.unpersist()
+    _require_both_classes(config, counts)
+    rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples")
     counts["examples"] = rows
     scored = config.scoring.target
     parts = ", ".join(

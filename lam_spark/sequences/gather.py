@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.config import Config
+from lam_spark.run import Run
 from lam_spark.sequences.entries import entries_of, entry, event_order
 from lam_spark.sequences.heavy import heavy_starts, older_summaries
 from lam_spark.sequences.rows import finished, no_older
-from lam_spark.sequences.scratch import Scratch
 from lam_spark.sequences.vocabulary import same_text
 
 # What a task sorts and writes: some 50 MB of entries, whatever the size of the table.
@@ -31,14 +30,12 @@ class Assembler:
     """Makes rows of `sequences` from events.
 
     Attributes:
+        run: its configuration says what a row holds; run the queries within `build_settings`.
         vocabulary: encodes the events.
-        config: the fields, and what a row holds.
-        scratch: where it runs.
     """
 
+    run: Run
     vocabulary: DataFrame
-    config: Config
-    scratch: Scratch
 
     def rows(self, events: DataFrame, customers: DataFrame, count: int) -> DataFrame:
         """The rows of those of `customers` who have an event; they do not depend on the order of events.
@@ -48,7 +45,7 @@ class Assembler:
             customers: a column `customer_key`, unique: whose rows are made.
             count: about how many events these customers have; so many tasks share the work.
         """
-        return finished(self.gathered(events, customers, count), self.config)
+        return finished(self.gathered(events, customers, count), self.run.config)
 
     def gathered(self, events: DataFrame, customers: DataFrame, count: int) -> DataFrame:
         """`customer_key`, `entries` (no order) and the columns of `older_types`; grain: a customer.
@@ -56,8 +53,8 @@ class Assembler:
         `entries` are all events of a customer, of a heavy one only the latest (at least `max_events`).
         Arguments as of `rows`. One shuffle, by customer; a task holds its entries in memory.
         """
-        limit = self.config.sequences.max_events
-        heavy = self.scratch.keep(heavy_starts(events, limit))
+        limit = self.run.config.sequences.max_events
+        heavy = self.run.keep(heavy_starts(events, limit))
         has_heavy = count > 2 * limit and not heavy.isEmpty()
         number, numbered, few = self._numbered(customers)
         known = numbered.join(heavy, "customer_key", "left") if has_heavy else numbered
@@ -68,7 +65,7 @@ class Assembler:
         grouped = self._grouped(latest, max(2, math.ceil(count / _EVENTS_OF_TASK)))
         older = no_older()
         if has_heavy:
-            summaries = older_summaries(mine.where(_is_older()), self.vocabulary, self.config)
+            summaries = older_summaries(mine.where(_is_older()), self.vocabulary, self.run.config)
             grouped = grouped.join(summaries.hint("broadcast"), "customer", "left")
             older = {name: F.coalesce(F.col(name), nothing) for name, nothing in older.items()}
         keys = numbered.hint("broadcast" if few else "shuffle_hash")
@@ -76,10 +73,10 @@ class Assembler:
 
     def _grouped(self, events: DataFrame, tasks: int) -> DataFrame:
         """`customer` and `entries`."""
-        entries = entries_of(events, self.vocabulary, self.config, "customer")
+        entries = entries_of(events, self.vocabulary, self.run.config, "customer")
         return (
             # A struct before the shuffle is copied as one piece after it.
-            entries.select("customer", entry(self.config).alias("entry"))
+            entries.select("customer", entry(self.run.config).alias("entry"))
             .repartition(tasks, "customer")
             .groupBy("customer")
             .agg(F.collect_list("entry").alias("entries"))
@@ -89,7 +86,7 @@ class Assembler:
         """The number of a `customer_key`; the customers with theirs (`customer`), and whether they are few."""
         for salt in itertools.count():
             number = F.xxhash64("customer_key", F.lit(salt))
-            numbered = self.scratch.keep(customers.select("customer_key", number.alias("customer")))
+            numbered = self.run.keep(customers.select("customer_key", number.alias("customer")))
             told = numbered.agg(F.count("*"), F.count_distinct("customer")).first()
             assert told is not None  # an aggregate without keys gives one row
             if told[0] == told[1]:

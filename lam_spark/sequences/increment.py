@@ -20,7 +20,7 @@ from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
 from lam_spark.sequences.customers import allowed_of, before, changed_standings, standings_moved
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.rows import finished, merged
-from lam_spark.sequences.scratch import Scratch
+from lam_spark.sequences.settings import build_settings
 from lam_spark.sequences.state import Built
 from lam_spark.sequences.vocabulary import (
     FIRST_VALUE,
@@ -65,12 +65,12 @@ class Increment:
         earliest_change: of the feed's events (None: it is empty).
     """
 
-    def __init__(self, run: Run, built: Built, scratch: Scratch) -> None:
-        self.run, self.built, self.scratch = run, built, scratch
+    def __init__(self, run: Run, built: Built) -> None:
+        self.run, self.built = run, built
         self.events = run.tables.read("events")
-        self.feed = scratch.keep(feed_of(run, built))
+        self.feed = run.keep(feed_of(run, built))
         moved = standings_moved(run, built)
-        self.moved = scratch.keep(changed_standings(run, built)) if moved else None
+        self.moved = run.keep(changed_standings(run, built)) if moved else None
         self.bounds, self.earliest_change = self._bounds()
 
     def _bounds(self) -> tuple[tuple[int, int], int | None]:
@@ -136,7 +136,7 @@ def learn_values(step: Increment, cut: int) -> tuple[int, int]:
         came = before(step.feed, built.cut)
         parts.append(came.join(learners.where("NOT trains"), "customer_key", "left_semi"))
     weighted = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
-    differences = step.scratch.keep(count_values(weighted, config, F.col("sign")).where("count <> 0"))
+    differences = step.run.keep(count_values(weighted, config, F.col("sign")).where("count <> 0"))
     if differences.isEmpty():
         return built.value_counts, 0
     known = run.tables.read("value_counts", built.value_counts)
@@ -184,7 +184,7 @@ def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, in
     """What `Tables.apply` takes: rows of the table, with `gone`."""
     run, config = step.run, step.run.config
     stored = run.tables.read("sequences")
-    assembler = Assembler(run.tables.read("vocabulary"), config, step.scratch)
+    assembler = Assembler(run, run.keep(run.tables.read("vocabulary")))
     parts = []
     if counts[_ADD]:
         adding = to_do.where(F.col("task") == _ADD).select("customer_key")
@@ -206,8 +206,8 @@ def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, in
 
 def update(run: Run, built: Built, cut: int) -> Outcome | str:
     """Update the tables; or say why it takes a rebuild."""
-    with Scratch(run.spark) as scratch:
-        step = Increment(run, built, scratch)
+    with build_settings(run.spark):
+        step = Increment(run, built)
         check_as_of(run, *step.bounds)
         return _update(step, cut)
 
@@ -215,7 +215,7 @@ def update(run: Run, built: Built, cut: int) -> Outcome | str:
 def _update(step: Increment, cut: int) -> Outcome | str:
     run, built, as_of = step.run, step.built, micros(step.run.as_of)
     value_counts, values_added = learn_values(step, cut)
-    to_do = step.scratch.keep(customers_to_do(step, as_of, values_added))
+    to_do = step.run.keep(customers_to_do(step, as_of, values_added))
     counted = {row["task"]: row["count"] for row in to_do.groupBy("task").count().toLocalIterator()}
     counts = {task: counted.get(task, 0) for task in (_ADD, _REMAKE, _DELETE)}
     anew = counts[_REMAKE] + counts[_DELETE]

@@ -12,6 +12,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
+from lam_spark.local import local_frame
 from lam_spark.run import Run
 
 PADDING, UNKNOWN, MISSING = 0, 1, 2
@@ -112,4 +113,4 @@ def _limits(run: Run) -> DataFrame:
         (name, run.config.fields[name].min_count, run.config.fields[name].max_values)
         for name in run.config.categorical
     ]
-    return run.spark.createDataFrame(rows, "field STRING, min_count INT, max_values INT")
+    return local_frame(run.spark, rows, "field STRING, min_count INT, max_values INT")

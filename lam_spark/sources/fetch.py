@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 
 from lam_spark.errors import ConfigError
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, StageResult, stage
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Call the configured function with the raw folder.
 

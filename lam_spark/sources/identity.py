@@ -12,9 +12,10 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError
@@ -23,6 +24,7 @@ from lam_spark.run import Run
 CUSTOMER = "customer"
 KEY_HEX_DIGITS = 32
 _MIN_SECRET_CHARACTERS = 32
+_ID = ["id_kind", "raw_id"]
 _IDENTITY = "id_kind STRING, raw_id STRING, id_key STRING, key_check STRING"
 
 
@@ -46,14 +48,22 @@ def keyed_pseudonym(secret: bytes, raw_id: str, kind: str = CUSTOMER) -> str:
     return hmac.new(secret, f"{kind}:{raw_id}".encode(), hashlib.sha256).hexdigest()[:KEY_HEX_DIGITS]
 
 
-def fitting_secret(run: Run) -> tuple[bytes, str]:
-    """The secret and its check, after comparing it with the one that the tables were built with.
+@dataclass(frozen=True)
+class Secret:
+    """What pseudonyms are made with, and the `check` by which another one is noticed."""
+
+    value: bytes
+    check: str
+
+
+def fitting_secret(run: Run) -> Secret:
+    """The secret, after comparing it with the one that the tables were built with.
 
     Raises:
         ConfigError: the secret is missing, too short, or another one than before.
     """
-    secret = secret_from_environment(run.config.identity.secret_env)
-    check = hashlib.sha256(b"check:" + secret).hexdigest()[:8]
+    value = secret_from_environment(run.config.identity.secret_env)
+    check = hashlib.sha256(b"check:" + value).hexdigest()[:8]
     if run.tables.exists("identity"):
         other = run.tables.read("identity").where(F.col("key_check") != check).limit(1)
         if not other.isEmpty():
@@ -62,39 +72,34 @@ def fitting_secret(run: Run) -> tuple[bytes, str]:
                 f"{run.config.root} were built with: customers would get new keys. Set the old secret, or "
                 "use another root"
             )
-    return secret, check
+    return Secret(value, check)
 
 
-def register_ids(run: Run, ids: DataFrame) -> None:
+def register_ids(run: Run, ids: DataFrame, secret: Secret) -> None:
     """Give every id that is not known yet its pseudonym, in the table `identity` (grain: kind and raw id).
 
     Args:
         run: the run.
         ids: `id_kind, raw_id` (strings, not null), in any number of copies.
+        secret: as `fitting_secret` gives it.
 
     Cost: one distinct over the ids; Python sees each new id once.
-
-    Raises:
-        ConfigError: the secret is missing, or is not the one of the earlier runs.
     """
-    secret, check = fitting_secret(run)
-    fresh = ids.select("id_kind", "raw_id").distinct()
-    if run.tables.exists("identity"):
-        fresh = fresh.join(run.tables.read("identity"), ["id_kind", "raw_id"], "left_anti")
 
     def keys(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             pairs = zip(batch["id_kind"], batch["raw_id"], strict=True)
-            made = pd.Series([keyed_pseudonym(secret, raw, kind) for kind, raw in pairs], dtype=object)
-            yield batch.assign(id_key=made.to_numpy(), key_check=check)
+            made = pd.Series([keyed_pseudonym(secret.value, raw, kind) for kind, raw in pairs], dtype=object)
+            yield batch.assign(id_key=made.to_numpy(), key_check=secret.check)
 
-    run.tables.insert_new(fresh.mapInPandas(keys, _IDENTITY), "identity", ["id_kind", "raw_id"])
+    run.tables.insert_new(ids.select(*_ID), "identity", _ID, lambda fresh: fresh.mapInPandas(keys, _IDENTITY))
 
 
-def pseudonyms(run: Run, rows: DataFrame, kind: str, raw: str, key: str) -> DataFrame:
-    """Replace the column `raw` of registered ids of one kind by their pseudonyms in the column `key`."""
-    known = run.tables.read("identity").where(F.col("id_kind") == kind)
-    return rows.join(known.select(F.col("raw_id").alias(raw), F.col("id_key").alias(key)), raw).drop(raw)
+def with_pseudonyms(run: Run, rows: DataFrame, kind: Column, raw: str, key: str) -> DataFrame:
+    """Replace the column `raw` (registered ids, each of the kind `kind`) by their pseudonyms in the column `key`."""
+    known = run.tables.read("identity").select(*_ID, F.col("id_key").alias(key))
+    asked = rows.withColumns({"id_kind": kind, "raw_id": F.col(raw)}).drop(raw)
+    return asked.join(known, _ID).drop(*_ID)
 
 
 def resolve(run: Run, rows: DataFrame) -> DataFrame:
@@ -103,5 +108,7 @@ def resolve(run: Run, rows: DataFrame) -> DataFrame:
     Raises:
         ConfigError: the secret is missing, or is not the one of the earlier runs.
     """
-    register_ids(run, rows.select(F.lit(CUSTOMER).alias("id_kind"), F.col("customer_id").alias("raw_id")))
-    return pseudonyms(run, rows, CUSTOMER, "customer_id", "customer_key")
+    kind = F.lit(CUSTOMER)
+    ids = rows.select(kind.alias("id_kind"), F.col("customer_id").alias("raw_id"))
+    register_ids(run, ids, fitting_secret(run))
+    return with_pseudonyms(run, rows, kind, "customer_id", "customer_key")

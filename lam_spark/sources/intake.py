@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config, InputConfig
 from lam_spark.errors import ConfigError
+from lam_spark.local import local_frame
 from lam_spark.run import Run
 from lam_spark.sources.jdbc import highest_watermark, rows_at
 from lam_spark.sources.readers import Delivery, Part, not_found
@@ -92,27 +94,39 @@ def taken_so_far(run: Run) -> dict[str, Taken]:
     }
 
 
-def find_new(run: Run, reader: str, taken: Taken | None) -> Delivery:
-    """What `reader` has not taken yet.
+def find_new(run: Run, readers: Iterable[str]) -> list[Delivery]:
+    """What each of `readers` has not taken yet, in their order.
 
     Raises:
-        ConfigError: the input is not there, or the reader's mapping changed since its rows were taken.
+        ConfigError: an input is not there, or a reader's mapping changed since its rows were taken.
     """
+    taken = taken_so_far(run)
+    found = {reader: _nothing_new(run, reader, taken.get(reader)) for reader in readers}
+    listings = []
+    for reader, nothing in found.items():
+        source, last = run.config.inputs[nothing.input], taken.get(reader)
+        if source.format == "delta":
+            found[reader] = _new_version(run, nothing, source, last)
+        elif source.format == "jdbc":
+            found[reader] = _new_rows(run, nothing, source, last)
+        else:
+            listings.append(_listing(run, nothing, source))
+    for reader, parts in _new_files(run, listings).items():
+        found[reader] = dataclasses.replace(found[reader], parts=tuple(sorted(parts, key=lambda p: p.name)))
+    return list(found.values())
+
+
+def _nothing_new(run: Run, reader: str, taken: Taken | None) -> Delivery:
     config = run.config
     spec = config.channels.get(reader) or config.identity.links[reader]
-    source, mapping = config.inputs[spec.grain], mapping_digest(config, reader)
+    mapping = mapping_digest(config, reader)
     if taken is not None and taken.mappings != {mapping}:
         raise ConfigError(
             f"the select, columns, rules or fields of {reader!r} changed since its rows were taken: new rows "
             "would not mean the same as the old ones. Run once with --set ingest.rebuild=true, which reads "
             "all inputs again, or restore the mapping"
         )
-    nothing = Delivery(reader, spec.grain, (), None, mapping, is_first=taken is None)
-    if source.format == "delta":
-        return _new_version(run, nothing, source, taken)
-    if source.format == "jdbc":
-        return _new_rows(run, nothing, source, taken)
-    return _new_files(run, nothing, source, taken)
+    return Delivery(reader, spec.grain, (), None, mapping, is_first=taken is None)
 
 
 def note_taken(run: Run, deliveries: Iterable[Delivery]) -> None:
@@ -122,33 +136,41 @@ def note_taken(run: Run, deliveries: Iterable[Delivery]) -> None:
         for d in deliveries
         for part in d.parts
     ]
-    frame = run.spark.createDataFrame(rows, _SCHEMA)
+    frame = local_frame(run.spark, rows, _SCHEMA)
     if run.config.ingest.rebuild:
         run.tables.overwrite(frame, "intake")
     elif rows:
         run.tables.append(frame, "intake")
 
 
-def _new_files(run: Run, nothing: Delivery, source: InputConfig, taken: Taken | None) -> Delivery:
+def _listing(run: Run, nothing: Delivery, source: InputConfig) -> DataFrame:
+    """The files of a reader's input: `reader, part, size, modified`."""
     try:
         # The listing alone: a binary file's content is read only by who selects it.
-        listing = (
-            run.spark.read.format("binaryFile")
-            .option("recursiveFileLookup", "true")
-            .load(source.path)
-            .select(
-                F.col("path").alias("part"),
-                F.col("length").alias("size"),
-                F.unix_micros("modificationTime").alias("modified"),
-            )
-        )
+        files = run.spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(source.path)
     except AnalysisException as error:
         raise not_found(nothing.input, source, error) from error
-    if taken is not None:
-        known = run.tables.read("intake").where(F.col("reader") == nothing.reader)
-        listing = listing.join(known, ["part", "size", "modified"], "left_anti")
-    parts = (Part(row["part"], row["size"], row["modified"]) for row in listing.toLocalIterator())
-    return dataclasses.replace(nothing, parts=tuple(sorted(parts, key=lambda part: part.name)))
+    return files.select(
+        F.lit(nothing.reader).alias("reader"),
+        F.col("path").alias("part"),
+        F.col("length").alias("size"),
+        F.unix_micros("modificationTime").alias("modified"),
+    )
+
+
+def _new_files(run: Run, listings: list[DataFrame]) -> dict[str, list[Part]]:
+    """Those files that no reader has taken as they are now, by reader."""
+    if not listings:
+        return {}
+    listed = listings[0]
+    for listing in listings[1:]:
+        listed = listed.union(listing)
+    if run.tables.exists("intake") and not run.config.ingest.rebuild:
+        listed = listed.join(run.tables.read("intake"), listed.columns, "left_anti")
+    found: dict[str, list[Part]] = {}
+    for row in listed.toLocalIterator():
+        found.setdefault(row["reader"], []).append(Part(row["part"], row["size"], row["modified"]))
+    return found
 
 
 def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: Taken | None) -> Delivery:

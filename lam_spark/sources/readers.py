@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +94,21 @@ class Input:
     undeclared: tuple[str, ...] = ()
     lines: DataFrame | None = None
 
-    def count(self) -> tuple[int, int]:
-        """Well-formed rows and malformed lines, in one pass."""
-        if self.lines is None:
-            return self.rows.count(), 0
-        counted = self.lines.agg(F.count("*").alias("all"), F.count(MALFORMED).alias("malformed")).first()
-        assert counted is not None  # an aggregate without keys gives one row
-        return counted["all"] - counted["malformed"], counted["malformed"]
+
+def count_lines(inputs: Mapping[str, Input]) -> dict[str, tuple[int, int]]:
+    """Well-formed rows and malformed lines of each input, all in one pass."""
+    counted = None
+    for name, source in inputs.items():
+        every = source.rows if source.lines is None else source.lines
+        bad = F.lit(None).cast("string") if source.lines is None else F.col(MALFORMED)
+        lines = every.select(F.lit(name).alias("name"), bad.isNotNull().alias("malformed"))
+        counted = lines if counted is None else counted.union(lines)
+    if counted is None:
+        return {}
+    sums = counted.groupBy("name").agg(
+        F.count_if(~F.col("malformed")).alias("rows"), F.count_if("malformed").alias("malformed")
+    )
+    return {row["name"]: (row["rows"], row["malformed"]) for row in sums.toLocalIterator()}
 
 
 def open_input(spark: SparkSession, name: str, spec: InputConfig, new: Delivery | None = None) -> Input:
@@ -152,7 +160,7 @@ class Inputs:
         self._new: dict[str, Input] = {}
 
     def __getitem__(self, name: str) -> Input:
-        """Open an input, register its rows, and keep it open; of a grain, what `only` has narrowed it to."""
+        """Open an input, register its rows, and keep it open; of a grain, what `narrow` has left of it."""
         if name in self._new:
             return self._new[name]
         if name not in self._opened:
@@ -160,8 +168,8 @@ class Inputs:
             self._opened[name].rows.createOrReplaceTempView(name)
         return self._opened[name]
 
-    def only(self, new: Delivery, landing: Path) -> Input:
-        """Narrow an input to what is new for its reader, for the reader's own select; returns it.
+    def new_rows(self, new: Delivery, landing: Path) -> Input:
+        """Open what is new for a reader.
 
         Rows of a database are copied into the folder `landing`: it would not hold still between two reads.
         """
@@ -169,9 +177,13 @@ class Inputs:
         found = open_input(self._spark, new.input, spec, new)
         if spec.format == "jdbc":
             found.rows.write.mode("overwrite").parquet(str(landing))
-            found = dataclasses.replace(found, rows=self._spark.read.parquet(str(landing)))
-        self._new[new.input] = found
+            kept = self._spark.read.schema(found.rows.schema).parquet(str(landing))
+            found = dataclasses.replace(found, rows=kept)
         return found
+
+    def narrow(self, name: str, new: Input) -> None:
+        """Let the next select of this grain see only what is new."""
+        self._new[name] = new
 
     def select(self, statement: str, where: str, grain: str | None = None) -> DataFrame:
         """Run a configured SQL select over the inputs and views that it names.
@@ -307,8 +319,12 @@ def _columns_present(spark: SparkSession, spec: InputConfig, paths: list[str]) -
     """The columns that the files hold: from the footer, the header line, or a sample of JSON lines."""
     try:
         if spec.format == "json":
-            lines = spark.read.text(paths).limit(_SAMPLED_LINES)
-            return spark.read.json(lines.rdd.map(lambda row: row[0])).schema
+            line = F.col("value")
+            first_of_array = F.get_json_object(line, "$[0]")
+            keys = F.coalesce(F.json_object_keys(line), F.json_object_keys(first_of_array))
+            lines = spark.read.text(paths).limit(_SAMPLED_LINES).select(F.explode(keys).alias("key"))
+            names = [row["key"] for row in lines.distinct().toLocalIterator()]
+            return StructType([StructField(name, StringType()) for name in sorted(names)])
         reader = spark.read.options(**spec.options)
         if spec.format == "csv":
             return reader.option("header", "true").option("inferSchema", "false").csv(paths).schema

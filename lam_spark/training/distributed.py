@@ -73,8 +73,10 @@ class HorovodWorld:
             torch.cuda.set_device(hvd.local_rank())
 
     def sum(self, values: Tensor) -> Tensor:
-        """One allreduce."""
-        return torch.as_tensor(self._hvd.allreduce(values, op=self._hvd.Sum, name=f"sum_{values.numel()}"))
+        """One allreduce; between the GPUs themselves where Horovod was built with NCCL."""
+        given = values if self._hvd.nccl_built() else values.cpu()
+        summed = self._hvd.allreduce(given, op=self._hvd.Sum, name=f"sum_{values.numel()}")
+        return torch.as_tensor(summed).to(values.device)
 
     def largest(self, value: int) -> int:
         """An allgather of one number."""
@@ -104,11 +106,9 @@ def sum_gradients(world: World, model: nn.Module) -> None:
     if world.size == 1:
         return
     parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat(
-        [torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).cpu() for p in parameters]
-    )
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
     summed = world.sum(flat)
     start = 0
     for p in parameters:
-        p.grad = summed[start : start + p.numel()].view_as(p).to(p.device)
+        p.grad = summed[start : start + p.numel()].view_as(p)
         start += p.numel()

@@ -120,6 +120,8 @@ class Trainer:
         torch.manual_seed(self.settings["seed"])
         self.model = LargeActionModel(spec.layout, spec.size, self._normaliser()).to(self.device)
         world.share_weights(self.model)
+        if self.settings["compile"]:
+            self.model.compile()
         torch.manual_seed(self.settings["seed"] + 1 + world.rank)  # each rank drops out its own units
         self.tokens = 0
 
@@ -252,9 +254,14 @@ class Trainer:
         counts = torch.zeros(2)
         if block is not None:
             batch = as_batch(block, self.device)
-            part = loss_of(
-                self.model, batch, work.period, with_next=work.next_weight > 0, with_answers=work.with_answers
-            )
+            with self._precision():
+                part = loss_of(
+                    self.model,
+                    batch,
+                    work.period,
+                    with_next=work.next_weight > 0,
+                    with_answers=work.with_answers,
+                )
             counts = torch.stack([part.next_count, part.answer_count]).detach().float().cpu()
         counts = self.world.sum(counts).clamp_min(1.0)
         value = 0.0
@@ -286,7 +293,8 @@ class Trainer:
             wanted=lambda block: block["event_time"].max(axis=1) >= period.start,
         ):
             batch = as_batch(block, self.device)
-            part = loss_of(self.model, batch, period, with_next=True, with_answers=False)
+            with self._precision():
+                part = loss_of(self.model, batch, period, with_next=True, with_answers=False)
             sums += torch.stack([part.next_sum, part.next_count]).double().cpu()
         sums = self.world.sum(sums)
         self._report(phase, epoch, {"validation loss": float(sums[0] / sums[1].clamp_min(1))})
@@ -306,7 +314,8 @@ class Trainer:
             wanted=lambda block: np.isin(block["query_split"], splits).any(axis=1),
         ):
             batch = as_batch(block, self.device)
-            logits = self.model(batch).query_logits[target]
+            with self._precision():
+                logits = self.model(batch).query_logits[target].float()
             label = batch[f"label_{target}"]
             chosen = in_splits(batch, period.splits) & ~label.isnan()
             rows.append(torch.stack([logits[chosen], label[chosen]], dim=1).double().cpu().numpy())
@@ -317,6 +326,11 @@ class Trainer:
                 "be chosen or calibrated. Move split.validation_start"
             )
         return both[:, 0], both[:, 1]
+
+    def _precision(self) -> torch.autocast:
+        """Weights, losses and the optimiser stay in float32; with `bfloat16`, matrix products do not."""
+        wanted = self.settings["precision"] == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
     def _normaliser(self) -> Normaliser:
         """Means and deviations of the aggregates over the training period's queries, over all ranks."""

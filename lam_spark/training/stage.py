@@ -23,7 +23,7 @@ from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.snapshot import QUERIED
 from lam_spark.errors import ModelError
 from lam_spark.model.transformer import ModelSize
-from lam_spark.run import Run, StageResult, sql_literal
+from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.training.fit import TrainingSpec
 from lam_spark.training.registry import Tracking
 from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name
@@ -40,6 +40,7 @@ _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
 
 
+@stage
 def run(run: Run) -> StageResult:
     """Train and register a model; the alias of `scoring.alias` then points to it.
 

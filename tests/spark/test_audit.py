@@ -11,7 +11,7 @@ from conftest import run_builder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lam_spark.audit.record import AuditError, Cost, append_entry, latest_entries, verify_chain
+from lam_spark.audit.record import AuditError, Chain, Cost, latest_entries, verify_chain
 from lam_spark.run import Run, StageResult
 
 
@@ -20,9 +20,10 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A workspace with three entries; the last is of a stage that failed."""
     run = run_builder(spark, tmp_path_factory.mktemp("audit") / "shop")()
     run.tables.read_versions["events"] = 7
-    append_entry(run, "ingest", StageResult("", {"events": 5}), Cost(1.0, 0.5))
-    append_entry(run, "train", StageResult("", {"tokens": 9}, {"digest": "abc"}), Cost(2.0, None))
-    append_entry(run, "ingest", None, Cost(3.0, None), error="DataQualityError: too much")
+    chain = Chain(run)
+    chain.append("ingest", StageResult("", {"events": 5}), Cost(1.0, 0.5))
+    chain.append("train", StageResult("", {"tokens": 9}, {"digest": "abc"}), Cost(2.0, None))
+    Chain(run).append("ingest", None, Cost(3.0, None), error="DataQualityError: too much")
     return run
 
 

@@ -89,12 +89,9 @@ def test_eligible_is_who_opted_in_to_that_purpose(make_run: Callable[..., Run]) 
     with pytest.raises(ConsentError, match="no customer is eligible"):
         eligible(run, CONTACT, at=dt.datetime(2022, 12, 31, tzinfo=dt.UTC))
     known = run.spark.createDataFrame([("both",), ("none",), ("stranger",)], "customer_key STRING")
-    assert count_standings(run, CONTACT, known) == {
-        "opted_in": 1,
-        "opted_out": 1,
-        "unclear": 0,
-        "never_asked": 1,
-    }
+    everybody = count_standings(run, (CONTACT, "model_training"), known)
+    assert everybody[CONTACT] == {"opted_in": 1, "opted_out": 1, "unclear": 0, "never_asked": 1}
+    assert everybody["model_training"] == everybody[CONTACT]
 
 
 def test_the_ledger_only_grows_and_a_rerun_adds_nothing(make_run: Callable[..., Run], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.events import ingest
 from lam_spark.run import Run
 from lam_spark.sources.identity import keyed_pseudonym
-from lam_spark.sources.intake import find_new, note_taken, taken_so_far
+from lam_spark.sources.intake import find_new, note_taken
 from lam_spark.sources.readers import open_input
 from spark.postgres import PASSWORD, USER, Postgres, postgres
 
@@ -81,7 +81,7 @@ def counted(run: Run) -> dict[str, int]:
 
 def taken(run: Run) -> list[int]:
     """What a run takes, without making events of it: the contracts' numbers."""
-    new = find_new(run, "contract", taken_so_far(run).get("contract"))
+    [new] = find_new(run, ["contract"])
     if not new.parts:
         return []
     rows = open_input(run.spark, "contracts", run.config.inputs["contracts"], new).rows

@@ -18,7 +18,7 @@ from lam_spark.sequences import assemble
 from lam_spark.sequences.bounds import bounds_of, check_as_of
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.gather import Assembler
-from lam_spark.sequences.scratch import Scratch
+from lam_spark.sequences.settings import build_settings
 from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, count_values, extend_vocabulary
 from spark.conftest import Prepared, event, events_frame, publish
 
@@ -102,8 +102,8 @@ def test_nothing_at_or_after_as_of(world: World) -> None:
 def made(run: Run, rows: list[dict[str, Any]], parts: int = 1) -> list[Row]:
     """The rows of the table that these events make."""
     frame = events_frame(run, rows).repartition(parts)
-    with Scratch(run.spark) as scratch:
-        assembler = Assembler(run.tables.read("vocabulary"), run.config, scratch)
+    with run.letting_go(), build_settings(run.spark):
+        assembler = Assembler(run, run.tables.read("vocabulary"))
         return assembler.rows(frame, frame.select("customer_key").distinct(), len(rows)).collect()
 
 
