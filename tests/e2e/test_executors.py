@@ -128,8 +128,10 @@ def spark_home(folder: Path) -> Path:
 def kill_at_work(process: subprocess.Popen[str]) -> Iterator[int]:
     """End, with -9, the first executor that starts Python: a task of it waits for that, for about a second."""
     while process.poll() is None:
-        with contextlib.suppress(psutil.Error):  # one of them has ended while it was looked at
-            for child in psutil.Process(process.pid).children(recursive=True):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(
+                psutil.Error
+            ):  # it has ended, or waits to be noticed; the others are looked at
                 executor = child.parent()
                 if "pyspark.daemon" in child.cmdline() and executor and EXECUTOR in executor.cmdline():
                     executor.kill()
