@@ -35,9 +35,7 @@ def published(root: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str
     }
     reasons: dict[str, dict[str, int]] = {}
     for row in tables.read("quarantine").groupBy("source", "reason").count().toLocalIterator():
-        # The truth calls the time of a link event_time, as it calls that of an event.
-        reason = row["reason"].replace("linked_at", "event_time")
-        reasons.setdefault(row["source"], {})[reason] = row["count"]
+        reasons.setdefault(row["source"], {})[row["reason"]] = row["count"]
     spark.stop()
     return counts, reasons
 

@@ -85,13 +85,14 @@ def outcome(feed: Feed, kind: str) -> str:
 def reason(feed: Feed, kind: str) -> str:
     """Why a row of this kind is refused; empty for one that is not."""
     number = "seconds" if feed.whole else "amount"
+    time = "linked_at" if feed.name in LINKS else "event_time"
     reasons = {
         NO_CUSTOMER: "customer_id is missing",
         NO_KEY: "event_key is missing",
-        NO_TIME: "event_time is missing or not a time",
-        FAR_FUTURE: "event_time is in the future",
-        LONG_AGO: "event_time is before 2000-01-01",
-        GAP: "event_time does not exist in Europe/Lisbon",
+        NO_TIME: f"{time} is missing or not a time",
+        FAR_FUTURE: f"{time} is in the future",
+        LONG_AGO: f"{time} is before 2000-01-01",
+        GAP: f"{time} does not exist in Europe/Lisbon",
         # A reader of JSON refuses the line, the others read something else than was written.
         NOT_UTF8: MALFORMED if feed.form == "json" else "text is not UTF-8",
         NOT_FINITE: f"{number} is not finite",
