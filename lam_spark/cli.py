@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from rich.markup import escape
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
 from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, without_values
+from lam_spark.flags import FlagParser
 from lam_spark.journal import Journal
 from lam_spark.lock import workspace_lock
 from lam_spark.run import Run, Stage, StageResult
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0
+    if given[0] == "plan":
+        from lam_spark.training.plan_command import plan_training
+
+        return _summed_up({"stage": "plan"}, lambda: plan_training(given[1:]))
     return run_stage(given[0], given[1:])
 
 
@@ -57,15 +62,21 @@ def run_stage(stage: str, arguments: Sequence[str]) -> int:
     The last line on stdout is one JSON object that sums the run up.
     """
     run_id = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    summary: dict[str, Any] = {"run_id": run_id, "stage": stage}
-    try:
+
+    def work() -> dict[str, Any]:
         flags = _parse(stage, arguments)
         config = load_config(flags.conf, flags.as_of, flags.set)
         names = list(STAGES) if stage == "run" else [stage]
-        if flags.dry_run:
-            summary |= _plan(config, names)
-        else:
-            summary |= _execute(config, names, run_id)
+        return _plan(config, names) if flags.dry_run else _execute(config, names, run_id)
+
+    return _summed_up({"run_id": run_id, "stage": stage}, work)
+
+
+def _summed_up(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> int:
+    """Do the work; errors go to stderr, the summary to stdout's last line, the exit code to the caller."""
+    stage = summary["stage"]
+    try:
+        summary |= work()
         summary |= {"status": "done", "exit_code": 0}
     except LamSparkError as error:
         summary |= {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
@@ -175,7 +186,7 @@ def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
     if stage != "run" and stage not in STAGES:
         every = f"expected run or one of {', '.join(STAGES)}"
         raise ConfigError(f"unknown stage {stage!r}: {did_you_mean(stage, ['run', *STAGES], every)}")
-    parser = _Parser(prog=f"lam-spark {stage}", allow_abbrev=False)
+    parser = FlagParser(f"lam-spark {stage}", "--conf FILE --as-of DATE --set key=value --dry-run")
     parser.add_argument("--conf", required=True, metavar="FILE", help="YAML file of the data set")
     parser.add_argument("--as-of", metavar="DATE", help="replaces the file's as_of")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replaces one key")
@@ -183,15 +194,11 @@ def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(arguments))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message} (flags: --conf FILE --as-of DATE --set key=value --dry-run)")
-
-
 def _usage() -> str:
     stages = "\n".join(f"  {name}" for name in STAGES)
     return (
-        "usage: lam-spark run|STAGE --conf FILE [--as-of DATE] [--set key=value]... [--dry-run]\n\n"
+        "usage: lam-spark run|STAGE --conf FILE [--as-of DATE] [--set key=value]... [--dry-run]\n"
+        "       lam-spark plan --train --conf FILE [--size NAME] [--customers N --events N] ...: its cost on paper\n\n"
         f"stages, in order ('run' does them all):\n{stages}"
     )
 

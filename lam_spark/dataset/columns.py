@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,11 @@ _OLDER = ("older_events", "first_event_time")
 
 def layout_of(config: Config, vocabulary: DataFrame) -> Layout:
     """The layout that this configuration and this vocabulary give."""
-    sizes = vocabulary_sizes(vocabulary, config)
+    return layout_with(config, vocabulary_sizes(vocabulary, config))
+
+
+def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
+    """The layout of fields with so many ids in use."""
     last = min(sizes[config.model.count_by], FIRST_VALUE + _MOST_COUNTED_VALUES)
     return Layout(
         categorical=config.categorical,

@@ -191,7 +191,7 @@ class _Block(nn.Module):
 
     def __init__(self, size: ModelSize) -> None:
         super().__init__()
-        width, inner = size.width, _inner_width(size.width)
+        width, inner = size.width, inner_width(size.width)
         self.heads, self.dropout = size.heads, size.dropout
         self.attention_norm = nn.RMSNorm(width)
         self.attention_in = nn.Linear(width, 3 * width, bias=False)
@@ -286,6 +286,6 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
 
 
-def _inner_width(width: int) -> int:
+def inner_width(width: int) -> int:
     """Gated feed-forward: two thirds of four times the width, in multiples of 16."""
     return 16 * math.ceil(width * 8 / 3 / 16)

@@ -14,7 +14,7 @@ import pytest
 from conftest import CATEGORIES, SECRET
 from mlflow import MlflowClient
 
-from e2e.conftest import Finished, rows
+from e2e.conftest import Finished, rows, start
 from lam_spark.cli import STAGES
 from lam_spark.sources.identity import keyed_pseudonym
 
@@ -31,6 +31,19 @@ def test_it_says_in_one_line_where_the_result_is(finished: Finished) -> None:
     assert Path(summary["contact_list"]).is_file()
     assert set(summary["numbers"]) == {"customers to contact", "lift of the first tenth", "held-out AUC"}
     assert list(summary["stages"]) == list(STAGES)
+
+
+def test_its_training_can_be_planned_from_its_tables(finished: Finished) -> None:
+    process = start("plan", "--train", "--conf", str(finished.data.conf))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    summary = json.loads(out.splitlines()[-1])
+    blocks = rows(finished.root, "training_blocks")
+    queried = sum(max(block["query_segment"]) > 0 for block in blocks)
+    assert 0 < queried <= len(blocks)
+    # One pass of pre-training, two of fine-tuning, two of the refit; 64 events and 16 queries a block.
+    assert summary["slots"] == (len(blocks) + 4 * queried) * (64 + 16)
+    assert summary["parameters"] == finished.summary["stages"]["train"]["parameters"]
 
 
 def test_rows_in_are_events_duplicates_and_refused_rows(finished: Finished) -> None:

@@ -1,0 +1,194 @@
+"""What a training would cost, on paper: parameters, FLOPs, GPU-hours, memory and money. No Spark.
+
+FLOPs are those of the matrix products (a multiplication and an addition are two): what a forward pass costs, times
+three, because the gradients of inputs and of weights cost as much each. The attention is counted dense, as it is
+computed. Everything else takes time but no FLOPs worth counting; it is in the utilisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lam_spark.dataset.layout import Layout
+from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, inner_width
+
+# Of the system that this one follows: a large telecom operator's.
+REFERENCE_GPU_HOURS = 145
+# Of a GPU's bfloat16 peak: what a model of 54 million parameters reached on an H100, compiled (docs/benchmarks.md).
+# An A100 is taken to reach the same share of its own peak: it has more memory speed for its FLOPs.
+UTILISATION = 0.24
+_BACKWARD = 2
+# Weight, gradient and AdamW's two moments, float32.
+_BYTES_A_PARAMETER = 16
+# Kept for the backward pass, per slot, layer and unit of width: measured at two sizes, bfloat16, compiled (45 and 52).
+_BYTES_OF_ACTIVATION = 50
+# Log-probabilities of every field's values and what they are made from, float32.
+_BYTES_OF_LOGIT = 12
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A kind of GPU.
+
+    Attributes:
+        flops: bfloat16, dense, FLOP/s, as its maker says.
+        memory_gib: of one.
+        dollars: an hour of one, on demand, at a large cloud's list price of 2025. Yours will differ.
+    """
+
+    name: str
+    flops: float
+    memory_gib: int
+    dollars: float
+
+
+ACCELERATORS = (
+    Accelerator("A100-40GB", 312e12, 40, 4.10),
+    Accelerator("H100-80GB", 989e12, 80, 6.88),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A size, the events of a block, and how often the data is read: the more there is of it, the fewer times."""
+
+    size: ModelSize
+    context_events: int
+    pretrain_epochs: int
+    finetune_epochs: int
+
+
+# Named ones. A company's own is in its configuration: `model.width`, `training.pretrain_epochs` and so on.
+RECIPES = {
+    "small": Recipe(ModelSize(width=64, layers=2, heads=4, dropout=0.1), 512, 2, 4),
+    "medium": Recipe(ModelSize(width=512, layers=8, heads=8, dropout=0.1), 512, 1, 2),
+    "large": Recipe(ModelSize(width=768, layers=5, heads=12, dropout=0.1), 512, 1, 1),
+    "xlarge": Recipe(ModelSize(width=1024, layers=24, heads=16, dropout=0.1), 512, 1, 1),
+    "1b": Recipe(ModelSize(width=1536, layers=36, heads=24, dropout=0.1), 512, 1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How many blocks are computed, and how often.
+
+    Attributes:
+        all_blocks: in pre-training, each of `pretrain_epochs` times.
+        queried_blocks: in fine-tuning and in the refit, each of `finetune_epochs` times at most.
+    """
+
+    all_blocks: int
+    queried_blocks: int
+    pretrain_epochs: int
+    finetune_epochs: int
+
+    @property
+    def blocks(self) -> int:
+        """Computed in all, at most: early stopping makes it fewer."""
+        return self.all_blocks * self.pretrain_epochs + 2 * self.queried_blocks * self.finetune_epochs
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one kind of GPU needs for the training.
+
+    Attributes:
+        gpu_hours: in all, on however many.
+        memory_gib: of each, for a step of `batch_blocks`.
+        dollars: for `gpu_hours`.
+    """
+
+    accelerator: Accelerator
+    gpu_hours: float
+    memory_gib: float
+    dollars: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a training.
+
+    Attributes:
+        parameters: of the model.
+        slots: event and query slots computed, in all passes.
+        flops: in all passes.
+        needs: one a kind of GPU.
+    """
+
+    parameters: int
+    slots: int
+    flops: float
+    needs: tuple[Need, ...]
+
+
+def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
+    """The model without memory for its weights (torch's device `meta`)."""
+    numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
+    nothing = Normaliser((0.0,) * numbers, (1.0,) * numbers, (0.0,) * summaries, (1.0,) * summaries)
+    with torch.device("meta"):
+        return LargeActionModel(layout, size, nothing)
+
+
+def forward_flops(layout: Layout, size: ModelSize) -> float:
+    """FLOPs of one block's forward pass, every event a moment with a next one (pre-training; an upper bound)."""
+    width, events, queries = size.width, layout.block_events, layout.queries_per_block
+    slots = events + queries
+    products = 4 * width * width + 3 * width * inner_width(width)
+    layer = 2 * slots * products + 4 * slots * slots * width
+    inputs = 2 * slots * (3 * len(layout.numeric) + 8) * width
+    nexts = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
+    summaries = len(layout.aggregate_names)
+    answer = (width + summaries) * width + width + summaries
+    return float(size.layers * layer + inputs + nexts + 2 * queries * len(layout.targets) * answer)
+
+
+def plan(
+    layout: Layout,
+    size: ModelSize,
+    passes: Passes,
+    batch_blocks: int,
+    utilisation: float = UTILISATION,
+) -> Plan:
+    """What a training of this size over so many blocks costs.
+
+    Args:
+        layout: fields and shapes of a block.
+        size: of the transformer.
+        passes: how many blocks are computed.
+        batch_blocks: blocks a GPU and step.
+        utilisation: share of a GPU's peak that is reached.
+    """
+    parameters = sum(p.numel() for p in model_on_paper(layout, size).parameters())
+    slots = layout.block_events + layout.queries_per_block
+    flops = (1 + _BACKWARD) * forward_flops(layout, size) * passes.blocks
+    activations = batch_blocks * (
+        slots * size.layers * size.width * _BYTES_OF_ACTIVATION
+        + layout.block_events * sum(layout.sizes) * _BYTES_OF_LOGIT
+    )
+    memory = (parameters * _BYTES_A_PARAMETER + activations) / 2**30
+    needs = []
+    for kind in ACCELERATORS:
+        hours = flops / (kind.flops * utilisation) / 3600
+        needs.append(Need(kind, hours, memory, hours * kind.dollars))
+    return Plan(parameters, passes.blocks * slots, flops, tuple(needs))
+
+
+def imagined_passes(
+    layout: Layout, customers: int, events: int, queries: int, pretrain_epochs: int, finetune_epochs: int
+) -> Passes:
+    """Passes over customers of so many events and labelled queries each, in blocks that are full.
+
+    A history longer than a block is read in windows that overlap by half (`packing`): each window but the first then
+    brings half a block of new events.
+    """
+    length = layout.block_events
+    windows = 1 if events <= length else 1 + -(-(events - length) // (length // 2))
+    slots = events if windows == 1 else windows * length
+    by_events, by_queries = (
+        -(-customers * slots // length),
+        -(-customers * queries // layout.queries_per_block),
+    )
+    every = max(by_events, by_queries)
+    return Passes(every, every if queries else 0, pretrain_epochs, finetune_epochs)

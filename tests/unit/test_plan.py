@@ -1,0 +1,134 @@
+"""The cost on paper: held against what torch counts, and against the target for the default large size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lam_spark.cli import main
+from lam_spark.model.transformer import LargeActionModel, ModelSize
+from lam_spark.training.objective import Period, loss_of
+from lam_spark.training.plan import (
+    ACCELERATORS,
+    RECIPES,
+    Passes,
+    forward_flops,
+    imagined_passes,
+    model_on_paper,
+    plan,
+)
+
+from .tiny import DAY, START, batch_of, customer, layout, normaliser
+
+SHAPE = layout(block_events=64, queries_per_block=8, sizes=(40, 300))
+CONF = str(Path(__file__).parents[2] / "conf" / "telco.yaml")
+
+
+def full_batch(blocks: int) -> dict[str, torch.Tensor]:
+    """Blocks that are full: one customer each, every event at a time of its own, every query asked."""
+    times = [START + day * DAY for day in range(64)]
+    asked = [START + day * DAY + DAY // 2 for day in range(8)]
+    return batch_of(SHAPE, [customer(SHAPE, times, asked, seed=n) for n in range(blocks)])
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    size = ModelSize(width=64, layers=3, heads=4, dropout=0.0)
+    model = LargeActionModel(SHAPE, size, normaliser(SHAPE))
+    batch = full_batch(4)
+    # The CPU's own kernel of attention is not counted by torch; the plain products are.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        part = loss_of(model, batch, Period(0, 2**62, ("train",)), with_next=True, with_answers=True)
+        (part.next_sum + part.answer_sum).backward()  # type: ignore[no-untyped-call]
+    assert batch["segment"].shape[0] == 4
+    assert 3 * 4 * forward_flops(SHAPE, size) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_a_billion_parameters_take_no_memory_on_paper() -> None:
+    model = model_on_paper(SHAPE, RECIPES["1b"].size)
+    assert 0.9e9 < sum(p.numel() for p in model.parameters()) < 1.2e9
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_cost_follows_from_flops_peak_and_utilisation() -> None:
+    size, passes = RECIPES["small"].size, Passes(1000, 200, 2, 3)
+    made = plan(SHAPE, size, passes, batch_blocks=4, utilisation=0.5)
+    assert passes.blocks == 2 * 1000 + 2 * 3 * 200
+    assert made.slots == passes.blocks * 72
+    assert made.flops == 3 * forward_flops(SHAPE, size) * passes.blocks
+    for need in made.needs:
+        assert need.gpu_hours * 3600 * need.accelerator.flops * 0.5 == pytest.approx(made.flops)
+        assert need.dollars == pytest.approx(need.gpu_hours * need.accelerator.dollars)
+    half = plan(SHAPE, size, passes, batch_blocks=4, utilisation=0.25)
+    assert half.needs[0].gpu_hours == pytest.approx(2 * made.needs[0].gpu_hours)
+    assert plan(SHAPE, size, passes, batch_blocks=8).needs[0].memory_gib > made.needs[0].memory_gib
+
+
+@pytest.mark.parametrize(
+    ("events", "queries", "blocks"),
+    [
+        (64, 8, 10),  # one block each
+        (32, 4, 5),  # two customers share one
+        (65, 8, 20),  # a second window, half of it seen before
+        (96, 0, 20),
+        (97, 0, 30),
+        (8, 16, 20),  # the queries fill them first
+    ],
+)
+def test_imagined_customers_fill_blocks(events: int, queries: int, blocks: int) -> None:
+    passes = imagined_passes(SHAPE, 10, events, queries, 1, 1)
+    assert (passes.all_blocks, passes.queried_blocks) == (blocks, blocks if queries else 0)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, summary and what people see."""
+    code = main(["plan", *flags])
+    out = capsys.readouterr().out
+    *lines, last = out.splitlines()
+    return code, json.loads(last), "\n".join(lines)
+
+
+def test_the_large_size_for_eighty_million_customers_is_cheaper_than_the_reference(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, summary, text = planned(
+        capsys, "--train", "--conf", CONF, "--size", "large", "--customers", "80_000_000", "--events", "500"
+    )
+    assert code == 0
+    assert 30 < summary["gpu_hours"]["A100-40GB"] < summary["reference_gpu_hours"] == 145
+    assert summary["gpu_hours"]["H100-80GB"] < summary["gpu_hours"]["A100-40GB"]
+    assert summary["memory_gib"] < 40
+    for said in (
+        "80,000,000 customers of 500 events",
+        "24% of the makers' peak",
+        "145",
+        *(a.name for a in ACCELERATORS),
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--conf", CONF], "the following arguments are required: --train"),
+        (["--train", "--conf", CONF, "--size", "larg"], "unknown size 'larg': did you mean 'large'?"),
+        (["--train", "--conf", CONF, "--customers", "5"], "--customers and --events go together"),
+        (["--train", "--conf", CONF, "--customers", "0", "--events", "5"], "'0' is not a number from 1"),
+        (["--train", "--conf", CONF, "--utilisation", "2"], "'2' is not a share between 0 and 1"),
+        (
+            ["--train", "--conf", CONF, "--set", "root=/nowhere"],
+            "there is no table 'training_blocks' in /nowhere/tables",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    capsys: pytest.CaptureFixture[str], flags: list[str], error: str
+) -> None:
+    code, summary, _ = planned(capsys, *flags)
+    assert code == summary["exit_code"] == 2
+    assert error in summary["error"]
