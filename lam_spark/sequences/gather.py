@@ -23,6 +23,8 @@ from lam_spark.sequences.vocabulary import same_text
 _EVENTS_OF_TASK = 250_000
 # More customers than this are not sent to every executor: events are shuffled to them instead.
 _MOST_BROADCAST = 2_000_000
+# A summary of the far past is some kilobytes: so many of them are sent to every executor.
+_MOST_SUMMARIES = 20_000
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,26 @@ class Assembler:
         """
         limit = self.run.config.sequences.max_events
         heavy = self.run.keep(heavy_starts(events, limit))
-        has_heavy = count > 2 * limit and not heavy.isEmpty()
+        heavies = heavy.count() if count > 2 * limit else 0
         number, numbered, few = self._numbered(customers)
-        known = numbered.join(heavy, "customer_key", "left") if has_heavy else numbered
-        known = known.withColumnRenamed("customer_key", "known_key")
-        same = (number == F.col("customer")) & same_text(F.col("customer_key"), F.col("known_key"))
-        mine = events.join(known.hint("broadcast") if few else known, same).drop("customer_key", "known_key")
-        latest = mine.where(~_is_older()) if has_heavy else mine
+
+        def of(customers: DataFrame) -> DataFrame:
+            """The events of numbered customers, without their keys."""
+            known = customers.withColumnRenamed("customer_key", "known_key")
+            same = (number == F.col("customer")) & same_text(F.col("customer_key"), F.col("known_key"))
+            return events.join(known.hint("broadcast") if few else known, same).drop(
+                "customer_key", "known_key"
+            )
+
+        known = numbered.join(heavy, "customer_key", "left") if heavies else numbered
+        latest = of(known).where(~_is_older()) if heavies else of(known)
         grouped = self._grouped(latest, max(2, math.ceil(count / _EVENTS_OF_TASK)))
         older = no_older()
-        if has_heavy:
-            summaries = older_summaries(mine.where(_is_older()), self.vocabulary, self.run.config)
-            grouped = grouped.join(summaries.hint("broadcast"), "customer", "left")
+        if heavies:
+            theirs = of(numbered.join(heavy, "customer_key")).where(_is_older())
+            summaries = older_summaries(theirs, self.vocabulary, self.run.config)
+            summaries = summaries.hint("broadcast") if heavies <= _MOST_SUMMARIES else summaries
+            grouped = grouped.join(summaries, "customer", "left")
             older = {name: F.coalesce(F.col(name), nothing) for name, nothing in older.items()}
         keys = numbered.hint("broadcast" if few else "shuffle_hash")
         return grouped.withColumns(older).join(keys, "customer").drop("customer")
