@@ -115,11 +115,12 @@ class Ours:
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table: what the peers do too."""
         from lam_spark.sequences.gather import Assembler
-        from lam_spark.sequences.settings import build_settings
+        from lam_spark.sequences.settings import BUILD_SETTINGS
+        from lam_spark.session import session_settings
 
         run = self.run(workspace, "2025-01-01")
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))
-        with run.letting_go(), build_settings(self.spark):
+        with run.letting_go(), session_settings(self.spark, BUILD_SETTINGS):
             assembler = Assembler(run, run.keep(run.tables.read("vocabulary")))
             events = self.events(folder)
             run.tables.overwrite(assembler.rows(events, allowed, events.count()), "sequences")

@@ -21,6 +21,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 
 from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError
+from lam_spark.session import session_settings
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,19 @@ TABLES: Mapping[str, TableSpec] = {
 # What a job raises on a score that is not a number (`raise_error`), so that it ends before it publishes.
 NOT_A_NUMBER = "a score is not a number: the model or its inputs are damaged"
 
+# By default Delta makes no commit of a write without rows.
+_SKIP_EMPTY = "spark.databricks.delta.skipRecordingEmptyCommits"
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 # Commits that leave a table's rows as they are.
 _SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END")
+
+# Every night leaves small files in every table that it writes: each read then opens them all.
+_COMMITS_BETWEEN_COMPACTIONS = 32
+_COMPACTION = {
+    # Only files below the first are joined, to files of about the second (bytes): large ones are left as they are.
+    "spark.databricks.delta.optimize.minFileSize": str(64 * 2**20),
+    "spark.databricks.delta.optimize.maxFileSize": str(256 * 2**20),
+}
 
 # Lost races: another run committed between our read and our write.
 _CONFLICTS = (
@@ -262,7 +273,8 @@ class Tables:
         """Commit a new note and no rows."""
         nothing = self.read(name).limit(0)
         writer = nothing.write.format("delta").mode("append").option("userMetadata", json.dumps(note))
-        self._commit(lambda: writer.save(self.path(name)), name)
+        with session_settings(self.spark, {_SKIP_EMPTY: "false"}):
+            self._commit(lambda: writer.save(self.path(name)), name)
 
     def note_of(self, name: str) -> dict[str, Any] | None:
         """The note of the commit that made the table's rows; None where another change came after it."""
@@ -287,6 +299,31 @@ class Tables:
             else c["operation"]
             for c in commits
         ]
+
+    def compact(self, name: str) -> int:
+        """Join the table's small files once many commits have come since that was last done.
+
+        Rows, notes and the change feed stay as they are; what deletion vectors hide leaves the joined files.
+
+        Returns:
+            Files that were replaced; 0 where it is too early, or nothing is small.
+        """
+        newest = sorted(self._commits(name), reverse=True)[:_COMMITS_BETWEEN_COMPACTIONS]
+        if len(newest) < _COMMITS_BETWEEN_COMPACTIONS or any(self._is_whole(name, v) for v in newest):
+            return 0
+        before = self.version(name)
+        with session_settings(self.spark, _COMPACTION):
+            self._attempt(DeltaTable.forPath(self.spark, self.path(name)).optimize().executeCompaction, name)
+        if self.version(name) == before:
+            return 0
+        return int(self._commit_info(name, self.version(name))["operationMetrics"]["numRemovedFiles"])
+
+    def _is_whole(self, name: str, version: int) -> bool:
+        """Whether a commit left no small files of earlier ones: it joined them, or wrote the whole table anew."""
+        commit = self._commit_info(name, version)
+        parameters = commit["operationParameters"]
+        overwrote = parameters.get("mode") == "Overwrite" and parameters.get("predicate", "[]") in ("[]", "")
+        return commit["operation"] == "OPTIMIZE" or overwrote
 
     @contextlib.contextmanager
     def together(self, *names: str) -> Iterator[None]:
@@ -373,9 +410,14 @@ class Tables:
         vectors = {"delta.enableDeletionVectors": str(TABLES[name].vectors).lower()}
         return {**vectors, **skipping, **feed}
 
-    def _commit(self, write: object, name: str) -> None:
+    def _commit(self, write: Callable[[], object], name: str) -> None:
+        self._attempt(write, name)
+        self.written_versions[name] = self.version(name)
+
+    def _attempt(self, write: Callable[[], object], name: str) -> None:
+        """Write; a lost race and a refusal of Delta's become errors of ours."""
         try:
-            write()  # type: ignore[operator]
+            write()
         except LamSparkError:
             raise
         except Exception as error:
@@ -390,7 +432,6 @@ class Tables:
             if isinstance(error, AnalysisException):
                 raise DataQualityError(f"table {name!r} was not written: {text.splitlines()[0]}") from error
             raise
-        self.written_versions[name] = self.version(name)
 
     def _commits(self, name: str) -> list[int]:
         """Versions in the transaction log's folder: a listing, where asking Spark costs a second each."""

@@ -15,9 +15,10 @@ from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
 from lam_spark.sequences.customers import allowed_now, before
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.increment import Outcome, update
-from lam_spark.sequences.settings import build_settings
+from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.state import Built, digest, last_built
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
+from lam_spark.session import session_settings
 
 
 @stage
@@ -58,7 +59,7 @@ def _rebuild(run: Run) -> Outcome:
     events = tables.read("events")
     first, last = bounds_of(events)
     check_as_of(run, first, last)
-    with build_settings(run.spark):
+    with session_settings(run.spark, BUILD_SETTINGS):
         allowed = allowed_now(run)
         cut = _cut(run)
         trained = before(events, cut).join(allowed.where("trains"), "customer_key", "left_semi")

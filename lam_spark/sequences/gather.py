@@ -32,7 +32,7 @@ class Assembler:
     """Makes rows of `sequences` from events.
 
     Attributes:
-        run: its configuration says what a row holds; run the queries within `build_settings`.
+        run: its configuration says what a row holds; run the queries within `BUILD_SETTINGS`.
         vocabulary: encodes the events.
     """
 

@@ -20,7 +20,7 @@ from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
 from lam_spark.sequences.customers import allowed_of, before, changed_standings, standings_moved
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.rows import finished, merged
-from lam_spark.sequences.settings import build_settings
+from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.state import Built
 from lam_spark.sequences.vocabulary import (
     FIRST_VALUE,
@@ -29,6 +29,7 @@ from lam_spark.sequences.vocabulary import (
     extend_vocabulary,
     top_ids,
 )
+from lam_spark.session import session_settings
 
 # Where more customers than this share have to be made again, all are: it costs no more.
 _MOST_REMADE = 0.3
@@ -206,7 +207,7 @@ def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, in
 
 def update(run: Run, built: Built, cut: int) -> Outcome | str:
     """Update the tables; or say why it takes a rebuild."""
-    with build_settings(run.spark):
+    with session_settings(run.spark, BUILD_SETTINGS):
         step = Increment(run, built)
         check_as_of(run, *step.bounds)
         return _update(step, cut)

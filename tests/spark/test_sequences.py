@@ -18,8 +18,9 @@ from lam_spark.sequences import assemble
 from lam_spark.sequences.bounds import bounds_of, check_as_of
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.gather import Assembler
-from lam_spark.sequences.settings import build_settings
+from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, count_values, extend_vocabulary
+from lam_spark.session import session_settings
 from spark.conftest import Prepared, event, events_frame, publish
 
 BOTH, NEITHER = ("opt_in", "opt_in"), (None, None)
@@ -102,7 +103,7 @@ def test_nothing_at_or_after_as_of(world: World) -> None:
 def made(run: Run, rows: list[dict[str, Any]], parts: int = 1) -> list[Row]:
     """The rows of the table that these events make."""
     frame = events_frame(run, rows).repartition(parts)
-    with run.letting_go(), build_settings(run.spark):
+    with run.letting_go(), session_settings(run.spark, BUILD_SETTINGS):
         assembler = Assembler(run, run.tables.read("vocabulary"))
         return assembler.rows(frame, frame.select("customer_key").distinct(), len(rows)).collect()
 

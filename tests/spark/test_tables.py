@@ -13,6 +13,7 @@ from conftest import SECRET
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark import tables
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run
 from lam_spark.sources.identity import keyed_pseudonym
@@ -60,6 +61,38 @@ def test_insert_new_takes_each_key_once(make_run: Callable[..., Run]) -> None:
     assert run.tables.version("vocabulary") == version  # an insert of nothing writes no version
     assert insert(("item", "b", 5), ("item", "a", 9), ("item", None, 9)) == 1
     assert rows(run, "vocabulary") == {("item", "a", 3, 1), ("item", None, 4, 1), ("item", "b", 5, 1)}
+
+
+def test_small_files_are_joined_after_some_commits_and_the_rows_stay(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_COMMITS_BETWEEN_COMPACTIONS", 4)
+    run = make_run()
+
+    def append(number: int) -> int:
+        frame = run.spark.createDataFrame([("item", str(number), number, 1)], VOCABULARY)
+        run.tables.append(frame.coalesce(1), "vocabulary")
+        return run.tables.compact("vocabulary")
+
+    assert [append(number) for number in range(3)] == [0, 0, 0]
+    settings = {key: run.spark.conf.get(key, None) for key in tables._COMPACTION}
+    assert append(3) == 4
+    assert {key: run.spark.conf.get(key, None) for key in settings} == settings
+    assert len(run.tables.read("vocabulary").inputFiles()) == 1
+    assert rows(run, "vocabulary") == {("item", str(number), number, 1) for number in range(4)}
+    assert (
+        run.tables.written_versions["vocabulary"] == 3
+    )  # what the run wrote, not what was tidied up after it
+    assert [append(number) for number in (4, 5, 6)] == [0, 0, 0]
+    run.tables.overwrite(run.tables.read("vocabulary"), "vocabulary", note={"made": 1})
+    assert [append(number) for number in (7, 8, 9)] == [0, 0, 0]
+    assert append(10) > 1
+    run.tables.overwrite(run.tables.read("vocabulary"), "vocabulary", note={"made": 2})
+    run.tables.renew_note("vocabulary", {"made": 3})
+    run.tables.renew_note("vocabulary", {"made": 4})
+    monkeypatch.setattr(tables, "_COMMITS_BETWEEN_COMPACTIONS", 2)
+    assert run.tables.compact("vocabulary") == 0  # one file: nothing to join
+    assert run.tables.note_of("vocabulary") == {"made": 4}
 
 
 def test_overwriting_a_slice_leaves_the_others(make_run: Callable[..., Run]) -> None:
