@@ -247,8 +247,12 @@ def killed_when(seen: Callable[[], bool], conf: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
+        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
+    # Its Java machine ends by itself once it sees that Python is gone; until then it may finish a write.
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
     assert process.returncode == -signal.SIGKILL
 
 
@@ -265,6 +269,22 @@ def test_a_run_that_is_killed_at_work_leaves_the_last_good_tables(finished: Fini
     assert summary["stages"]["ingest"].items() >= finished.data.expected.items()
     assert without_run(finished.root, "events") == events
     assert not staging.exists()
+
+
+def test_a_run_that_is_killed_while_it_publishes_is_undone(finished: Finished, stage: Stage) -> None:
+    tables = ("events", "quarantine", "unresolved", "balances", "intake")
+    before = {name: without_run(finished.root, name) for name in tables}
+    note, version = finished.root / "tables" / "undo.json", versions(finished.root)["events"]
+
+    def publishing() -> bool:
+        return note.exists() and versions(finished.root)["events"] > version
+
+    killed_when(publishing, finished.data.conf)
+    assert note.exists()
+    code, _ = stage("ingest")  # the next run, whatever it does, first puts things right
+    assert code == 0
+    assert {name: without_run(finished.root, name) for name in before} == before
+    assert not note.exists()
 
 
 def test_the_audit_chain_holds_after_all_of_this(finished: Finished, spark: SparkSession) -> None:
