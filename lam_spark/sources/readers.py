@@ -160,9 +160,7 @@ class Inputs:
         self._new: dict[str, Input] = {}
 
     def __getitem__(self, name: str) -> Input:
-        """Open an input, register its rows, and keep it open; of a grain, what `narrow` has left of it."""
-        if name in self._new:
-            return self._new[name]
+        """Open an input, all of it, register its rows, and keep it open."""
         if name not in self._opened:
             self._opened[name] = open_input(self._spark, name, self._config.inputs[name])
             self._opened[name].rows.createOrReplaceTempView(name)
@@ -182,7 +180,7 @@ class Inputs:
         return found
 
     def narrow(self, name: str, new: Input) -> None:
-        """Let the next select of this grain see only what is new."""
+        """Let the next select of this grain see only what is new; all others see the whole input."""
         self._new[name] = new
 
     def select(self, statement: str, where: str, grain: str | None = None) -> DataFrame:
@@ -209,7 +207,6 @@ class Inputs:
                 if name != grain:
                     refuse_malformed(name, source)
         if grain and new is not None:
-            self._new[grain] = new
             new.rows.createOrReplaceTempView(grain)
         try:
             return self._spark.sql(statement)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import settings
 from pyspark.sql import SparkSession
 
 from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.sources.readers import open_input, refuse_malformed
+from lam_spark.run import Run
+from lam_spark.sources.readers import Delivery, Inputs, Part, open_input, refuse_malformed
 
 
 def spec(kind: str, path: Path, columns: str) -> InputConfig:
@@ -112,3 +115,28 @@ def test_a_look_up_without_a_bad_line_passes(spark: SparkSession, tmp_path: Path
     )
     refuse_malformed("products", source)
     assert source.rows.count() == 1
+
+
+def test_a_grain_is_narrowed_for_its_own_select_and_whole_for_the_others(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    for folder, files in {"letters": {"1": "first", "2": "second"}, "answers": {"2": "first"}}.items():
+        (raw / folder).mkdir(parents=True)
+        for night, letter in files.items():
+            (raw / folder / f"{night}.csv").write_text(f"letter\n{letter}\n")
+    columns = {"format": "csv", "columns": "letter STRING"}
+    added = {name: columns | {"path": str(raw / name)} for name in ("letters", "answers")}
+    run = make_run(inputs=settings(tmp_path / "shop")["inputs"] | added)
+    opened = Inputs(run.spark, run.config)
+
+    def narrowed(name: str, statement: str) -> list[str]:
+        """What the select of a reader gives on the second night."""
+        new = Delivery(name, name, (Part(f"{raw}/{name}/2.csv"),), None, "mapping", is_first=False)
+        opened.narrow(name, opened.new_rows(new, tmp_path / "landed"))
+        return sorted(row["letter"] for row in opened.select(statement, "a test", name).collect())
+
+    assert narrowed("letters", "SELECT letter FROM letters") == ["second"]
+    # An answer of tonight to a letter of another night: the look-up is the grain of the select before.
+    assert narrowed("answers", "SELECT letter FROM answers JOIN letters USING (letter)") == ["first"]
+    assert narrowed("letters", "SELECT letter FROM letters") == ["second"]  # and narrowed again for its own
