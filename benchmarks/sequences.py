@@ -116,7 +116,7 @@ class Ours:
         """From the channels to the written table: what the peers do too."""
         from lam_spark.sequences.gather import Assembler
         from lam_spark.sequences.settings import BUILD_SETTINGS
-        from lam_spark.session import session_settings
+        from lam_spark.settings import session_settings
 
         run = self.run(workspace, "2025-01-01")
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))

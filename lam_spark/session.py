@@ -7,11 +7,9 @@ small Delta jobs fast (few partitions, no UI).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -80,22 +78,6 @@ def platform_gives_session() -> bool:
         or "DATABRICKS_RUNTIME_VERSION" in os.environ
         or "SPARK_REMOTE" in os.environ
     )
-
-
-@contextlib.contextmanager
-def session_settings(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
-    """Run queries under settings of their own; the session is as before at the end."""
-    before = {key: spark.conf.get(key, None) for key in settings}
-    for key, value in settings.items():
-        spark.conf.set(key, value)
-    try:
-        yield
-    finally:
-        for key, earlier in before.items():
-            if earlier is None:
-                spark.conf.unset(key)
-            else:
-                spark.conf.set(key, earlier)
 
 
 def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSession:

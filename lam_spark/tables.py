@@ -21,7 +21,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 
 from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError
-from lam_spark.session import session_settings
+from lam_spark.settings import session_settings
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lam_spark.sequences.increment import Outcome, update
 from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.state import Built, digest, last_built
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
-from lam_spark.session import session_settings
+from lam_spark.settings import session_settings
 
 
 @stage

@@ -29,7 +29,7 @@ from lam_spark.sequences.vocabulary import (
     extend_vocabulary,
     top_ids,
 )
-from lam_spark.session import session_settings
+from lam_spark.settings import session_settings
 
 # Where more customers than this share have to be made again, all are: it costs no more.
 _MOST_REMADE = 0.3

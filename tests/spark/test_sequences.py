@@ -20,7 +20,7 @@ from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, count_values, extend_vocabulary
-from lam_spark.session import session_settings
+from lam_spark.settings import session_settings
 from spark.conftest import Prepared, event, events_frame, publish
 
 BOTH, NEITHER = ("opt_in", "opt_in"), (None, None)
