@@ -159,7 +159,6 @@ def _one_stage(run: Run, chain: Chain, name: str) -> StageResult:
                 "failure not recorded in audit", level="error", stage=name, error=without_values(second)
             )
         raise
-    written = [*run.tables.written_versions, "audit"]
     chain.append(name, result, cost())
     run.journal.event("stage done", stage=name, says=result.says, counts=result.counts, **vars(cost()))
     run.journal.say(
@@ -168,7 +167,7 @@ def _one_stage(run: Run, chain: Chain, name: str) -> StageResult:
     )
     for line in result.facts.get("lines", ()):
         run.journal.say(f"  {escape(line)}")
-    for table in written:
+    for table in run.tables.written_versions:
         if files := run.tables.compact(table):
             run.journal.event("small files joined", table=table, files=files)
     return result

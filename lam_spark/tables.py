@@ -256,11 +256,8 @@ class Tables:
             .whenNotMatchedInsert("NOT fresh.gone", columns)
         )
         before = self.version(name)
-        self.spark.conf.set(_USER_METADATA, json.dumps(note))
-        try:
+        with session_settings(self.spark, {_USER_METADATA: json.dumps(note)}):
             self._commit(merge.execute, name)
-        finally:
-            self.spark.conf.unset(_USER_METADATA)
         if self.version(name) == before:
             self.renew_note(name, note)
             return dict.fromkeys(("inserted", "replaced", "deleted"), 0)

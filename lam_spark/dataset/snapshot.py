@@ -27,6 +27,7 @@ from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
+from lam_spark.settings import session_settings
 
 # Segments with queries are read by fine-tuning, both kinds by pre-training.
 QUERIED, PLAIN = "queried", "plain"
@@ -63,11 +64,8 @@ def run(run: Run) -> StageResult:
         .drop("customer_key")
     )
     blocks = _pack(rows, layout, config.micros(config.split.test_start))
-    run.spark.conf.set("parquet.block.row.count.limit", str(config.snapshot.rows_per_group))
-    try:
+    with session_settings(run.spark, {"parquet.block.row.count.limit": str(config.snapshot.rows_per_group)}):
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])
-    finally:
-        run.spark.conf.unset("parquet.block.row.count.limit")
     used = [
         F.sum(F.size(F.filter(name, lambda slot: slot > 0)))
         for name in ("segment", "is_new", "query_segment")

@@ -207,7 +207,7 @@ def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, in
 
 def update(run: Run, built: Built, cut: int) -> Outcome | str:
     """Update the tables; or say why it takes a rebuild."""
-    with session_settings(run.spark, BUILD_SETTINGS):
+    with run.letting_go(), session_settings(run.spark, BUILD_SETTINGS):
         step = Increment(run, built)
         check_as_of(run, *step.bounds)
         return _update(step, cut)

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 from pyspark.sql import Column, DataFrame
@@ -52,7 +52,7 @@ def keyed_pseudonym(secret: bytes, raw_id: str, kind: str = CUSTOMER) -> str:
 class Secret:
     """What pseudonyms are made with, and the `check` by which another one is noticed."""
 
-    value: bytes
+    value: bytes = field(repr=False)
     check: str
 
 
