@@ -195,7 +195,7 @@ def main() -> None:
             lam_spark("evaluate", conf, root, *everyone)
             held = pd.read_parquet(newest_file(root / "tables" / "held_out_scores"))
             joined = pd.DataFrame({"customer_key": keys, "as_of": test.start_date.dt.date, "label": label})
-            held["as_of"] = held.as_of.dt.tz_convert("America/New_York").dt.date
+            held["as_of"] = pd.to_datetime(held.as_of, utc=True).dt.tz_convert("America/New_York").dt.date
             both = joined.merge(held, on=["customer_key", "as_of"], suffixes=("", "_lam"))
             assert len(both) == len(joined), "the same contacts on both sides"
             assert (both.label == both.label_lam).all(), "the same labels on both sides"
