@@ -26,7 +26,7 @@ from lam_spark.config import TrainingConfig
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
 from lam_spark.dataset.packing import Block, Customer, Packer, prepare
 from lam_spark.model.transformer import ModelSize
-from lam_spark.training.fit import TrainingSpec
+from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.worker import PROGRESS_FILE
 
 LAYOUT = Layout(

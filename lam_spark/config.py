@@ -307,6 +307,9 @@ class TrainingConfig(Section):
     compile: bool = Field(
         default=False, description="let torch compile the model: a minute at the start, faster steps on GPUs"
     )
+    checkpoint_minutes: float = Field(
+        default=10, ge=0, description="between checkpoints; 0 writes one after each step"
+    )
     experiment: str = "lam_spark"
 
     @model_validator(mode="after")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+Shared = TypeVar("Shared")
 
 
 class World(Protocol):
@@ -27,6 +29,9 @@ class World(Protocol):
 
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The ranks' rows, one after the other; their numbers may differ."""
+
+    def share(self, value: Shared) -> Shared:
+        """Rank 0's value, on every rank."""
 
     def share_weights(self, model: nn.Module) -> None:
         """Give every rank the weights of rank 0."""
@@ -51,6 +56,10 @@ class SingleWorld:
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The rows themselves."""
         return values
+
+    def share(self, value: Shared) -> Shared:
+        """The value itself."""
+        return value
 
     def share_weights(self, model: nn.Module) -> None:
         """Nothing to do."""
@@ -88,6 +97,11 @@ class HorovodWorld:
             torch.from_numpy(values), name="gather"
         ).numpy()
         return gathered
+
+    def share(self, value: Shared) -> Shared:
+        """A broadcast of the value in bytes."""
+        shared: Shared = self._hvd.broadcast_object(value, root_rank=0, name="share")
+        return shared
 
     def share_weights(self, model: nn.Module) -> None:
         """Broadcast parameters and buffers from rank 0."""

@@ -7,6 +7,9 @@
 4. Refit: from the pre-trained weights, as many epochs as were chosen, on everything that matured before the
    test period. The test period is never read here: the snapshot does not hold it.
 
+A checkpoint every `training.checkpoint_minutes` says where this stands; the same training started again goes
+on from the last one, to the same weights.
+
 Memory of a rank: the model, its optimiser and one row group, whatever the size of the data.
 """
 
@@ -14,74 +17,44 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from lam_spark.dataset.layout import SPLIT_IDS, Layout
+from lam_spark.dataset.layout import SPLIT_IDS
 from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
 from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
 from lam_spark.model.artifact import Calibration, as_batch, save_artifact
-from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
+from lam_spark.model.transformer import LargeActionModel, Normaliser
+from lam_spark.training.checkpoint import (
+    Checkpoint,
+    Weights,
+    last_checkpoint,
+    load_optimiser,
+    optimiser_tensors,
+    write_checkpoint,
+)
 from lam_spark.training.distributed import World, sum_gradients
+from lam_spark.training.meter import Meter, Progress
 from lam_spark.training.objective import Loss, Period, in_splits, loss_of
+from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.standing import Standing
 
 Float = npt.NDArray[np.float64]
-Progress = Callable[[dict[str, Any]], None]
-_SECONDS_BETWEEN_REPORTS = 2.0
+CHECKPOINTS = "checkpoints"
 # What `_Pass.teaches` looks at.
 _TEACHING_COLUMNS = ("segment", "is_new", "event_time", "query_split")
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """Everything a rank needs; saved as JSON for the worker processes.
-
-    Attributes:
-        all_urls, queried_urls: Parquet files of one pinned version of the snapshot.
-        validation_start, test_start: microseconds UTC.
-        numeric_mean, numeric_std: of each numeric field's signed log, before `validation_start`.
-        target: whose validation log loss chooses.
-        folder: where the artifact and the progress go.
-        facts: kept in the model's card.
-    """
-
-    layout: Layout
-    size: ModelSize
-    settings: dict[str, Any]
-    all_urls: tuple[str, ...]
-    queried_urls: tuple[str, ...]
-    validation_start: int
-    test_start: int
-    numeric_mean: tuple[float, ...]
-    numeric_std: tuple[float, ...]
-    target: str
-    folder: str
-    facts: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), default=str))
-
-    @classmethod
-    def load(cls, path: Path) -> TrainingSpec:
-        """Inverse of `save`."""
-        saved = json.loads(path.read_text())
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
-        values["layout"] = Layout.from_json(saved["layout"])
-        values["size"] = ModelSize(**saved["size"])
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -109,7 +82,11 @@ class _Pass:
 
 
 class Trainer:
-    """The loop of one rank."""
+    """The loop of one rank.
+
+    Attributes:
+        standing: how far the training is.
+    """
 
     def __init__(self, spec: TrainingSpec, world: World, progress: Progress) -> None:
         self.spec, self.world, self.progress = spec, world, progress
@@ -122,31 +99,58 @@ class Trainer:
         world.share_weights(self.model)
         if self.settings["compile"]:
             self.model.compile()
-        torch.manual_seed(self.settings["seed"] + 1 + world.rank)  # each rank drops out its own units
-        self.tokens = 0
+        self.standing = Standing()
+        self._pretrained: Weights = {}
+        self._optimiser_state: Weights = {}
+        self._started = self._saved = time.monotonic()
 
     def fit(self) -> str:
-        """All four steps; returns the artifact's digest (the same on every rank)."""
+        """All four steps, from the last checkpoint of this training if there is one.
+
+        Returns:
+            The artifact's digest (the same on every rank).
+        """
+        self._resume()
+        standing, late = (
+            self.standing,
+            Period(self.spec.validation_start, self.spec.test_start, ("validation",)),
+        )
+        pre_training, fine_tuning, refit = self._passes()
+        if not standing.phase:
+            standing.enter(pre_training.phase)
+            self._judge_next(0, late)
+        if standing.phase == pre_training.phase:
+            for epoch in self._epochs(pre_training):
+                self._judge_next(epoch, late)
+            self._pretrained = {
+                name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
+            }
+            standing.enter(fine_tuning.phase)
+        if standing.phase == fine_tuning.phase:
+            for epoch in self._epochs(fine_tuning):
+                self._judge_answers(epoch, late)
+                if epoch - standing.chosen >= self.settings["patience"]:
+                    break
+            self.model.load_state_dict(self._pretrained)
+            standing.enter(refit.phase)
+        for epoch in self._epochs(refit, stop_after=standing.chosen):
+            self._report(epoch, {})
+        return self._finish()
+
+    def _passes(self) -> tuple[_Pass, _Pass, _Pass]:
         spec, settings = self.spec, self.settings
-        started = time.monotonic()
         early = Period(0, spec.validation_start, ("train",))
-        late = Period(spec.validation_start, spec.test_start, ("validation",))
         whole = Period(0, spec.test_start, ("train", "straddling", "validation"))
-        self._judge_next("pre-training", 0, late)
-        for epoch in self._epochs(
-            _Pass(
-                "pre-training",
-                self.all_files,
-                early,
-                settings["pretrain_epochs"],
-                settings["learning_rate"],
-                with_answers=False,
-                next_weight=1.0,
-            )
-        ):
-            self._judge_next("pre-training", epoch, late)
-        pretrained = _copy_weights(self.model)
-        fine = _Pass(
+        pre_training = _Pass(
+            "pre-training",
+            self.all_files,
+            early,
+            settings["pretrain_epochs"],
+            settings["learning_rate"],
+            with_answers=False,
+            next_weight=1.0,
+        )
+        fine_tuning = _Pass(
             "fine-tuning",
             self.queried_files,
             early,
@@ -155,55 +159,36 @@ class Trainer:
             with_answers=True,
             next_weight=settings["next_event_weight"],
         )
-        chosen, best, calibration, validation = 0, math.inf, Calibration(1.0, 0.0), {}
-        for epoch in self._epochs(fine):
-            logits, labels = self._answers(late)
-            loss = log_loss(logits, labels)
-            if not math.isfinite(loss):
-                raise ModelError(
-                    f"the validation loss is not finite after fine-tuning epoch {epoch}: nothing can be chosen. Look "
-                    f"for extreme numbers in the events of the validation period, files {self.queried_files.urls}"
-                )
-            judged = {"validation loss": loss, "validation AUC": auc(logits, labels)}
-            self._report(fine.phase, epoch, judged)
-            if loss < best:
-                chosen, best, validation = epoch, loss, judged
-                calibration = Calibration(*fit_logistic_calibration(logits, labels))
-            elif epoch - chosen >= settings["patience"]:
-                break
-        self.model.load_state_dict(pretrained)
-        refit = dataclasses.replace(fine, phase="refit", period=whole)
-        for epoch in self._epochs(refit, stop_after=chosen):
-            self._report(refit.phase, epoch, {})
-        return self._save(calibration, chosen, validation, time.monotonic() - started)
+        return pre_training, fine_tuning, dataclasses.replace(fine_tuning, phase="refit", period=whole)
 
-    def _save(self, calibration: Calibration, chosen: int, validation: dict[str, Any], seconds: float) -> str:
-        tokens = int(self.world.sum(torch.tensor([float(self.tokens)], dtype=torch.float64))[0])
-        parameters = sum(p.numel() for p in self.model.parameters())
+    def _finish(self) -> str:
+        """Save the artifact; the checkpoints have done their duty."""
+        standing = self.standing
+        tokens = int(self.world.sum(torch.tensor([float(standing.tokens)], dtype=torch.float64))[0])
+        seconds = standing.seconds + time.monotonic() - self._started
         facts = {
             **self.spec.facts,
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "tokens": tokens,
             "ranks": self.world.size,
             "seconds": round(seconds, 1),
             "core_seconds": round(seconds * self.world.size * self.settings["threads_per_rank"], 1),
-            "chosen_epoch": chosen,
+            "chosen_epoch": standing.chosen,
             "seed": self.settings["seed"],
-            **{name.replace(" ", "_"): value for name, value in validation.items()},
+            **{name.replace(" ", "_"): value for name, value in standing.validation.items()},
         }
         digest = ""
         if self.world.rank == 0:
             facts = json.loads(json.dumps(facts, default=str))
-            calibrations = {
-                name: calibration for name in self.spec.layout.targets if name == self.spec.target
-            }
-            digest = save_artifact(Path(self.spec.folder), self.model, calibrations, facts)
+            calibration = {self.spec.target: Calibration(*standing.calibration)}
+            digest = save_artifact(Path(self.spec.folder), self.model, calibration, facts)
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
             self.progress({"event": "done", "digest": digest, "facts": facts})
         return digest
 
     def _epochs(self, work: _Pass, stop_after: int | None = None) -> Iterator[int]:
-        """Train; yields the number of each finished epoch, from 1."""
-        batch_blocks = self.settings["batch_blocks"]
+        """Train from where the training stands; yields the number of each finished epoch, from 1."""
+        standing, batch_blocks = self.standing, self.settings["batch_blocks"]
         blocks = count_blocks(work.files, self.spec.layout, work.teaches, _TEACHING_COLUMNS)
         steps = self.world.largest(math.ceil(blocks / batch_blocks))  # one count for all ranks
         if not steps:
@@ -212,46 +197,51 @@ class Trainer:
                 f"{dt.datetime.fromtimestamp(work.period.end / 1e6, dt.UTC):%Y-%m-%d %H:%M} (UTC), neither a next "
                 f"event nor an answered question of {', '.join(work.period.splits)}. Move the dates of split"
             )
-        total = max(1, steps * work.epochs)
         optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=work.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=self.settings["weight_decay"],
+            self.model.parameters(), betas=(0.9, 0.98), weight_decay=self.settings["weight_decay"]
         )
-        warmup = max(1, min(100, total // 10))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser,
-            lambda step: (
-                min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * step / total)))
-            ),
-        )
-        for epoch in range(1, (work.epochs if stop_after is None else stop_after) + 1):
+        load_optimiser(optimiser, self._optimiser_state)
+        self._optimiser_state = {}
+        while standing.epoch <= (work.epochs if stop_after is None else stop_after):
             self.model.train()
             batches = block_batches(
                 work.files,
                 self.spec.layout,
                 batch_blocks,
                 seed=self.settings["seed"],
-                epoch=epoch,
+                epoch=standing.epoch,
                 wanted=work.teaches,
             )
-            meter = _Meter(self, work.phase, epoch, steps)
-            for step in range(1, steps + 1):
-                block = next(batches, None)
-                loss = self._step(optimiser, block, work, (epoch, step))
-                schedule.step()
-                meter.add(loss, block)
+            meter = Meter(self.world, self.progress, standing, steps)
+            # What an earlier process has trained on is read again, but not computed.
+            rest = itertools.islice(batches, standing.step, None)
+            while standing.step < steps:
+                block = next(rest, None)
+                done = (standing.epoch - 1) * steps + standing.step
+                for group in optimiser.param_groups:
+                    group["lr"] = work.learning_rate * _schedule(done, steps * work.epochs)
+                loss, due = self._step(optimiser, block, work)
+                meter.add(loss, 0 if block is None else int((block["segment"] > 0).sum()))
+                if due:
+                    self._save(optimiser)
             meter.finish()
-            yield epoch
+            yield standing.epoch
+            standing.begin_epoch(standing.epoch + 1)
 
-    def _step(
-        self, optimiser: torch.optim.Optimizer, block: Block | None, work: _Pass, place: tuple[int, int]
-    ) -> float:
-        """One step of all ranks; a rank whose files are read through takes part with nothing."""
+    def _step(self, optimiser: torch.optim.Optimizer, block: Block | None, work: _Pass) -> tuple[float, bool]:
+        """One step of all ranks; a rank whose files are read through takes part with nothing.
+
+        Returns:
+            This rank's part of the loss, and whether a checkpoint is due (the first rank's clock decides).
+        """
+        standing = self.standing
+        # What a step drops out depends on its place alone, so that a resumed training drops out the same.
+        torch.manual_seed(
+            _seed(self.settings["seed"], self.world.rank, work.phase, standing.epoch, standing.step)
+        )
         optimiser.zero_grad(set_to_none=True)
         part: Loss | None = None
-        counts = torch.zeros(2)
+        counts = torch.zeros(3)
         if block is not None:
             batch = as_batch(block, self.device)
             with self._precision():
@@ -262,26 +252,82 @@ class Trainer:
                     with_next=work.next_weight > 0,
                     with_answers=work.with_answers,
                 )
-            counts = torch.stack([part.next_count, part.answer_count]).detach().float().cpu()
-        counts = self.world.sum(counts).clamp_min(1.0)
+            counts[:2] = torch.stack([part.next_count, part.answer_count]).detach().float().cpu()
+        since = time.monotonic() - self._saved
+        counts[2] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
+        counts = self.world.sum(counts)
+        due = bool(counts[2])
         value = 0.0
         if part is not None:
-            loss = work.next_weight * part.next_sum / counts[0].item() + part.answer_sum / counts[1].item()
+            nexts, answers = counts[:2].clamp_min(1.0).tolist()
+            loss = work.next_weight * part.next_sum / nexts + part.answer_sum / answers
             value = float(loss.detach())
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         sum_gradients(self.world, self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
             raise ModelError(
-                f"the loss is not finite in {work.phase}, epoch {place[0]}, step {place[1]}, rank "
+                f"the loss is not finite in {work.phase}, epoch {standing.epoch}, step {standing.step + 1}, rank "
                 f"{self.world.rank} (loss {value}, gradient norm {float(norm)}), files {work.files.urls}. "
                 "Lower training.learning_rate, or look for extreme numbers in the events"
             )
         optimiser.step()
-        return value
+        return value, due
+
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(self.spec.folder) / CHECKPOINTS
+
+    def _save(self, optimiser: torch.optim.Optimizer) -> None:
+        """Write a checkpoint. All ranks come here, the first one writes; one that cannot is told of, and goes on."""
+        own = [float(self.standing.tokens), self.standing.losses]
+        tokens, losses = self.world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        self._saved = time.monotonic()
+        if self.world.rank != 0:
+            return
+        seconds = self.standing.seconds + self._saved - self._started
+        total = dataclasses.replace(self.standing, tokens=int(tokens), losses=losses, seconds=seconds)
+        groups = {
+            "model": self.model.state_dict(),
+            "pretrained": self._pretrained,
+            "optimiser": optimiser_tensors(optimiser),
+        }
+        tensors = {
+            f"{group}.{name}": tensor.detach().cpu().contiguous()
+            for group, values in groups.items()
+            for name, tensor in values.items()
+        }
+        state = {"fingerprint": self.spec.fingerprint(), "standing": total.to_json()}
+        try:
+            write_checkpoint(self._checkpoints, Checkpoint(state, tensors))
+        except OSError as error:
+            self.progress({"event": "checkpoint failed", "phase": total.phase, "error": str(error)})
+
+    def _resume(self) -> None:
+        """Go back to where the last whole checkpoint stands; the first rank reads it for all."""
+        found: Checkpoint | None = None
+        if self.world.rank == 0:
+            found, damaged = last_checkpoint(self._checkpoints, self.spec.fingerprint())
+            for name in damaged:
+                self.progress({"event": "checkpoint damaged", "file": name})
+        found = self.world.share(found)
+        if found is None:
+            return
+        groups: dict[str, Weights] = {"model": {}, "pretrained": {}, "optimiser": {}}
+        for key, tensor in found.tensors.items():
+            group, _, name = key.partition(".")
+            groups[group][name] = tensor
+        self.model.load_state_dict(groups["model"])
+        self._pretrained, self._optimiser_state = groups["pretrained"], groups["optimiser"]
+        self.standing = Standing.from_json(found.state["standing"])
+        if self.world.rank == 0:
+            place = {name: getattr(self.standing, name) for name in ("phase", "epoch", "step", "seconds")}
+            self.progress({"event": "resumed", **place})
+        else:
+            self.standing.tokens, self.standing.losses = 0, 0.0  # the first rank's are the sums over all
 
     @torch.no_grad()
-    def _judge_next(self, phase: str, epoch: int, period: Period) -> None:
+    def _judge_next(self, epoch: int, period: Period) -> None:
         """Next-moment loss on the validation period, over all ranks."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
@@ -297,7 +343,23 @@ class Trainer:
                 part = loss_of(self.model, batch, period, with_next=True, with_answers=False)
             sums += torch.stack([part.next_sum, part.next_count]).double().cpu()
         sums = self.world.sum(sums)
-        self._report(phase, epoch, {"validation loss": float(sums[0] / sums[1].clamp_min(1))})
+        self._report(epoch, {"validation loss": float(sums[0] / sums[1].clamp_min(1))})
+
+    def _judge_answers(self, epoch: int, period: Period) -> None:
+        """Judge the target's answers in the validation period; the epoch is chosen if it is the best so far."""
+        logits, labels = self._answers(period)
+        loss = log_loss(logits, labels)
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the validation loss is not finite after fine-tuning epoch {epoch}: nothing can be chosen. Look "
+                f"for extreme numbers in the events of the validation period, files {self.queried_files.urls}"
+            )
+        judged = {"validation loss": loss, "validation AUC": auc(logits, labels)}
+        self._report(epoch, judged)
+        standing = self.standing
+        if loss < standing.best:
+            standing.chosen, standing.best, standing.validation = epoch, loss, judged
+            standing.calibration = fit_logistic_calibration(logits, labels)
 
     @torch.no_grad()
     def _answers(self, period: Period) -> tuple[Float, Float]:
@@ -351,55 +413,19 @@ class Trainer:
             tuple(np.where(std > 1e-4, std, 1.0).tolist()),
         )
 
-    def _report(self, phase: str, epoch: int, values: dict[str, float]) -> None:
+    def _report(self, epoch: int, values: dict[str, float]) -> None:
         if self.world.rank == 0:
-            self.progress({"event": "epoch", "phase": phase, "epoch": epoch, "tokens": self.tokens, **values})
+            phase, tokens = self.standing.phase, self.standing.tokens
+            self.progress({"event": "epoch", "phase": phase, "epoch": epoch, "tokens": tokens, **values})
 
 
-class _Meter:
-    """Tells people and MLflow how an epoch goes: loss, events a second, seconds left."""
-
-    def __init__(self, trainer: Trainer, phase: str, epoch: int, steps: int) -> None:
-        self.trainer, self.phase, self.epoch, self.steps = trainer, phase, epoch, steps
-        self.started = self.reported = time.monotonic()
-        self.losses: list[float] = []
-        self.tokens = 0
-
-    def add(self, loss: float, block: Block | None) -> None:
-        self.losses.append(loss)
-        if block is not None:
-            used = int((block["segment"] > 0).sum())
-            self.tokens += used
-            self.trainer.tokens += used
-        if self.trainer.world.rank == 0 and time.monotonic() - self.reported > _SECONDS_BETWEEN_REPORTS:
-            self._tell("step")
-
-    def finish(self) -> None:
-        """Report the epoch's mean loss over all ranks."""
-        mean = self.trainer.world.sum(torch.tensor([sum(self.losses)], dtype=torch.float64))
-        self.losses = [float(mean[0]) / max(1, self.steps)]
-        if self.trainer.world.rank == 0:
-            self._tell("epoch end", loss=self.losses[0])
-
-    def _tell(self, event: str, **values: float) -> None:
-        self.reported = time.monotonic()
-        elapsed = max(1e-9, self.reported - self.started)
-        done = len(self.losses)
-        recent = self.losses[-50:]
-        self.trainer.progress(
-            {
-                "event": event,
-                "phase": self.phase,
-                "epoch": self.epoch,
-                "step": done,
-                "steps": self.steps,
-                "loss": sum(recent) / len(recent) * self.trainer.world.size,
-                "tokens_per_second": self.tokens * self.trainer.world.size / elapsed,
-                "seconds_left": elapsed / done * (self.steps - done),
-                **values,
-            }
-        )
+def _schedule(done: int, total: int) -> float:
+    """Share of the highest learning rate after `done` of `total` steps: a linear start, then half a cosine."""
+    warmup = max(1, min(100, total // 10))
+    return min(1.0, (done + 1) / warmup) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * done / total)))
 
 
-def _copy_weights(model: LargeActionModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def _seed(seed: int, rank: int, phase: str, epoch: int, step: int) -> int:
+    """A seed of its own for each step of each rank."""
+    place = [seed, rank, *phase.encode(), epoch, step]
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])

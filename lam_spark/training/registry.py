@@ -16,10 +16,12 @@ from typing import Any, Self
 from lam_spark.config import Config
 from lam_spark.errors import ModelError
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
-from lam_spark.training.fit import TrainingSpec
+from lam_spark.training.spec import TrainingSpec
 
 _ARTIFACT_PATH = "model"
-_NOT_METRICS = ("event", "phase", "step", "steps", "seconds_left")
+_NOT_METRICS = ("event", "phase", "epoch", "step", "steps", "seconds_left")
+# In the training's folder: the run that a training which is resumed goes on with.
+_RUN_FILE = "mlflow_run"
 
 
 def _client(config: Config) -> Any:
@@ -36,14 +38,24 @@ def _client(config: Config) -> Any:
 
 
 class Tracking:
-    """One MLflow run, as a context manager."""
+    """One MLflow run, as a context manager; a training that is resumed goes on with the run that it began.
 
-    def __init__(self, config: Config, run_id: str) -> None:
-        self.config, self.run_id = config, run_id
+    Args:
+        config: says where.
+        run_id: of the stage.
+        folder: of the training.
+    """
+
+    def __init__(self, config: Config, run_id: str, folder: Path) -> None:
+        self.config, self.run_id, self.folder = config, run_id, folder
         self.client = _client(config)
-        self._steps: dict[str, int] = {}
 
     def __enter__(self) -> Self:
+        begun = self.folder / _RUN_FILE
+        if begun.exists():
+            self.id = begun.read_text(encoding="utf-8")
+            self.client.update_run(self.id, status="RUNNING")
+            return self
         name = self.config.training.experiment
         experiment = self.client.get_experiment_by_name(name)
         location = (self.config.workspace / "mlflow" / "artifacts").as_uri()
@@ -53,6 +65,7 @@ class Tracking:
             else self.client.create_experiment(name, artifact_location=location)
         )
         self.id = self.client.create_run(experiment_id, run_name=self.run_id).info.run_id
+        begun.write_text(self.id, encoding="utf-8")
         return self
 
     def __exit__(
@@ -65,24 +78,25 @@ class Tracking:
         parameters = {
             **{f"training.{k}": v for k, v in spec.settings.items()},
             **{f"model.{k}": v for k, v in vars(spec.size).items()},
-            "config_digest": self.config.digest(),
         }
         for key, value in parameters.items():
             self.client.log_param(self.id, key, value)
-        for table, version in versions.items():
-            self.client.set_tag(self.id, f"delta.{table}", str(version))
-        self.client.set_tag(self.id, "lam_spark.run_id", self.run_id)
+        tags = {f"delta.{table}": str(version) for table, version in versions.items()}
+        tags |= {"lam_spark.run_id": self.run_id, "config_digest": self.config.digest()}
+        for key, value in tags.items():
+            self.client.set_tag(self.id, key, value)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Log a progress record's numbers, by step within their phase."""
+        """Log a progress record's numbers: losses by step within their phase, validation by epoch."""
         from mlflow.entities import Metric
 
         if record["event"] == "done":
             for key in ("seconds", "core_seconds", "tokens", "parameters"):
                 self.client.log_metric(self.id, key, float(record["facts"][key]))
             return
-        phase = record["phase"].replace(" ", "_")
-        step = self._steps[phase] = self._steps.get(phase, 0) + 1
+        phase, step = record["phase"].replace(" ", "_"), record["epoch"]
+        if "steps" in record:
+            step = (record["epoch"] - 1) * record["steps"] + record["step"]
         now = int(time.time() * 1000)
         values = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, int | float)}
         metrics = [

@@ -24,8 +24,8 @@ from lam_spark.dataset.snapshot import QUERIED
 from lam_spark.errors import ModelError
 from lam_spark.model.transformer import ModelSize
 from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.training.fit import TrainingSpec
 from lam_spark.training.registry import Tracking
+from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name
 
 _HOROVOD = {
@@ -36,36 +36,37 @@ _HOROVOD = {
     # the speed (docs/benchmarks.md).
     "HOROVOD_CYCLE_TIME": "5",
 }
+_SPEC_FILE = "spec.json"
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
+_ABOUT_CHECKPOINTS = ("resumed", "checkpoint failed", "checkpoint damaged")
 
 
 @stage
 def run(run: Run) -> StageResult:
     """Train and register a model; the alias of `scoring.alias` then points to it.
 
+    A training that was cut off goes on from its last checkpoint, if it would be the same one: the same version of
+    the snapshot, the same settings and sizes.
+
     Raises:
         ModelError: a rank failed; the end of its log is in the message.
     """
     config = run.config
-    # A working folder: what is worth keeping goes to MLflow. One left by a killed run is swept here.
+    # A working folder: what is worth keeping goes to MLflow. It stays when the training does not end.
     folder = config.workspace / "training"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     spec = _specification(run, folder)
-    spec.save(folder / "spec.json")
-    with Tracking(config, run.run_id) as tracking:
+    _prepare_folder(run, spec, folder)
+    with Tracking(config, run.run_id, folder) as tracking:
         tracking.start(spec, run.tables.read_versions)
         done: dict[str, Any] = {}
-        try:
-            for record in _ranks(spec, folder):
-                _follow(run, tracking, record)
-                if record["event"] == "done":
-                    done = record
-            version = tracking.register(folder, done["digest"])
-            curves = _curves(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        for record in _ranks(spec, folder):
+            _follow(run, tracking, record)
+            if record["event"] == "done":
+                done = record
+        version = tracking.register(folder, done["digest"])
+        curves = _curves(folder)
+    shutil.rmtree(folder)
     facts = done["facts"]
     return StageResult(
         says=(
@@ -80,6 +81,20 @@ def run(run: Run) -> StageResult:
             "curves": curves,
         },
     )
+
+
+def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> None:
+    """Keep what a training of the same specification left; sweep what another one left."""
+    saved = folder / _SPEC_FILE
+    if saved.exists() and TrainingSpec.load(saved).fingerprint() != spec.fingerprint():
+        run.journal.event(
+            "training swept", why="the one that was cut off had another snapshot or other settings"
+        )
+        shutil.rmtree(folder)
+    elif folder.exists() and not saved.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec.save(saved)
 
 
 def _specification(run: Run, folder: Path) -> TrainingSpec:
@@ -151,7 +166,7 @@ def _numeric_moments(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _ranks(spec: TrainingSpec, folder: Path) -> Iterator[dict[str, Any]]:
     """Start the ranks and yield their progress until they end; a failed rank ends all."""
     settings = spec.settings
-    worker = [sys.executable, "-m", "lam_spark.training.worker", str(folder / "spec.json")]
+    worker = [sys.executable, "-m", "lam_spark.training.worker", str(folder / _SPEC_FILE)]
     if settings["launcher"] == "horovod":
         ranks = settings["ranks"]
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))
@@ -172,6 +187,7 @@ def _ranks(spec: TrainingSpec, folder: Path) -> Iterator[dict[str, Any]]:
     progress = folder / PROGRESS_FILE
     progress.touch()
     with (folder / "worker.log").open("w") as log, progress.open(encoding="utf-8") as lines:
+        lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
         process = subprocess.Popen(
             worker,
             stdin=subprocess.DEVNULL,
@@ -206,6 +222,9 @@ def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:
 
 
 def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:
+    if record["event"] in _ABOUT_CHECKPOINTS:
+        run.journal.event(**record)
+        return
     tracking.log(record)
     if record["event"] in ("step", "epoch end"):
         run.journal.note(
@@ -218,7 +237,8 @@ def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:
 
 
 def _curves(folder: Path) -> list[dict[str, Any]]:
-    """The few records an epoch that the report draws."""
+    """The few records an epoch that the report draws; what a resumed training told twice counts once."""
     lines = (folder / PROGRESS_FILE).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    return [record for record in records if record["event"] in ("epoch", "epoch end")]
+    drawn = [record for record in records if record["event"] in ("epoch", "epoch end")]
+    return list({(record["event"], record["phase"], record["epoch"]): record for record in drawn}.values())

@@ -17,7 +17,8 @@ import psutil
 import torch
 
 from lam_spark.training.distributed import HorovodWorld, SingleWorld, World
-from lam_spark.training.fit import Trainer, TrainingSpec
+from lam_spark.training.fit import Trainer
+from lam_spark.training.spec import TrainingSpec
 
 PROGRESS_FILE = "progress.jsonl"
 DRIVER_VARIABLE = "LAM_SPARK_DRIVER"

@@ -210,31 +210,49 @@ def ranks() -> list[psutil.Process]:
     return found
 
 
-def test_a_rank_that_dies_registers_no_model(finished: Finished, stage: Stage) -> None:
+def test_a_rank_that_dies_registers_no_model_and_the_next_run_goes_on(
+    finished: Finished, stage: Stage
+) -> None:
     before = registered(finished)
     killed: list[int] = []
+    folder = finished.root / "training"
 
     def kill_one() -> None:
-        """End one of the two ranks once they report that they train."""
+        """End one of the two ranks once there is a checkpoint."""
         deadline = time.monotonic() + 120
-        progress = finished.root / "training" / "progress.jsonl"
-        while not (progress.exists() and progress.stat().st_size) and time.monotonic() < deadline:
+        while not list(folder.glob("checkpoints/checkpoint-*-*")) and time.monotonic() < deadline:
             time.sleep(0.02)
         for process in ranks():
             process.kill()
             killed.append(process.pid)
             return
 
+    settings = {"pretrain_epochs": 100, "finetune_epochs": 1, "checkpoint_minutes": 0}
+    flags = [flag for key, value in settings.items() for flag in ("--set", f"training.{key}={value}")]
     thread = threading.Thread(target=kill_one)
     thread.start()
-    code, summary = stage("train", "--set", "training.finetune_epochs=200", "--set", "training.patience=200")
+    code, summary = stage("train", *flags)
     thread.join()
     assert killed
     assert code == 5
     assert "training stopped with exit code" in summary["error"]
     assert registered(finished) == before == (1, "1")
-    assert not (finished.root / "training").exists()
     assert ranks() == []
+
+    code, summary = stage("train", *flags)
+    assert code == 0, summary
+    assert registered(finished) == (2, "2")
+    log = (finished.root / "logs" / f"{summary['run_id']}.jsonl").read_text().splitlines()
+    (resumed,) = (record for record in map(json.loads, log) if record["event"] == "resumed")
+    assert resumed["phase"] == "pre-training"
+    assert 1 <= resumed["epoch"] < 100
+    uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    run = client.get_run(client.get_model_version("small_shop", "2").run_id)
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "pre-training.validation_loss")
+    assert sorted({point.step for point in history}) == list(range(101))  # of both runs
+    assert not folder.exists()
 
 
 def killed_when(seen: Callable[[], bool], conf: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from lam_spark.config import TrainingConfig
 from lam_spark.dataset.packing import Block, Customer
-from lam_spark.training.fit import Trainer, TrainingSpec, _Pass
+from lam_spark.training.fit import Trainer, _Pass
 from lam_spark.training.objective import Period
+from lam_spark.training.spec import TrainingSpec
 
 from .tiny import DAY, SIZE, START, blocks_of, customer, layout, write_blocks
 
@@ -83,6 +84,6 @@ def take_steps(trainer: Trainer, blocks_by_step: list[Block | None]) -> dict[str
     optimiser = torch.optim.SGD(trainer.model.parameters(), lr=0.5, momentum=0.9)
     early = Period(0, VALIDATION, ("train",))
     work = _Pass("fine-tuning", trainer.queried_files, early, 1, 0.5, with_answers=True, next_weight=0.5)
-    for step, block in enumerate(blocks_by_step, start=1):
-        trainer._step(optimiser, block, work, (1, step))
+    for block in blocks_by_step:
+        trainer._step(optimiser, block, work)
     return trainer.model.state_dict()

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from lam_spark.dataset.loader import block_batches
 from lam_spark.training.distributed import HorovodWorld
-from lam_spark.training.fit import Trainer, TrainingSpec
+from lam_spark.training.fit import Trainer
+from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, take_steps
 

@@ -18,7 +18,8 @@ from lam_spark.errors import ModelError
 from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
-from lam_spark.training.fit import Trainer, TrainingSpec
+from lam_spark.training.fit import Trainer
+from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, TEST, VALIDATION, blocks, specification
 
@@ -94,7 +95,7 @@ def test_what_teaches_nothing_is_not_computed(tmp_path: Path) -> None:
         spec = specification(tmp_path / name, [made], pretrain_epochs=1, batch_blocks=len(early))
         trainer = Trainer(spec, SingleWorld(), lambda record: None)
         only_pre_train(trainer)
-        tokens.append(trainer.tokens)
+        tokens.append(trainer.standing.tokens)
         weights.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
     assert tokens[0] == tokens[1] > 0
     for key, value in weights[0].items():

@@ -22,8 +22,9 @@ from lam_spark.dataset.loader import block_batches, files_of_rank
 from lam_spark.dataset.packing import Block
 from lam_spark.model.artifact import WEIGHTS
 from lam_spark.training.distributed import SingleWorld
-from lam_spark.training.fit import Trainer, TrainingSpec
+from lam_spark.training.fit import Trainer
 from lam_spark.training.objective import Period
+from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, blocks, specification, take_steps
 from .rank_worker import STEPS
@@ -129,6 +130,6 @@ def test_the_ranks_judge_together_what_one_process_judges(folder: Path, spec: Tr
     """Before any step the models are equal, so the losses over all ranks' files must be."""
     records: list[dict[str, Any]] = []
     alone = Trainer(spec, SingleWorld(), records.append)
-    alone._judge_next("pre-training", 0, Period(spec.validation_start, spec.test_start, ("validation",)))
+    alone._judge_next(0, Period(spec.validation_start, spec.test_start, ("validation",)))
     first = next(r for r in told(folder, 0)["told"] if r["event"] == "epoch" and r["epoch"] == 0)
     assert first["validation loss"] == pytest.approx(records[0]["validation loss"], rel=1e-5)

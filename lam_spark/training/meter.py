@@ -1,0 +1,67 @@
+"""How an epoch goes, for people and MLflow: loss, events a second, seconds left."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lam_spark.training.distributed import World
+from lam_spark.training.standing import Standing
+
+Progress = Callable[[dict[str, Any]], None]
+_SECONDS_BETWEEN_REPORTS = 2.0
+_RECENT_STEPS = 50
+
+
+class Meter:
+    """Of one epoch of one rank; the first rank tells.
+
+    Args:
+        world: the ranks.
+        progress: takes the records.
+        standing: is kept up to date with each step.
+        steps: of the epoch.
+    """
+
+    def __init__(self, world: World, progress: Progress, standing: Standing, steps: int) -> None:
+        self.world, self.progress, self.standing, self.steps = world, progress, standing, steps
+        self._started = self._reported = time.monotonic()
+        self._first_step, self._tokens = standing.step, 0
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
+
+    def add(self, loss: float, tokens: int) -> None:
+        """After each step: this rank's part of the loss, and the events in its batch."""
+        self.standing.step += 1
+        self.standing.losses += loss
+        self.standing.tokens += tokens
+        self._tokens += tokens
+        self._recent.append(loss)
+        if self.world.rank == 0 and time.monotonic() - self._reported > _SECONDS_BETWEEN_REPORTS:
+            self._tell("step", sum(self._recent) / len(self._recent) * self.world.size)
+
+    def finish(self) -> None:
+        """Tell the epoch's mean loss over all ranks."""
+        total = self.world.sum(torch.tensor([self.standing.losses], dtype=torch.float64))
+        if self.world.rank == 0:
+            self._tell("epoch end", float(total[0]) / max(1, self.steps))
+
+    def _tell(self, event: str, loss: float) -> None:
+        self._reported = time.monotonic()
+        elapsed = max(1e-9, self._reported - self._started)
+        done = self.standing.step
+        self.progress(
+            {
+                "event": event,
+                "phase": self.standing.phase,
+                "epoch": self.standing.epoch,
+                "step": done,
+                "steps": self.steps,
+                "loss": loss,
+                "tokens_per_second": self._tokens * self.world.size / elapsed,
+                "seconds_left": elapsed / max(1, done - self._first_step) * (self.steps - done),
+            }
+        )

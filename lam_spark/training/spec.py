@@ -1,0 +1,62 @@
+"""What one training is: files, sizes, settings, periods. Plain data, saved as JSON for the ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lam_spark.dataset.layout import Layout
+from lam_spark.model.transformer import ModelSize
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Everything a rank needs; saved as JSON for the worker processes.
+
+    Attributes:
+        all_urls, queried_urls: Parquet files of one pinned version of the snapshot.
+        validation_start, test_start: microseconds UTC.
+        numeric_mean, numeric_std: of each numeric field's signed log, before `validation_start`.
+        target: whose validation log loss chooses.
+        folder: where the artifact and the progress go.
+        facts: kept in the model's card; they do not change what is trained.
+    """
+
+    layout: Layout
+    size: ModelSize
+    settings: dict[str, Any]
+    all_urls: tuple[str, ...]
+    queried_urls: tuple[str, ...]
+    validation_start: int
+    test_start: int
+    numeric_mean: tuple[float, ...]
+    numeric_std: tuple[float, ...]
+    target: str
+    folder: str
+    facts: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), default=str))
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingSpec:
+        """Inverse of `save`."""
+        saved = json.loads(path.read_text())
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
+        values["layout"] = Layout.from_json(saved["layout"])
+        values["size"] = ModelSize(**saved["size"])
+        return cls(**values)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that decides what comes out: a checkpoint fits only the training that wrote it."""
+        values = dataclasses.asdict(self)
+        for name in ("folder", "facts"):
+            del values[name]
+        for name in ("checkpoint_minutes", "experiment"):
+            del values["settings"][name]
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
