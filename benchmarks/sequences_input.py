@@ -72,10 +72,12 @@ def drawn_events(
         return names.take(pa.array(places))
 
     seconds = rng.exponential(120, count).round()
+    ids = rng.integers(0, 256, (count, 16), np.uint8)
     return pa.table(
         {
             "customer_key": keys.take(pa.array(who)),
-            "event_id": hex_text(rng.integers(0, 256, (count, 16), np.uint8)),
+            "event_id": hex_text(ids),
+            "event_order": pa.array((ids.view(">u8")[:, 0] >> np.uint64(4)).astype(np.int64)),
             "event_time": pa.array(times, pa.timestamp("us", tz="UTC")),
             "action": named("action", _ACTIONS),
             "item": named("item", _ITEMS),

@@ -29,13 +29,13 @@ def duckdb_build(folder: Path) -> Callable[[Path], None]:
     )
     numbers = ", ".join(f"{name}::FLOAT AS {name}" for name in NUMERIC)
     fields = ("event_time", *CATEGORICAL, *NUMERIC)
-    packed = ", ".join(f"{name} := {name}" for name in ("event_time", "event_id", *fields[1:]))
+    packed = ", ".join(f"{name} := {name}" for name in ("event_time", "event_order", *fields[1:]))
     arrays = ", ".join(f"[entry.{name} FOR entry IN entries] AS {name}" for name in fields)
     statement = f"""
         COPY (
             WITH vocabulary AS (FROM '{folder}/vocabulary.parquet'),
             encoded AS (
-                SELECT e.customer_key, e.event_time, e.event_id, {ids}, {numbers}
+                SELECT e.customer_key, e.event_time, e.event_order, {ids}, {numbers}
                 FROM {channels} AS e
                 SEMI JOIN '{folder}/allowed.parquet' AS allowed USING (customer_key) {joins}
             ),
@@ -75,7 +75,7 @@ def polars_build(folder: Path) -> Callable[[Path], None]:
         fields = ("event_time", *CATEGORICAL, *NUMERIC)
         (
             events.with_columns(pl.col(NUMERIC).cast(pl.Float32))
-            .sort("customer_key", "event_time", "event_id")
+            .sort("customer_key", "event_time", "event_order")
             .group_by("customer_key", maintain_order=True)
             .agg(pl.len().alias("events_seen"), *(pl.col(name).tail(MAX_EVENTS) for name in fields))
             .collect()

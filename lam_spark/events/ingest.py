@@ -25,6 +25,7 @@ from lam_spark.events.resolution import (
     UNRESOLVED,
     WAITING,
     Resolved,
+    event_order,
     resolve_staged,
 )
 from lam_spark.events.staging import judge, stage_deliveries
@@ -56,6 +57,8 @@ Counts = dict[str, int]
 def run(run: Run) -> StageResult:
     """Publish `events` (grain: an event), `links`, `unresolved` (rows whose id is nobody's yet) and `quarantine`.
 
+    `events` has `event_order BIGINT` beside `event_id`: the two order alike.
+
     Raises:
         ConfigError: an input, a select, a rule or the secret is wrong.
         DataQualityError: a first delivery without rows, a select that multiplies or drops rows, or more refused
@@ -66,6 +69,11 @@ def run(run: Run) -> StageResult:
         raise ConfigError(
             f"the tables in {run.config.root} were made by a version that read everything each time: they do not say "
             "what was taken. Use another root"
+        )
+    if not run.config.ingest.rebuild and not _is_current(run):
+        raise ConfigError(
+            f"the table 'events' in {run.config.root} was made by an earlier version, without event_order: run this "
+            "stage once with --set ingest.rebuild=true"
         )
     config, staging = run.config, run.config.workspace / "staging"
     shutil.rmtree(staging, ignore_errors=True)
@@ -217,7 +225,8 @@ def _publish(run: Run, news: list[Delivery], prepared: _Prepared) -> None:
             total["unresolved"] + total["orphaned"],
         )
     if made is not None:
-        events = made.withColumn("ingested_at", F.lit(run.started_at).cast("timestamp"))
+        stamp = F.lit(run.started_at).cast("timestamp")
+        events = made.withColumns({"event_order": event_order(), "ingested_at": stamp})
         _put(run, events, "events", total["events"] + total["picked_up"])
     if prepared.quarantine is not None:
         _put(run, prepared.quarantine, "quarantine", total["quarantined"])
@@ -248,6 +257,10 @@ def _put(run: Run, frame: DataFrame, name: str, expected: int) -> None:
             f"table {name!r}: {written:,} rows were written where {expected:,} were counted; all tables are put "
             "back as they were"
         )
+
+
+def _is_current(run: Run) -> bool:
+    return not run.tables.exists("events") or "event_order" in run.tables.read("events").columns
 
 
 def _result(prepared: _Prepared) -> StageResult:

@@ -151,6 +151,11 @@ def _with_event_id(rows: DataFrame) -> DataFrame:
     return rows.withColumn("event_id", identified).drop("event_key")
 
 
+def event_order() -> Column:
+    """The first 60 bits of `event_id` as a number: it orders as the text does, and is cheaper to read and compare."""
+    return F.conv(F.substring("event_id", 1, 15), 16, 10).cast("bigint")
+
+
 def _content(config: Config) -> Column:
     """A hash of what an event says, to tell whether two rows of one event agree."""
     return F.xxhash64(*config.fields)

@@ -16,7 +16,7 @@ _HOURS = 168
 def entry_types(config: Config) -> dict[str, str]:
     """Column -> Spark type of an entry. Entries of a customer are ordered by these columns from the left.
 
-    `event_order` stands for `event_id`: its first 60 bits, so the order is that of (event_time, event_id).
+    `event_order` stands for `event_id`, as in `events`: the order is that of (event_time, event_id).
     """
     return {
         "event_time": "bigint",  # microseconds UTC
@@ -34,7 +34,7 @@ def entries_of(events: DataFrame, vocabulary: DataFrame, config: Config, *carrie
     return encoded.select(
         *carried,
         F.unix_micros("event_time").alias("event_time"),
-        event_order().alias("event_order"),
+        "event_order",
         hour_of_week(local).alias("hour_of_week"),
         *config.categorical,
         *(F.col(name).cast("float").alias(name) for name in config.numeric),
@@ -50,11 +50,6 @@ def entry(config: Config, of: Column | None = None) -> Column:
     columns = {name: (F.col(name) if of is None else of[name]) for name in names}
     lacking = F.xxhash64(*(columns[name].isNull() for name in config.numeric), F.lit(0))
     return F.struct(*(column.alias(name) for name, column in columns.items()), lacking.alias("lacking"))
-
-
-def event_order() -> Column:
-    """The first 60 bits of `event_id` (hex text) as a number: orders as the text does."""
-    return F.conv(F.substring("event_id", 1, 15), 16, 10).cast("bigint")
 
 
 def hour_of_week(local: Column) -> Column:

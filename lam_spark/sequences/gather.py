@@ -14,7 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.run import Run
-from lam_spark.sequences.entries import entries_of, entry, event_order
+from lam_spark.sequences.entries import entries_of, entry
 from lam_spark.sequences.heavy import heavy_starts, older_summaries
 from lam_spark.sequences.rows import finished, no_older
 from lam_spark.sequences.vocabulary import same_text
@@ -107,5 +107,5 @@ class Assembler:
 def _is_older() -> Column:
     """Whether an event lies before its customer's start, where there is one (`heavy_starts`)."""
     time, start = F.unix_micros("event_time"), F.col("start_time")
-    before = (time < start) | ((time == start) & (event_order() < F.col("start_order")))
+    before = (time < start) | ((time == start) & (F.col("event_order") < F.col("start_order")))
     return F.coalesce(before, F.lit(False))

@@ -10,7 +10,6 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
-from lam_spark.sequences.entries import event_order
 from lam_spark.sequences.rows import _COUNTS, _SUM, canonical, exact
 from lam_spark.sequences.vocabulary import encode
 
@@ -27,12 +26,11 @@ def heavy_starts(events: DataFrame, max_events: int) -> DataFrame:
     """
     rate = min(1.0, _SAMPLED / max_events)
     latest = Window.partitionBy("customer_key").orderBy(F.desc("event_time"), F.desc("start_order"))
-    sampled = events.select("customer_key", "event_time", "event_id")
+    sampled = events.select("customer_key", "event_time", F.col("event_order").alias("start_order"))
     if rate < 1:
         sampled = sampled.sample(rate, seed=1)
     return (
-        sampled.select("customer_key", "event_time", event_order().alias("start_order"))
-        .withColumn("place", F.row_number().over(latest))
+        sampled.withColumn("place", F.row_number().over(latest))
         .where(F.col("place") == int(2 * max_events * rate))
         .select("customer_key", F.unix_micros("event_time").alias("start_time"), "start_order")
     )

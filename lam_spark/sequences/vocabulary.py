@@ -99,7 +99,7 @@ def same_text(left: Column, right: Column) -> Column:
 
     The texts decide. Written as an equality, Spark would make them part of the key.
     """
-    return left.startswith(right) & right.startswith(left)
+    return (F.octet_length(left) == F.octet_length(right)) & left.startswith(right)
 
 
 def vocabulary_sizes(vocabulary: DataFrame, config: Config) -> dict[str, int]:

@@ -43,6 +43,7 @@ def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
 
 def events_frame(run: Run, rows: list[Row]) -> DataFrame:
     """Rows as the table `events` has them."""
+    from lam_spark.events.resolution import event_order
     from lam_spark.schema import field_types
 
     kinds = {name: kind.simpleString() for name, kind in field_types(run.config).items()}
@@ -61,7 +62,8 @@ def events_frame(run: Run, rows: list[Row]) -> DataFrame:
         return float(held) if columns[name] == "double" and held is not None else held
 
     values = [tuple(value(row, name) for name in columns) for row in rows]
-    return run.spark.createDataFrame(values, ", ".join(f"{name} {kind}" for name, kind in columns.items()))
+    frame = run.spark.createDataFrame(values, ", ".join(f"{name} {kind}" for name, kind in columns.items()))
+    return frame.withColumn("event_order", event_order())
 
 
 def ledger_frame(spark: SparkSession, rows: list[tuple[str, str, str | None, str, str]]) -> DataFrame:

@@ -163,6 +163,14 @@ def test_events_carry_pseudonyms_utc_times_and_declared_types(world: World) -> N
     assert row["product"] is None
 
 
+def test_events_order_as_their_ids_do(world: World) -> None:
+    rows = world.run.tables.read("events").select("event_id", "event_order").collect()
+    assert {row["event_order"] for row in rows} == {int(row["event_id"][:15], 16) for row in rows}
+    assert [r["event_id"] for r in sorted(rows, key=lambda r: r["event_order"])] == sorted(
+        row["event_id"] for row in rows
+    )
+
+
 def test_another_order_of_rows_gives_the_same_events(world: World) -> None:
     before = content(world.run)
     write_world(world.root, backwards=True)
@@ -192,6 +200,16 @@ def test_another_secret_publishes_nothing(world: World, monkeypatch: pytest.Monk
 def test_staging_is_swept(world: World) -> None:
     assert not (world.root / "staging").exists()
     assert not list((world.root / "tables").rglob("part-0.parquet"))
+
+
+def test_events_of_an_earlier_version_are_refused_until_a_rebuild(world: World) -> None:
+    before = content(world.run)
+    tables = world.run.tables
+    tables.overwrite(tables.read("events").drop("event_order"), "events")
+    with pytest.raises(ConfigError, match=r"without event_order: .*--set ingest.rebuild=true"):
+        ingest.run(world.build(quality={"max_quarantine_share": 1.0}))
+    ingest.run(world.build(quality={"max_quarantine_share": 1.0}, ingest={"rebuild": True}))
+    assert content(world.run) == before
 
 
 @pytest.mark.parametrize("value", [None, "", "31 characters are one too few.."])
