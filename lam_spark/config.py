@@ -286,7 +286,10 @@ class SnapshotConfig(Section):
 class TrainingConfig(Section):
     """The optimisation. Counts are of epochs and of blocks."""
 
-    launcher: Literal["horovod", "in_process"] = "horovod"
+    launcher: Literal["horovod", "horovod_spark", "torch", "torch_spark", "in_process"] = Field(
+        default="horovod",
+        description="who starts the ranks; the _spark ones run them as tasks of the Spark session",
+    )
     ranks: int = Field(default=2, ge=1)
     threads_per_rank: int = Field(default=1, ge=1)
     seed: int = 20171002

@@ -1,8 +1,11 @@
-"""Ranks that train together. The loop knows only `World`; Horovod stays behind it and can be replaced."""
+"""Ranks that train together. The loop knows only `World`: Horovod and torch.distributed stay behind it."""
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+import datetime as dt
+import os
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 Shared = TypeVar("Shared")
+# A rank that never comes ends the others after this.
+_PATIENCE = dt.timedelta(minutes=2)
 
 
 class World(Protocol):
@@ -110,6 +115,75 @@ class HorovodWorld:
     def close(self) -> None:
         """Shut Horovod down."""
         self._hvd.shutdown()
+
+
+class TorchWorld:
+    """Ranks that torchrun or TorchDistributor started; gloo on CPUs, NCCL between GPUs."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        self._dist = dist
+        gpus = torch.cuda.is_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+        self.rank: int = dist.get_rank()
+        self.size: int = dist.get_world_size()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """One all-reduce."""
+        summed = values.clone()
+        self._dist.all_reduce(summed)
+        return summed
+
+    def largest(self, value: int) -> int:
+        """An all-reduce of one number."""
+        found = torch.tensor([value])
+        self._dist.all_reduce(found, op=self._dist.ReduceOp.MAX)
+        return int(found)
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """An all-gather of the arrays."""
+        parts: list[Any] = [None] * self.size
+        self._dist.all_gather_object(parts, values)
+        return np.concatenate(parts)
+
+    def share(self, value: Shared) -> Shared:
+        """A broadcast of the value in bytes."""
+        held: list[Any] = [value]
+        self._dist.broadcast_object_list(held, src=0)
+        shared: Shared = held[0]
+        return shared
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Broadcast parameters and buffers from rank 0."""
+        for tensor in model.state_dict().values():
+            self._dist.broadcast(tensor, src=0)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._dist.destroy_process_group()
+
+
+def world_of(launcher: str) -> World:
+    """The ranks that a launcher has started, joined by this process."""
+    if launcher == "in_process":
+        return SingleWorld()
+    return HorovodWorld() if launcher.startswith("horovod") else TorchWorld()
+
+
+def run_on_spark(work: Callable[[], None], ranks: int, environment: Mapping[str, str], log: IO[str]) -> None:
+    """Run `work` as Horovod's ranks in tasks of the active Spark session; what they print goes to `log`.
+
+    Raises:
+        Exception: a rank failed, or there are not as many free slots as ranks.
+    """
+    import horovod.spark
+
+    horovod.spark.run(
+        work, num_proc=ranks, use_gloo=True, env=dict(environment), stdout=log, stderr=log, verbose=0
+    )
 
 
 def sum_gradients(world: World, model: nn.Module) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 from lam_spark.dataset.layout import Layout
 from lam_spark.model.transformer import ModelSize
 
+# Its file in the training's folder.
+SPEC_FILE = "spec.json"
+
 
 @dataclass(frozen=True)
 class TrainingSpec:

@@ -6,14 +6,9 @@ Spark is only asked for the files' names and a few sums; the ranks read Parquet 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pyspark.sql import functions as F
 
@@ -24,21 +19,11 @@ from lam_spark.dataset.snapshot import QUERIED
 from lam_spark.errors import ModelError
 from lam_spark.model.transformer import ModelSize
 from lam_spark.run import Run, StageResult, sql_literal, stage
+from lam_spark.training.launch import launch
 from lam_spark.training.registry import Tracking
-from lam_spark.training.spec import TrainingSpec
-from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training.worker import PROGRESS_FILE
 
-_HOROVOD = {
-    # A rank that never comes becomes an exit code instead of a hang.
-    "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
-    # Its background thread wakes every millisecond by default; where ranks fill the cores, that is a tenth of
-    # the speed (docs/benchmarks.md).
-    "HOROVOD_CYCLE_TIME": "5",
-}
-_SPEC_FILE = "spec.json"
-_POLL_SECONDS = 0.5
-_LOG_TAIL_LINES = 30
 _ABOUT_CHECKPOINTS = ("resumed", "checkpoint failed", "checkpoint damaged")
 
 
@@ -60,10 +45,13 @@ def run(run: Run) -> StageResult:
     with Tracking(config, run.run_id, folder) as tracking:
         tracking.start(spec, run.tables.read_versions)
         done: dict[str, Any] = {}
-        for record in _ranks(spec, folder):
+
+        def follow(record: dict[str, Any]) -> None:
             _follow(run, tracking, record)
             if record["event"] == "done":
-                done = record
+                done.update(record)
+
+        launch(spec, follow)
         version = tracking.register(folder, done["digest"])
         curves = _curves(folder)
     shutil.rmtree(folder)
@@ -85,7 +73,7 @@ def run(run: Run) -> StageResult:
 
 def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> None:
     """Keep what a training of the same specification left; sweep what another one left."""
-    saved = folder / _SPEC_FILE
+    saved = folder / SPEC_FILE
     if saved.exists() and TrainingSpec.load(saved).fingerprint() != spec.fingerprint():
         run.journal.event(
             "training swept", why="the one that was cut off had another snapshot or other settings"
@@ -161,64 +149,6 @@ def _numeric_moments(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
     assert row is not None  # an aggregate without keys gives one row
     count = len(config.numeric)
     return tuple(row[:count]), tuple(value if value > 1e-4 else 1.0 for value in row[count:])
-
-
-def _ranks(spec: TrainingSpec, folder: Path) -> Iterator[dict[str, Any]]:
-    """Start the ranks and yield their progress until they end; a failed rank ends all."""
-    settings = spec.settings
-    worker = [sys.executable, "-m", "lam_spark.training.worker", str(folder / _SPEC_FILE)]
-    if settings["launcher"] == "horovod":
-        ranks = settings["ranks"]
-        horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-        if not Path(horovodrun).exists():
-            raise ModelError(
-                f"expected Horovod's launcher at {horovodrun}: install the wheel that `make setup` builds, or set "
-                "training.launcher=in_process and training.ranks=1"
-            )
-        worker = [horovodrun, "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}", *worker]
-    threads = str(settings["threads_per_rank"])
-    environment = {
-        **_HOROVOD,
-        **os.environ,
-        DRIVER_VARIABLE: driver_name(),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-    }
-    progress = folder / PROGRESS_FILE
-    progress.touch()
-    with (folder / "worker.log").open("w") as log, progress.open(encoding="utf-8") as lines:
-        lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
-        process = subprocess.Popen(
-            worker,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                yield from _new_records(lines)
-                time.sleep(_POLL_SECONDS)
-            yield from _new_records(lines)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(timeout=30)
-    if process.returncode != 0:
-        tail = "\n".join((folder / "worker.log").read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
-        raise ModelError(f"training stopped with exit code {process.returncode}:\n{tail}")
-
-
-def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:
-    """Whole lines that were written since the last look."""
-    while True:
-        position = lines.tell()
-        line = lines.readline()
-        if not line.endswith("\n"):
-            lines.seek(position)
-            return
-        yield json.loads(line)
 
 
 def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:

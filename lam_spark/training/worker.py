@@ -1,7 +1,4 @@
-"""One rank: reads the specification, trains, writes progress as JSON lines.
-
-horovodrun --gloo -np 2 python -m lam_spark.training.worker /path/to/spec.json
-"""
+"""One rank: reads the specification, trains, writes progress as JSON lines (`launch` starts it)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from lam_spark.training.distributed import HorovodWorld, SingleWorld, World
+from lam_spark.training.distributed import World, world_of
 from lam_spark.training.fit import Trainer
 from lam_spark.training.spec import TrainingSpec
 
@@ -65,7 +62,7 @@ def main(arguments: list[str]) -> None:
     if DRIVER_VARIABLE in os.environ:
         leave_with_driver(os.environ[DRIVER_VARIABLE])
     spec = TrainingSpec.load(Path(arguments[0]))
-    world: World = HorovodWorld() if spec.settings["launcher"] == "horovod" else SingleWorld()
+    world = world_of(spec.settings["launcher"])
     train(spec, world)
     world.close()
 

@@ -8,11 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -221,49 +219,4 @@ def test_a_training_with_a_damaged_checkpoint_says_so_and_goes_on_from_the_one_b
     assert [record["event"] for record in told[:2]] == ["checkpoint damaged", "resumed"]
     assert told[0]["file"] == last.name
     assert told[1]["step"] == 1
-    assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-
-
-def test_two_ranks_of_which_one_is_killed_end_and_go_on(tmp_path: Path) -> None:
-    """horovodrun ends with an error within two minutes; started again, the ranks end with the same weights."""
-    made = blocks(10)
-    settings = {"launcher": "horovod", "ranks": 2, "pretrain_epochs": 30, "finetune_epochs": 1}
-    launcher = Path(sys.executable).with_name("horovodrun")
-
-    def started(folder: Path) -> subprocess.Popen[bytes]:
-        spec = specification(folder, [made[:6], made[6:]], **settings, checkpoint_minutes=0)
-        spec.save(folder / "spec.json")
-        command = [str(launcher), "--gloo", "-np", "2", "-H", "localhost:2", sys.executable]
-        command += ["-m", "lam_spark.training.worker", str(folder / "spec.json")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-            "OMP_NUM_THREADS": "1",
-            "HOROVOD_CYCLE_TIME": "5",
-        }
-        log = (folder / "log").open("ab")
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-
-    whole = started(tmp_path / "whole")
-    assert whole.wait(timeout=240) == 0, (tmp_path / "whole" / "log").read_text()[-3000:]
-    cut = started(tmp_path / "cut")
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut").glob(f"{CHECKPOINTS}/checkpoint-0000001*")):
-        assert cut.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    ranks = [
-        process
-        for process in psutil.Process(cut.pid).children(recursive=True)
-        if process.cmdline()[1:3] == ["-m", "lam_spark.training.worker"]
-    ]
-    ranks[0].kill()
-    assert cut.wait(timeout=120) != 0
-    assert not (tmp_path / "cut" / WEIGHTS).exists()
-    again = started(tmp_path / "cut")
-    assert again.wait(timeout=240) == 0, (tmp_path / "cut" / "log").read_text()[-3000:]
-    told = [json.loads(line) for line in (tmp_path / "cut" / worker.PROGRESS_FILE).read_text().splitlines()]
-    assert "resumed" in [record["event"] for record in told]
     assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()

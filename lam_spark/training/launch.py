@@ -1,0 +1,204 @@
+"""Starts the ranks of a training, as `training.launcher` says, and follows what they tell.
+
+| launcher | ranks are | for |
+| --- | --- | --- |
+| `in_process` | one process beside the driver | one rank |
+| `horovod` | started by horovodrun on the driver's machine | one machine of several cores or GPUs |
+| `horovod_spark` | tasks of a job of this Spark session (`horovod.spark.run`) | a cluster |
+| `torch` | started by torchrun on the driver's machine | one machine, without Horovod |
+| `torch_spark` | tasks of a job of this Spark session (`TorchDistributor`) | a cluster, without Horovod |
+
+All run `worker.main` over the same specification. The ranks of a Spark job need the training's folder and the
+snapshot's files under the same path on every node, and as many free task slots at once as there are ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pyspark.sql import SparkSession
+
+from lam_spark.errors import ModelError
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name, main
+
+Follow = Callable[[dict[str, Any]], None]
+
+_HOROVOD = {
+    # A rank that never comes becomes an exit code instead of a hang.
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
+    # Its background thread wakes every millisecond by default; where ranks fill the cores, that is a tenth of
+    # the speed (docs/benchmarks.md).
+    "HOROVOD_CYCLE_TIME": "5",
+}
+_LOG = "worker.log"
+_WORKER = ("-m", "lam_spark.training.worker")
+_POLL_SECONDS = 0.5
+_LOG_TAIL_LINES = 30
+
+
+def launch(spec: TrainingSpec, follow: Follow) -> None:
+    """Start the ranks and wait for their end; a failed rank ends all.
+
+    Args:
+        spec: saved as `SPEC_FILE` in its folder.
+        follow: is called with each record that they tell, soon after they did.
+
+    Raises:
+        ModelError: a rank failed, with the end of its log; or the launcher is not installed.
+    """
+    progress = Path(spec.folder) / PROGRESS_FILE
+    progress.touch()
+    with progress.open(encoding="utf-8") as lines:
+        lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
+
+        def follow_news() -> None:
+            for record in _new_records(lines):
+                follow(record)
+
+        _LAUNCHERS[spec.settings["launcher"]](spec, follow_news)
+
+
+def _in_process(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    _as_processes([sys.executable, *_WORKER], spec, follow_news)
+
+
+def _horovodrun(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    ranks = spec.settings["ranks"]
+    command = [_beside_python("horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
+    _as_processes([*command, sys.executable, *_WORKER], spec, follow_news)
+
+
+def _torchrun(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    command = [_beside_python("torchrun"), "--standalone", f"--nproc-per-node={spec.settings['ranks']}"]
+    _as_processes([*command, *_WORKER], spec, follow_news)
+
+
+def _beside_python(program: str) -> str:
+    path = Path(sys.executable).with_name(program)
+    if not path.exists():
+        raise ModelError(
+            f"expected {program} at {path}: install what `make setup` installs, or choose another "
+            "training.launcher (in_process needs neither)"
+        )
+    return str(path)
+
+
+def _as_processes(command: list[str], spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    """Ranks on this machine, which end when this process does."""
+    folder, threads = Path(spec.folder), str(spec.settings["threads_per_rank"])
+    environment = {
+        **_HOROVOD,
+        **os.environ,
+        DRIVER_VARIABLE: driver_name(),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
+    with (folder / _LOG).open("w") as log:
+        process = subprocess.Popen(
+            [*command, str(folder / SPEC_FILE)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                follow_news()
+                time.sleep(_POLL_SECONDS)
+            follow_news()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    if process.returncode != 0:
+        raise ModelError(f"training stopped with exit code {process.returncode}:\n{_tail(spec)}")
+
+
+def _tail(spec: TrainingSpec) -> str:
+    """The ranks' last words, where they were kept."""
+    log = Path(spec.folder) / _LOG
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+def _horovod_spark(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    from lam_spark.training.distributed import run_on_spark
+
+    def run(path: str) -> None:
+        environment = {**os.environ, **_HOROVOD}
+        with (Path(spec.folder) / _LOG).open("w") as log:
+            run_on_spark(lambda: main([path]), spec.settings["ranks"], environment, log)
+
+    _as_tasks(run, spec, follow_news)
+
+
+def _torch_spark(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    def run(path: str) -> None:
+        # On executors with GPUs, Spark gives each task its own.
+        gpus = SparkSession.active().conf.get("spark.task.resource.gpu.amount", "") != ""
+        TorchDistributor(spec.settings["ranks"], local_mode=False, use_gpu=gpus).run(main, [path])
+
+    _as_tasks(run, spec, follow_news)
+
+
+def _as_tasks(run: Callable[[str], None], spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+    """Ranks as tasks of a Spark job, which the session's end ends.
+
+    The job is waited for here, since Horovod sets signal handlers, which only the main thread may; a thread follows.
+    """
+    over, failures = threading.Event(), []
+
+    def watch() -> None:
+        try:
+            while not over.wait(_POLL_SECONDS):
+                follow_news()
+        except Exception as error:  # told below
+            failures.append(error)
+
+    watcher = threading.Thread(target=watch, name="follow-ranks", daemon=True)
+    watcher.start()
+    try:
+        run(str(Path(spec.folder) / SPEC_FILE))
+    except Exception as error:  # a launcher raises whatever its job did
+        raise ModelError(
+            f"training stopped: {error}\nMore may stand in the executors' logs\n{_tail(spec)}"
+        ) from error
+    finally:
+        over.set()
+        watcher.join()
+        follow_news()
+    if failures:
+        raise failures[0]
+
+
+def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:
+    """Whole lines that were written since the last look."""
+    while True:
+        position = lines.tell()
+        line = lines.readline()
+        if not line.endswith("\n"):
+            lines.seek(position)
+            return
+        yield json.loads(line)
+
+
+_LAUNCHERS: dict[str, Callable[[TrainingSpec, Callable[[], None]], None]] = {
+    "in_process": _in_process,
+    "horovod": _horovodrun,
+    "horovod_spark": _horovod_spark,
+    "torch": _torchrun,
+    "torch_spark": _torch_spark,
+}

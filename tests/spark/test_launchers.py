@@ -1,0 +1,118 @@
+"""One contract for all launchers: two ranks, started in five ways, train the same model or say what went wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from unit.learnable import blocks, specification
+
+from lam_spark.errors import ModelError
+from lam_spark.model.artifact import WEIGHTS, open_artifact, read_artifact
+from lam_spark.training.fit import CHECKPOINTS
+from lam_spark.training.launch import launch
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training.worker import PROGRESS_FILE
+
+LAUNCHERS = ("horovod", "horovod_spark", "torch", "torch_spark")
+
+pytestmark = pytest.mark.usefixtures("spark")
+
+
+def prepared(folder: Path, launcher: str, **settings: Any) -> TrainingSpec:
+    """A training whose ranks have files of different sizes."""
+    made = blocks(10)
+    chosen = {"pretrain_epochs": 10, "finetune_epochs": 1, "ranks": 2, **settings}
+    spec = specification(folder, [made[:7], made[7:]], launcher=launcher, **chosen)
+    spec.save(folder / SPEC_FILE)
+    return spec
+
+
+def trained(spec: TrainingSpec) -> list[dict[str, Any]]:
+    """What the ranks told."""
+    told: list[dict[str, Any]] = []
+    launch(spec, told.append)
+    return told
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that two ranks come to."""
+    folder = tmp_path_factory.mktemp("expected")
+    trained(prepared(folder, "horovod"))
+    return (folder / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
+def test_two_ranks_come_to_the_same_weights_however_they_are_started(
+    tmp_path: Path, launcher: str, expected: bytes
+) -> None:
+    told = trained(prepared(tmp_path, launcher))
+    assert told[-1]["event"] == "done"
+    assert told == [json.loads(line) for line in (tmp_path / PROGRESS_FILE).read_text().splitlines()]
+    artifact = open_artifact(*read_artifact(tmp_path), told[-1]["digest"])
+    assert artifact.facts["ranks"] == 2
+    assert (tmp_path / WEIGHTS).read_bytes() == expected
+
+
+def test_one_process_alone_trains_too(tmp_path: Path) -> None:
+    told = trained(prepared(tmp_path, "in_process", ranks=1, pretrain_epochs=1))
+    assert open_artifact(*read_artifact(tmp_path), told[-1]["digest"]).facts["ranks"] == 1
+
+
+@pytest.mark.parametrize("launcher", ["in_process", "horovod_spark", "torch_spark"])
+def test_ranks_that_fail_end_the_training(tmp_path: Path, launcher: str) -> None:
+    spec = prepared(tmp_path, launcher, ranks=1 if launcher == "in_process" else 2)
+    for url in spec.all_urls:
+        Path(url.removeprefix("file://")).write_bytes(b"no Parquet")
+    with pytest.raises(ModelError, match="training stopped"):
+        trained(spec)
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def rank_processes(folder: Path) -> Iterator[psutil.Process]:
+    """Processes that have the training's progress open for writing: the first rank, whoever started it."""
+    for process in psutil.process_iter():
+        try:
+            if any(Path(file.path).parent == folder and file.mode == "a" for file in process.open_files()):
+                yield process
+        except psutil.Error:
+            continue
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_that_is_killed_ends_the_training_and_the_next_goes_on(
+    tmp_path: Path, launcher: str, expected: bytes
+) -> None:
+    spec = prepared(tmp_path, launcher, checkpoint_minutes=0)
+    killed: list[float] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(f"{CHECKPOINTS}/checkpoint-0000001*")):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
+        for process in rank_processes(tmp_path):
+            process.kill()
+            killed.append(time.monotonic())
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    told: list[dict[str, Any]] = []
+    try:
+        launch(spec, told.append)
+    except ModelError:
+        assert time.monotonic() - killed[0] < 120
+        launch(spec, told.append)
+    # Spark starts the tasks of a failed job anew by itself; the ranks then go on as well.
+    thread.join()
+    assert killed
+    assert "resumed" in [record["event"] for record in told]
+    assert (tmp_path / WEIGHTS).read_bytes() == expected
