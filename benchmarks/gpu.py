@@ -29,18 +29,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from blocks import DAYS, blocks
 from common import report, small_asked
 from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
-from lam_spark.dataset.packing import Block, Customer, Packer, prepare
+from lam_spark.dataset.packing import Block
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, visibility
 from lam_spark.training import fit
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.objective import Period, loss_of
 
-DAYS = 300
 LAYOUT = Layout(
     categorical=("touchpoint", "place", "item", "offer", "action"),
     sizes=(9, 600, 2000, 40, 12),
@@ -68,55 +68,21 @@ SETTINGS = {
     "clip_norm": 1.0,
     "precision": "float32",
     "compile": False,
+    "checkpoint_minutes": 10,
+    "experiment": "gpu",
     "threads_per_rank": 4,
 }
 
 
-def customers(rng: np.random.Generator) -> Iterator[Customer]:
-    """Customers whose next item follows from the last one, and who reply to what they just looked at."""
-    sizes = dict(zip(LAYOUT.categorical, LAYOUT.sizes, strict=True))
-    while True:
-        events = int(rng.integers(60, 500))
-        times = np.sort(rng.integers(0, DAYS * MICROS_PER_DAY, events))
-        fields = {name: rng.integers(3, size, events).astype(np.int32) for name, size in sizes.items()}
-        fields["item"] = (3 + np.cumsum(rng.integers(1, 4, events)) % 40).astype(np.int32)
-        asked = np.array([100, 180, 220, 280], dtype=np.int64) * MICROS_PER_DAY
-        before = np.searchsorted(times, asked) - 1
-        yield Customer(
-            {
-                "event_time": times,
-                "hour_of_week": (times // 3_600_000_000 % 168).astype(np.int32),
-                **fields,
-                **{name: rng.gamma(2, 5, events).astype(np.float32) for name in LAYOUT.numeric},
-            },
-            {
-                "query_time": asked,
-                "query_hour_of_week": np.zeros(4, np.int32),
-                "query_split": np.array([1, 1, 2, 2], np.int32),
-                "query_row": np.full(4, -1, np.int32),
-                **{f"query_{name}": np.full(4, 3, np.int32) for name in LAYOUT.categorical},
-                **{f"query_{name}": np.full(4, np.nan, np.float32) for name in LAYOUT.numeric},
-                "label_reply": (fields["item"][before.clip(0)] % 2).astype(np.float32),
-            },
-        )
-
-
 @functools.cache
-def blocks(count: int) -> list[Block]:
-    """So many full blocks, always the same."""
-    packer, made = Packer(LAYOUT), []
-    for customer in customers(np.random.default_rng(0)):
-        prepared = prepare(LAYOUT, customer)
-        for segment in prepared.segments:
-            made += packer.place(prepared, segment, with_loss=True)
-        if len(made) >= count:
-            return made[:count]
-    raise AssertionError  # there is no last customer
+def made_blocks(count: int) -> list[Block]:
+    """So many full blocks."""
+    return blocks(LAYOUT, count)
 
 
 def stacked(count: int) -> Block:
     """The blocks as the loader gives them."""
-    chosen = blocks(count)
+    chosen = made_blocks(count)
     joined = {name: np.stack([block[name] for block in chosen]) for name in chosen[0]}
     joined["aggregates"] = joined["aggregates"].reshape(count, LAYOUT.queries_per_block, -1)
     return joined
@@ -158,7 +124,7 @@ def from_memory(files: Any, layout: Layout, seed: int | None, epoch: int) -> Ite
 
 def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, Any]:
     """The whole training of a small world: what it reports."""
-    chosen = blocks(count)
+    chosen = made_blocks(count)
     table = pa.table({name: [block[name].ravel() for block in chosen] for name in chosen[0]})
     path = folder / "blocks.parquet"
     pq.write_table(table, path, row_group_size=32)

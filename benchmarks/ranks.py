@@ -1,4 +1,4 @@
-"""Events a second of one and of two Horovod ranks (gloo, one thread each), and what Horovod's cycle time costs.
+"""Events a second of one and of two ranks (gloo, one thread each): Horovod, its cycle time, and torch.distributed.
 
     python benchmarks/ranks.py [--small]
 
@@ -8,26 +8,23 @@ perfect. Three runs of each in turn, medians.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blocks import DAYS, blocks
 from common import report, small_asked
 
 from lam_spark.config import TrainingConfig
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
-from lam_spark.dataset.packing import Block, Customer, Packer, prepare
+from lam_spark.dataset.packing import Block
 from lam_spark.model.transformer import ModelSize
-from lam_spark.training.spec import TrainingSpec
-from lam_spark.training.worker import PROGRESS_FILE
+from lam_spark.training.launch import launch
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 
 LAYOUT = Layout(
     categorical=("action", "item", "place"),
@@ -40,45 +37,8 @@ LAYOUT = Layout(
     queries_per_block=16,
     targets=("reply",),
 )
-DAYS = 300
-
-
-def customers(count: int, rng: np.random.Generator) -> Iterator[Customer]:
-    """Random events and two labelled queries a customer."""
-    for _ in range(count):
-        events = int(rng.integers(60, 500))
-        times = np.sort(rng.integers(0, DAYS * MICROS_PER_DAY, events))
-        asked = np.array([100, 200], dtype=np.int64) * MICROS_PER_DAY
-        sizes = dict(zip(LAYOUT.categorical, LAYOUT.sizes, strict=True))
-        yield Customer(
-            {
-                "event_time": times,
-                "hour_of_week": (times // 3_600_000_000 % 168).astype(np.int32),
-                **{name: rng.integers(3, size, events).astype(np.int32) for name, size in sizes.items()},
-                **{name: rng.gamma(2, 5, events).astype(np.float32) for name in LAYOUT.numeric},
-            },
-            {
-                "query_time": asked,
-                "query_hour_of_week": np.zeros(2, np.int32),
-                "query_split": np.array([1, 2], np.int32),
-                "query_row": np.full(2, -1, np.int32),
-                **{f"query_{name}": np.full(2, 3, np.int32) for name in LAYOUT.categorical},
-                **{f"query_{name}": np.full(2, np.nan, np.float32) for name in LAYOUT.numeric},
-                "label_reply": rng.integers(0, 2, 2).astype(np.float32),
-            },
-        )
-
-
-def blocks(count: int) -> list[Block]:
-    """So many full blocks."""
-    packer, made = Packer(LAYOUT), []
-    for customer in customers(10**6, np.random.default_rng(0)):
-        prepared = prepare(LAYOUT, customer)
-        for segment in prepared.segments:
-            made += packer.place(prepared, segment, with_loss=True)
-        if len(made) >= count:
-            return made[:count]
-    return made
+# Launcher, ranks, Horovod's cycle time (ms).
+WAYS = (("horovod", 1, 5), ("horovod", 2, 1), ("horovod", 2, 5), ("torch", 2, 5))
 
 
 def write(folder: Path, made: list[Block]) -> list[str]:
@@ -92,11 +52,11 @@ def write(folder: Path, made: list[Block]) -> list[str]:
     return urls
 
 
-def events_a_second(folder: Path, urls: list[str], ranks: int, cycle_ms: int) -> float:
+def events_a_second(folder: Path, urls: list[str], launcher: str, ranks: int, cycle_ms: int) -> float:
     """Of the second epoch of pre-training."""
-    settings = TrainingConfig(ranks=ranks, pretrain_epochs=2, finetune_epochs=1, batch_blocks=8).model_dump(
-        mode="json"
-    )
+    settings = TrainingConfig(
+        launcher=launcher, ranks=ranks, pretrain_epochs=2, finetune_epochs=1, batch_blocks=8
+    ).model_dump(mode="json")
     spec = TrainingSpec(
         LAYOUT,
         ModelSize(64, 2, 4, 0.1),
@@ -111,51 +71,35 @@ def events_a_second(folder: Path, urls: list[str], ranks: int, cycle_ms: int) ->
         str(folder),
         {},
     )
-    spec.save(folder / "spec.json")
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
-    launcher = [
-        str(Path(sys.executable).with_name("horovodrun")),
-        "--gloo",
-        "-np",
-        str(ranks),
-        "-H",
-        f"localhost:{ranks}",
-    ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "HOROVOD_CYCLE_TIME": str(cycle_ms),
-    }
-    subprocess.run(
-        [*launcher, sys.executable, "-m", "lam_spark.training.worker", str(folder / "spec.json")],
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
-    records = [json.loads(line) for line in (folder / PROGRESS_FILE).read_text().splitlines()]
-    ends = [r for r in records if r["event"] == "epoch end" and r["phase"] == "pre-training"]
+    spec.save(folder / SPEC_FILE)
+    os.environ["HOROVOD_CYCLE_TIME"] = str(cycle_ms)
+    told: list[dict[str, Any]] = []
+    launch(spec, told.append)
+    ends = [r for r in told if r["event"] == "epoch end" and r["phase"] == "pre-training"]
     return float(ends[-1]["tokens_per_second"])
 
 
 def main() -> None:
     small = small_asked(__doc__)
-    speeds: dict[tuple[int, int], list[float]] = {}
+    speeds: dict[tuple[str, int, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        urls = write(folder, blocks(128 if small else 768))
+        urls = write(folder, blocks(LAYOUT, 128 if small else 768))
         for _ in range(1 if small else 3):
-            for ranks, cycle in ((1, 5), (2, 1), (2, 5)):
-                speeds.setdefault((ranks, cycle), []).append(events_a_second(folder, urls, ranks, cycle))
+            for way in WAYS:
+                speeds.setdefault(way, []).append(events_a_second(folder, urls, *way))
+                launcher, ranks, cycle = way
                 print(
-                    f"{ranks} ranks, cycle {cycle} ms: {speeds[ranks, cycle][-1]:,.0f} events/s", flush=True
+                    f"{launcher}, {ranks} ranks, cycle {cycle} ms: {speeds[way][-1]:,.0f} events/s",
+                    flush=True,
                 )
-    middle = {key: statistics.median(values) for key, values in speeds.items()}
+    one, quick, two, torch = (statistics.median(speeds[way]) for way in WAYS)
     figures = {
-        "one_rank_events_a_second": middle[1, 5],
-        "two_ranks_events_a_second": middle[2, 5],
-        "two_ranks": middle[2, 5] / middle[1, 5],
-        "cycle_5ms_vs_1ms": middle[2, 5] / middle[2, 1],
+        "one_rank_events_a_second": one,
+        "two_ranks_events_a_second": two,
+        "two_ranks": two / one,
+        "two_ranks_torch": torch / one,
+        "cycle_5ms_vs_1ms": two / quick,
     }
     report("ranks", figures, {"two_ranks": (">=", 1.7)})
 

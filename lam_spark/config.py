@@ -466,6 +466,10 @@ class Config(Section):
         """The folder that a run writes under."""
         return Path(self.root)
 
+    def reader(self, name: str) -> ChannelConfig | LinkConfig:
+        """What `ingest` reads under this name: a channel, or statements of `identity.links`."""
+        return self.channels.get(name) or self.identity.links[name]
+
     def instant(self, day: dt.date) -> dt.datetime:
         """Midnight at the start of `day` in the data set's time zone, as a UTC instant."""
         local = dt.datetime(day.year, day.month, day.day, tzinfo=zoneinfo.ZoneInfo(self.time_zone))

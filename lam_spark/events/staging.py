@@ -149,7 +149,7 @@ def judge(run: Run, staged: dict[str, Staged]) -> Verdict:
             spans.append((row["first"], row["last"]))
     for reader, one in staged.items():
         if made[reader] != one.well_formed:
-            grain = (run.config.channels.get(reader) or run.config.identity.links[reader]).grain
+            grain = run.config.reader(reader).grain
             raise DataQualityError(
                 f"{_section(run, reader)}.select gave {made[reader]:,} rows for {one.well_formed:,} rows of its "
                 f"grain {grain!r}: a join multiplies or drops rows. Aggregate the other side to one row a key, "

@@ -37,7 +37,7 @@ _SCHEMA = (
 
 def mapping_digest(config: Config, reader: str) -> str:
     """sha256 of everything in the configuration that decides what a reader makes of a raw row."""
-    spec = config.channels.get(reader) or config.identity.links[reader]
+    spec = config.reader(reader)
     source = config.inputs[spec.grain]
     fields = {
         name: field.model_dump(include={"kind", "min", "max", "values"})
@@ -118,7 +118,7 @@ def find_new(run: Run, readers: Iterable[str]) -> list[Delivery]:
 
 def _nothing_new(run: Run, reader: str, taken: Taken | None) -> Delivery:
     config = run.config
-    spec = config.channels.get(reader) or config.identity.links[reader]
+    spec = config.reader(reader)
     mapping = mapping_digest(config, reader)
     if taken is not None and taken.mappings != {mapping}:
         raise ConfigError(
