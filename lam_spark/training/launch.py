@@ -58,6 +58,7 @@ def launch(spec: TrainingSpec, follow: Follow) -> None:
     """
     progress = Path(spec.folder) / PROGRESS_FILE
     progress.touch()
+    _drop_torn_line(progress)
     with progress.open(encoding="utf-8") as lines:
         lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
 
@@ -182,6 +183,14 @@ def _as_tasks(run: Callable[[str], None], spec: TrainingSpec, follow_news: Calla
         follow_news()
     if failures:
         raise failures[0]
+
+
+def _drop_torn_line(progress: Path) -> None:
+    """What a rank was writing when it was killed is no record, and must not run into the next one."""
+    content = progress.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(progress, whole)
 
 
 def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ registered as plain files with their sha256; nothing is pickled.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -15,18 +16,24 @@ from typing import Any, Self
 
 from lam_spark.config import Config
 from lam_spark.errors import ModelError
+from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
 from lam_spark.training.spec import TrainingSpec
 
 _ARTIFACT_PATH = "model"
 _NOT_METRICS = ("event", "phase", "epoch", "step", "steps", "seconds_left")
+# Error codes of a server or database that does not answer, or has no time.
+_DOWN = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_SECONDS_BETWEEN_TRIES = 30.0
 # In the training's folder: the run that a training which is resumed goes on with.
 _RUN_FILE = "mlflow_run"
+_SPOOL_FILE = "mlflow_spool.jsonl"
 
 
 def _client(config: Config) -> Any:
     # Import late and quietly: it costs seconds, and only training and scoring need it.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default minutes pass before it says so
     import mlflow
 
     for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
@@ -40,22 +47,109 @@ def _client(config: Config) -> Any:
 class Tracking:
     """One MLflow run, as a context manager; a training that is resumed goes on with the run that it began.
 
+    While MLflow cannot be reached, what it should know is kept in the training's folder and training goes on; it is
+    told as soon as it answers again, at the latest when the model is registered.
+
     Args:
         config: says where.
         run_id: of the stage.
         folder: of the training.
+        journal: is told when MLflow cannot be reached, and when it can again.
     """
 
-    def __init__(self, config: Config, run_id: str, folder: Path) -> None:
-        self.config, self.run_id, self.folder = config, run_id, folder
+    def __init__(self, config: Config, run_id: str, folder: Path, journal: Journal) -> None:
+        self.config, self.run_id, self.folder, self.journal = config, run_id, folder, journal
         self.client = _client(config)
+        self.id = ""
+        self._spool = folder / _SPOOL_FILE
+        # (method of the client, its arguments after the run's id): what MLflow has not been told yet.
+        self._untold: list[tuple[str, list[Any]]] = []
+        if self._spool.exists():
+            lines = self._spool.read_text(encoding="utf-8").splitlines()
+            self._untold = [(method, arguments) for method, arguments in map(json.loads, lines)]
+        self._down_until = 0.0
 
     def __enter__(self) -> Self:
+        self._catch_up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tell("set_terminated", "FAILED" if error else "FINISHED")
+
+    def start(self, spec: TrainingSpec, versions: dict[str, int]) -> None:
+        """Log what repeats the run: every setting, the sizes, the tables' versions."""
+        parameters = {
+            **{f"training.{k}": v for k, v in spec.settings.items()},
+            **{f"model.{k}": v for k, v in vars(spec.size).items()},
+        }
+        for key, value in parameters.items():
+            self._tell("log_param", key, value)
+        tags = {f"delta.{table}": str(version) for table, version in versions.items()}
+        tags |= {"lam_spark.run_id": self.run_id, "config_digest": self.config.digest()}
+        for key, value in tags.items():
+            self._tell("set_tag", key, value)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Log a progress record's numbers: losses by step within their phase, validation by epoch."""
+        now = int(time.time() * 1000)
+        if record["event"] == "done":
+            for key in ("seconds", "core_seconds", "tokens", "parameters"):
+                self._tell("log_metric", key, float(record["facts"][key]), now, 0)
+            return
+        phase, step = record["phase"].replace(" ", "_"), record["epoch"]
+        if "steps" in record:
+            step = (record["epoch"] - 1) * record["steps"] + record["step"]
+        for key, value in record.items():
+            if key not in _NOT_METRICS and isinstance(value, int | float):
+                self._tell("log_metric", f"{phase}.{key.replace(' ', '_')}", float(value), now, step)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        self._untold.append((method, list(arguments)))
+        if not self._catch_up():
+            with self._spool.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self._untold[-1], default=str) + "\n")
+
+    def _catch_up(self, at_once: bool = False) -> bool:
+        """Tell MLflow what it has not been told, unless it has just failed to answer; whether it knows all now."""
+        from mlflow.exceptions import MlflowException
+
+        if time.monotonic() < self._down_until and not at_once:
+            return False
+        told = 0
+        try:
+            self._begin()
+            for method, arguments in self._untold:
+                getattr(self.client, method)(self.id, *arguments)
+                told += 1
+        except MlflowException as error:
+            if error.error_code not in _DOWN:
+                del self._untold[: told + 1]  # it would refuse it again
+                raise
+            if not self._down_until:
+                self.journal.event("mlflow cannot be reached", level="warning", error=str(error))
+            self._down_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            del self._untold[:told]
+            return False
+        if self._down_until:
+            self._down_until = 0.0
+            self.journal.event("mlflow answers again", told=told)
+        self._untold = []
+        # What was told twice after a crash in between is the same twice.
+        self._spool.unlink(missing_ok=True)
+        return True
+
+    def _begin(self) -> None:
+        """Find the run that this training has begun, or begin one."""
+        if self.id:
+            return
         begun = self.folder / _RUN_FILE
         if begun.exists():
-            self.id = begun.read_text(encoding="utf-8")
-            self.client.update_run(self.id, status="RUNNING")
-            return self
+            known = begun.read_text(encoding="utf-8")
+            self.client.update_run(known, status="RUNNING")
+            self.id = known
+            return
         name = self.config.training.experiment
         experiment = self.client.get_experiment_by_name(name)
         location = (self.config.workspace / "mlflow" / "artifacts").as_uri()
@@ -66,51 +160,23 @@ class Tracking:
         )
         self.id = self.client.create_run(experiment_id, run_name=self.run_id).info.run_id
         begun.write_text(self.id, encoding="utf-8")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.client.set_terminated(self.id, "FAILED" if error else "FINISHED")
-
-    def start(self, spec: TrainingSpec, versions: dict[str, int]) -> None:
-        """Log what repeats the run: every setting, the sizes, the tables' versions."""
-        parameters = {
-            **{f"training.{k}": v for k, v in spec.settings.items()},
-            **{f"model.{k}": v for k, v in vars(spec.size).items()},
-        }
-        for key, value in parameters.items():
-            self.client.log_param(self.id, key, value)
-        tags = {f"delta.{table}": str(version) for table, version in versions.items()}
-        tags |= {"lam_spark.run_id": self.run_id, "config_digest": self.config.digest()}
-        for key, value in tags.items():
-            self.client.set_tag(self.id, key, value)
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Log a progress record's numbers: losses by step within their phase, validation by epoch."""
-        from mlflow.entities import Metric
-
-        if record["event"] == "done":
-            for key in ("seconds", "core_seconds", "tokens", "parameters"):
-                self.client.log_metric(self.id, key, float(record["facts"][key]))
-            return
-        phase, step = record["phase"].replace(" ", "_"), record["epoch"]
-        if "steps" in record:
-            step = (record["epoch"] - 1) * record["steps"] + record["step"]
-        now = int(time.time() * 1000)
-        values = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, int | float)}
-        metrics = [
-            Metric(f"{phase}.{key.replace(' ', '_')}", float(value), now, step)
-            for key, value in values.items()
-        ]
-        self.client.log_batch(self.id, metrics=metrics)
 
     def register(self, folder: Path, digest: str) -> int:
         """Keep the artifact, register it as a version of the data set's model, and move the alias.
 
         What else is in the folder (specification, progress, the ranks' log) is kept beside it.
+
+        Raises:
+            ModelError: MLflow cannot be reached; the model waits in the folder for the next run of the stage.
         """
+        if not self._catch_up(at_once=True):
+            raise ModelError(
+                f"MLflow cannot be reached, so the model is not registered: it is trained and waits in {self.folder}. "
+                "Run the stage 'train' again when MLflow answers: it will only register it"
+            )
         for file in sorted(folder.iterdir()):
+            if file.name in (_RUN_FILE, _SPOOL_FILE) or file.is_dir():
+                continue
             place = _ARTIFACT_PATH if file.name in (WEIGHTS, CARD) else "training"
             self.client.log_artifact(self.id, str(file), place)
         name = self.config.name

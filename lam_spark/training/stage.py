@@ -42,16 +42,17 @@ def run(run: Run) -> StageResult:
     folder = config.workspace / "training"
     spec = _specification(run, folder)
     _prepare_folder(run, spec, folder)
-    with Tracking(config, run.run_id, folder) as tracking:
+    with Tracking(config, run.run_id, folder, run.journal) as tracking:
         tracking.start(spec, run.tables.read_versions)
-        done: dict[str, Any] = {}
+        done = _finished(folder)
 
         def follow(record: dict[str, Any]) -> None:
             _follow(run, tracking, record)
             if record["event"] == "done":
                 done.update(record)
 
-        launch(spec, follow)
+        if not done:
+            launch(spec, follow)
         version = tracking.register(folder, done["digest"])
         curves = _curves(folder)
     shutil.rmtree(folder)
@@ -69,6 +70,15 @@ def run(run: Run) -> StageResult:
             "curves": curves,
         },
     )
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """The last record of a training that ended but could not be registered; else nothing."""
+    progress = folder / PROGRESS_FILE
+    told = progress.read_text(encoding="utf-8") if progress.exists() else ""
+    whole = told[: told.rfind("\n") + 1].splitlines()  # a rank may have been killed as it wrote
+    last: dict[str, Any] = json.loads(whole[-1]) if whole else {}
+    return last if last.get("event") == "done" else {}
 
 
 def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> None:
