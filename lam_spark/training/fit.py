@@ -111,10 +111,8 @@ class Trainer:
             The artifact's digest (the same on every rank).
         """
         self._resume()
-        standing, late = (
-            self.standing,
-            Period(self.spec.validation_start, self.spec.test_start, ("validation",)),
-        )
+        standing = self.standing
+        late = Period(self.spec.validation_start, self.spec.test_start, ("validation",))
         pre_training, fine_tuning, refit = self._passes()
         if not standing.phase:
             standing.enter(pre_training.phase)

@@ -27,10 +27,10 @@ from typing import IO, Any
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ModelError
+from lam_spark.training.distributed import run_on_spark
+from lam_spark.training.meter import Progress
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name, main
-
-Follow = Callable[[dict[str, Any]], None]
 
 _HOROVOD = {
     # A rank that never comes becomes an exit code instead of a hang.
@@ -46,7 +46,7 @@ _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
 
 
-def launch(spec: TrainingSpec, follow: Follow) -> None:
+def launch(spec: TrainingSpec, follow: Progress) -> None:
     """Start the ranks and wait for their end; a failed rank ends all.
 
     Args:
@@ -134,12 +134,9 @@ def _tail(spec: TrainingSpec) -> str:
 
 
 def _horovod_spark(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
-    from lam_spark.training.distributed import run_on_spark
-
     def run(path: str) -> None:
-        environment = {**os.environ, **_HOROVOD}
         with (Path(spec.folder) / _LOG).open("w") as log:
-            run_on_spark(lambda: main([path]), spec.settings["ranks"], environment, log)
+            run_on_spark(lambda: main([path]), spec.settings["ranks"], {**_HOROVOD, **os.environ}, log)
 
     _as_tasks(run, spec, follow_news)
 

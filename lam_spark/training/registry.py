@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +19,10 @@ from lam_spark.config import Config
 from lam_spark.errors import ModelError
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
-from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.spec import NOT_DECISIVE, TrainingSpec
+
+# Arguments of MLflow's log_batch as JSON: rows of metrics, params and tags.
+_Batch = dict[str, list[list[Any]]]
 
 _ARTIFACT_PATH = "model"
 _NOT_METRICS = ("event", "phase", "epoch", "step", "steps", "seconds_left")
@@ -62,11 +66,11 @@ class Tracking:
         self.client = _client(config)
         self.id = ""
         self._spool = folder / _SPOOL_FILE
-        # (method of the client, its arguments after the run's id): what MLflow has not been told yet.
-        self._untold: list[tuple[str, list[Any]]] = []
+        # What MLflow has not been told yet, a request each.
+        self._untold: list[_Batch] = []
         if self._spool.exists():
             lines = self._spool.read_text(encoding="utf-8").splitlines()
-            self._untold = [(method, arguments) for method, arguments in map(json.loads, lines)]
+            self._untold = [json.loads(line) for line in lines]
         self._down_until = 0.0
 
     def __enter__(self) -> Self:
@@ -76,68 +80,93 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell("set_terminated", "FAILED" if error else "FINISHED")
+        status = "FAILED" if error else "FINISHED"
+        if self._catch_up():
+            self._answers(lambda: self.client.set_terminated(self.id, status))
 
     def start(self, spec: TrainingSpec, versions: dict[str, int]) -> None:
         """Log what repeats the run: every setting, the sizes, the tables' versions."""
-        parameters = {
-            **{f"training.{k}": v for k, v in spec.settings.items()},
-            **{f"model.{k}": v for k, v in vars(spec.size).items()},
-        }
-        for key, value in parameters.items():
-            self._tell("log_param", key, value)
-        tags = {f"delta.{table}": str(version) for table, version in versions.items()}
+        settings = {f"training.{k}": v for k, v in spec.settings.items()}
+        sizes = {f"model.{k}": v for k, v in vars(spec.size).items()}
+        # MLflow lets no parameter change, and these may when a training is resumed.
+        free = {f"training.{name}": str(settings.pop(f"training.{name}")) for name in NOT_DECISIVE}
+        tags = {f"delta.{table}": str(version) for table, version in versions.items()} | free
         tags |= {"lam_spark.run_id": self.run_id, "config_digest": self.config.digest()}
-        for key, value in tags.items():
-            self._tell("set_tag", key, value)
+        self._tell(params=settings | sizes, tags=tags)
 
     def log(self, record: dict[str, Any]) -> None:
         """Log a progress record's numbers: losses by step within their phase, validation by epoch."""
-        now = int(time.time() * 1000)
         if record["event"] == "done":
-            for key in ("seconds", "core_seconds", "tokens", "parameters"):
-                self._tell("log_metric", key, float(record["facts"][key]), now, 0)
+            names = ("seconds", "core_seconds", "tokens", "parameters")
+            self._tell(metrics={name: float(record["facts"][name]) for name in names})
             return
         phase, step = record["phase"].replace(" ", "_"), record["epoch"]
         if "steps" in record:
             step = (record["epoch"] - 1) * record["steps"] + record["step"]
-        for key, value in record.items():
-            if key not in _NOT_METRICS and isinstance(value, int | float):
-                self._tell("log_metric", f"{phase}.{key.replace(' ', '_')}", float(value), now, step)
+        numbers = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, int | float)}
+        self._tell(step, metrics={f"{phase}.{k.replace(' ', '_')}": float(v) for k, v in numbers.items()})
 
-    def _tell(self, method: str, *arguments: Any) -> None:
-        self._untold.append((method, list(arguments)))
+    def _tell(
+        self,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send one batch, or keep it for later."""
+        now = int(time.time() * 1000)
+        batch: _Batch = {
+            "metrics": [[name, value, now, step] for name, value in (metrics or {}).items()],
+            "params": [[name, str(value)] for name, value in (params or {}).items()],
+            "tags": [[name, value] for name, value in (tags or {}).items()],
+        }
+        self._untold.append(batch)
         if not self._catch_up():
             with self._spool.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self._untold[-1], default=str) + "\n")
+                file.write(json.dumps(batch) + "\n")
 
     def _catch_up(self, at_once: bool = False) -> bool:
         """Tell MLflow what it has not been told, unless it has just failed to answer; whether it knows all now."""
-        from mlflow.exceptions import MlflowException
-
         if time.monotonic() < self._down_until and not at_once:
             return False
-        told = 0
-        try:
-            self._begin()
-            for method, arguments in self._untold:
-                getattr(self.client, method)(self.id, *arguments)
-                told += 1
-        except MlflowException as error:
-            if error.error_code not in _DOWN:
-                del self._untold[: told + 1]  # it would refuse it again
-                raise
-            if not self._down_until:
-                self.journal.event("mlflow cannot be reached", level="warning", error=str(error))
-            self._down_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
-            del self._untold[:told]
+        told = len(self._untold)
+        if not self._answers(self._send_untold):
             return False
         if self._down_until:
             self._down_until = 0.0
             self.journal.event("mlflow answers again", told=told)
-        self._untold = []
         # What was told twice after a crash in between is the same twice.
         self._spool.unlink(missing_ok=True)
+        return True
+
+    def _send_untold(self) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        self._begin()
+        while self._untold:
+            batch = self._untold[0]
+            self.client.log_batch(
+                self.id,
+                metrics=[Metric(*values) for values in batch["metrics"]],
+                params=[Param(*values) for values in batch["params"]],
+                tags=[RunTag(*values) for values in batch["tags"]],
+            )
+            del self._untold[0]
+
+    def _answers(self, ask: Callable[[], Any]) -> bool:
+        """Ask MLflow something; False where it cannot be reached, which is told once."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            ask()
+        except MlflowException as error:
+            if error.error_code not in _DOWN:
+                self._untold = self._untold[1:]  # it would refuse it again
+                raise
+            if not self._down_until:
+                self.journal.event("mlflow cannot be reached", level="warning", error=str(error))
+            self._down_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            return False
         return True
 
     def _begin(self) -> None:

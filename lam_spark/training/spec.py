@@ -14,6 +14,8 @@ from lam_spark.model.transformer import ModelSize
 
 # Its file in the training's folder.
 SPEC_FILE = "spec.json"
+# Settings that change nothing of what comes out.
+NOT_DECISIVE = ("checkpoint_minutes", "experiment")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class TrainingSpec:
         values = dataclasses.asdict(self)
         for name in ("folder", "facts"):
             del values[name]
-        for name in ("checkpoint_minutes", "experiment"):
+        for name in NOT_DECISIVE:
             del values["settings"][name]
+        # Sums of floats that Spark adds in any order: their last digits differ from run to run.
+        for name in ("numeric_mean", "numeric_std"):
+            values[name] = [f"{value:.5e}" for value in values[name]]
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

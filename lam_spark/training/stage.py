@@ -24,6 +24,8 @@ from lam_spark.training.registry import Tracking
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 from lam_spark.training.worker import PROGRESS_FILE
 
+# Beside the specification: one that an earlier version wrote, or half wrote, need not be read to be told apart.
+_FINGERPRINT_FILE = "fingerprint"
 _ABOUT_CHECKPOINTS = ("resumed", "checkpoint failed", "checkpoint damaged")
 
 
@@ -83,16 +85,15 @@ def _finished(folder: Path) -> dict[str, Any]:
 
 def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> None:
     """Keep what a training of the same specification left; sweep what another one left."""
-    saved = folder / SPEC_FILE
-    if saved.exists() and TrainingSpec.load(saved).fingerprint() != spec.fingerprint():
+    mark, fingerprint = folder / _FINGERPRINT_FILE, spec.fingerprint()
+    if folder.exists() and not (mark.exists() and mark.read_text() == fingerprint):
         run.journal.event(
             "training swept", why="the one that was cut off had another snapshot or other settings"
         )
         shutil.rmtree(folder)
-    elif folder.exists() and not saved.exists():
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec.save(saved)
+    mark.write_text(fingerprint)
+    spec.save(folder / SPEC_FILE)
 
 
 def _specification(run: Run, folder: Path) -> TrainingSpec:

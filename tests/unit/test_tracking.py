@@ -141,13 +141,26 @@ def test_a_resumed_training_goes_on_with_its_run(
     assert losses(client, run) == {1: 1.0, 2: 0.5}
 
 
+def test_a_resumed_training_may_write_checkpoints_more_often(
+    config: Config, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        specification(tmp_path / "blocks", [blocks(2)], checkpoint_minutes=minutes) for minutes in (10, 1)
+    )
+    assert first.fingerprint() == second.fingerprint()
+    for spec in (first, second):
+        with tracking(config, folder, None, monkeypatch) as told:
+            told.start(spec, {})
+    assert known(config)[1].data.tags["training.checkpoint_minutes"] == "1.0"
+
+
 def test_what_mlflow_refuses_is_no_outage(
     config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tracking(config, folder, None, monkeypatch) as told:
         told.start(spec, {})
         with pytest.raises(MlflowException, match=r"model\.width"):
-            told._tell("log_param", "model.width", "another value")
+            told._tell(params={"model.width": "another value"})
         told.log(epoch(1))
     client, run = known(config)
     assert (run.info.status, losses(client, run)) == ("FINISHED", {1: 1.0})

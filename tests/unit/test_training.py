@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -139,6 +140,18 @@ def test_a_specification_comes_back_from_its_file(tmp_path: Path) -> None:
     spec = specification(tmp_path, [blocks(2)])
     spec.save(tmp_path / "spec.json")
     assert TrainingSpec.load(tmp_path / "spec.json") == spec
+
+
+def test_a_fingerprint_tells_trainings_apart_and_not_the_last_digits_of_a_mean(tmp_path: Path) -> None:
+    spec = specification(tmp_path, [blocks(2)])
+    nearly = dataclasses.replace(spec, numeric_std=(1.0 + 1e-12,), facts={"run_id": "another"})
+    assert nearly.fingerprint() == spec.fingerprint()
+    for other in (
+        dataclasses.replace(spec, numeric_std=(1.001,)),
+        dataclasses.replace(spec, all_urls=spec.all_urls[:0]),
+        dataclasses.replace(spec, settings={**spec.settings, "seed": 1}),
+    ):
+        assert other.fingerprint() != spec.fingerprint()
 
 
 def weights_after(folder: Path, made: list[Block], **settings: Any) -> bytes:
