@@ -33,8 +33,8 @@ from blocks import DAYS, blocks
 from common import report, small_asked
 from torch.utils.flop_counter import FlopCounterMode
 
-from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
-from lam_spark.dataset.packing import Block
+from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
+from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, visibility
 from lam_spark.training import fit
@@ -50,7 +50,7 @@ LAYOUT = Layout(
     window_days=(28, 91, 365),
     block_events=512,
     queries_per_block=32,
-    targets=("reply",),
+    targets=(Target("reply"),),
 )
 # Width, layers, heads, blocks a step.
 SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "large": (1024, 24, 16, 32)}
@@ -83,16 +83,15 @@ def made_blocks(count: int) -> list[Block]:
 def stacked(count: int) -> Block:
     """The blocks as the loader gives them."""
     chosen = made_blocks(count)
-    joined = {name: np.stack([block[name] for block in chosen]) for name in chosen[0]}
-    joined["aggregates"] = joined["aggregates"].reshape(count, LAYOUT.queries_per_block, -1)
-    return joined
+    return unfold(LAYOUT, {name: np.stack([block[name] for block in chosen]) for name in chosen[0]})
 
 
 def model_of(size: ModelSize) -> LargeActionModel:
     """Untrained, always the same; what starts as the identity is made to count."""
     torch.manual_seed(0)
     numbers, summaries = len(LAYOUT.numeric), len(LAYOUT.aggregate_names)
-    constants = Normaliser((2.0,) * numbers, (1.0,) * numbers, (0.0,) * summaries, (1.0,) * summaries)
+    edges = (tuple(np.linspace(0, 4, 9).tolist()),) * numbers
+    constants = Normaliser((2.0,) * numbers, (1.0,) * numbers, edges, (0.0,) * summaries, (1.0,) * summaries)
     model = LargeActionModel(LAYOUT, size, constants)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -104,7 +103,10 @@ def loss(model: LargeActionModel, batch: dict[str, torch.Tensor], half: bool) ->
     """What a fine-tuning step minimises."""
     with torch.autocast(batch["segment"].device.type, torch.bfloat16, enabled=half):
         part = loss_of(model, batch, WHOLE, with_next=True, with_answers=True)
-    return part.next_sum / part.next_count.clamp_min(1) + part.answer_sum / part.answer_count.clamp_min(1)
+    return (
+        part.next_sum / part.next_count.clamp_min(1)
+        + (part.answer_sums / part.answer_counts.clamp_min(1)).sum()
+    )
 
 
 def from_memory(files: Any, layout: Layout, seed: int | None, epoch: int) -> Iterator[Block]:
@@ -118,8 +120,7 @@ def from_memory(files: Any, layout: Layout, seed: int | None, epoch: int) -> Ite
             name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, length)
             for name, (_, length) in layout.columns.items()
         }
-        block["aggregates"] = block["aggregates"].reshape(len(block["segment"]), layout.queries_per_block, -1)
-        yield block
+        yield unfold(layout, block)
 
 
 def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, Any]:
@@ -138,7 +139,9 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
         (DAYS + 1) * MICROS_PER_DAY,
         (2.0,) * len(LAYOUT.numeric),
         (1.0,) * len(LAYOUT.numeric),
+        ((0.0, 1.0, 2.0, 3.0, 4.0),) * len(LAYOUT.numeric),
         "reply",
+        (1.0,),
         str(folder),
         {},
     )

@@ -20,7 +20,7 @@ from blocks import DAYS, blocks
 from common import report, small_asked
 
 from lam_spark.config import TrainingConfig
-from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
+from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.dataset.packing import Block
 from lam_spark.model.transformer import ModelSize
 from lam_spark.training.launch import launch
@@ -35,7 +35,7 @@ LAYOUT = Layout(
     window_days=(28, 91),
     block_events=256,
     queries_per_block=16,
-    targets=("reply",),
+    targets=(Target("reply"),),
 )
 # Launcher, ranks, Horovod's cycle time (ms).
 WAYS = (("horovod", 1, 5), ("horovod", 2, 1), ("horovod", 2, 5), ("torch", 2, 5))
@@ -67,7 +67,9 @@ def events_a_second(folder: Path, urls: list[str], launcher: str, ranks: int, cy
         (DAYS + 1) * MICROS_PER_DAY,
         (2.0, 2.0),
         (1.0, 1.0),
+        ((0.0, 1.0, 2.0, 3.0, 4.0),) * 2,
         "reply",
+        (1.0,),
         str(folder),
         {},
     )

@@ -38,6 +38,7 @@ RESERVED_COLUMNS = frozenset(
         "as_of",
         "label_end",
         "label",
+        "label_ids",
         "split",
         "rule_score",
         "query_time",
@@ -222,23 +223,49 @@ class SequencesConfig(Section):
 
 
 class TargetConfig(Section):
-    """A question about what follows a query event.
+    """A question about what follows a point in time of a customer.
 
-    `population` picks the events that open an example (Spark SQL over `events`); the event itself is the
-    query. `label` is true of a later event of the same customer (aliases `query` and `later`), at most
-    `horizon_days` (an SQL expression over `query`) after it. `rule` is the simple ordering that the model
-    has to beat: an SQL aggregate over those of the customer's earlier events that `rule_events` picks.
+    Asked either when an event of `population` (Spark SQL over `events`) happens, and that event is the query (a
+    proposal), or every so many days of all who are `active`: the query is then empty (what next?).
+    What follows are the customer's later events that `later` and `label` pick (aliases `query` and `later`), at most
+    `horizon_days` (an SQL expression over `query`) after it. The answer is
+    - `binary`: whether there is one (or, with `absent`, none),
+    - `value`: the SQL aggregate `value` over them, not negative, 0 where there are none,
+    - `next`: which values of the categorical field `field` they have.
+    `rule` is the simple ordering that the model has to beat: an SQL aggregate over those of the customer's
+    earlier events that `rule_events` picks; `as_of` is the time of the query.
     """
 
-    kind: Literal["binary"] = "binary"
+    kind: Literal["binary", "value", "next"] = "binary"
     says: str = Field(description="the target in plain words, for the report")
-    population: str
+    population: str | None = None
+    every_days: int | None = Field(default=None, ge=1, description="days between two questions to a customer")
+    active: str = Field(default="true", description="with every_days: asked is who has such an event in")
+    active_days: int = Field(default=91, ge=1, description="the days before")
     later: str
     label: str = "true"
+    absent: bool = Field(default=False, description="binary: true is that no such event follows")
+    value: str = Field(default="", description="of kind value, for example sum(later.amount)")
+    field: str = Field(default="", description="of kind next: a categorical field")
+    most_values: int = Field(default=64, ge=1, description="of kind next: the field's commonest values")
     horizon_days: str
-    rule_events: str
+    rule_events: str = "false"
     rule: str = "count(*)"
-    rule_says: str
+    rule_says: str = "no rule"
+    weight: float = Field(default=1.0, gt=0, description="of its loss beside those of other targets")
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> TargetConfig:
+        if (self.population is None) == (self.every_days is None):
+            raise ValueError("a target has either a population of events or every_days")
+        for name, kind in (("value", "value"), ("field", "next")):
+            if bool(getattr(self, name)) != (self.kind == kind):
+                raise ValueError(
+                    f"{name} belongs to kind {kind}, and only to it; the kind here is {self.kind}"
+                )
+        if self.absent and self.kind != "binary":
+            raise ValueError(f"absent is for kind binary, the kind here is {self.kind}")
+        return self
 
 
 class SplitConfig(Section):
@@ -267,6 +294,7 @@ class ModelConfig(Section):
         default="action", description="categorical field whose values the aggregates count"
     )
     window_days: tuple[int, ...] = (28, 91, 365)
+    numeric_bins: int = Field(default=8, ge=0, description="quantile bins of a numeric field; 0: none")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
@@ -437,6 +465,13 @@ class Config(Section):
             )
         if self.scoring.target not in self.targets:
             raise ValueError(f"scoring.target {_undeclared(self.scoring.target, self.targets)}")
+        if self.targets[self.scoring.target].kind != "binary":
+            raise ValueError(
+                f"scoring.target {self.scoring.target!r} must be of kind binary: it ranks proposals"
+            )
+        for name, target in self.targets.items():
+            if target.kind == "next" and target.field not in self.categorical:
+                raise ValueError(f"targets.{name}.field {_undeclared(target.field, self.categorical)}")
         if self.model.count_by not in self.categorical:
             raise ValueError(f"model.count_by {_undeclared(self.model.count_by, self.categorical)}")
         if self.sequences.max_events < self.model.context_events:

@@ -31,33 +31,36 @@ def auc(scores: Float, labels: Float, weights: Float | None = None) -> float:
     return float((positive * (below + negative / 2)).sum() / total)
 
 
-def log_loss(logits: Float, labels: Float) -> float:
-    """Mean negative log-likelihood (nats) of labels under logits."""
-    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+def log_loss(logits: Float, labels: Float, weights: Float | None = None) -> float:
+    """Mean negative log-likelihood (nats) of labels under logits; `weights` are rows that an entry stands for."""
+    return float(np.average(np.logaddexp(0.0, logits) - labels * logits, weights=weights))
 
 
-def fit_logistic_calibration(logits: Float, labels: Float) -> tuple[float, float]:
+def fit_logistic_calibration(logits: Float, labels: Float, rows: Float | None = None) -> tuple[float, float]:
     """Slope and intercept of the logistic map from logits to probabilities (Platt 1999), by Newton steps.
 
     Platt's smoothed targets keep the fit finite where the classes separate. The slope is kept positive, so
-    that calibration never turns the order round.
+    that calibration never turns the order round. `rows` are how many each entry stands for; 1 where not given.
     """
-    positives, negatives = labels.sum(), (1 - labels).sum()
+    stands_for = np.ones(len(logits)) if rows is None else rows
+    positives, negatives = (stands_for * labels).sum(), (stands_for * (1 - labels)).sum()
     high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
     wanted = np.where(labels == 1, high, low)
     inputs = np.stack([logits, np.ones_like(logits)], axis=1)
     weights = np.array([1.0, 0.0])
-    loss = log_loss(inputs @ weights, wanted)
+    loss = log_loss(inputs @ weights, wanted, stands_for)
     for _ in range(100):
         predicted = sigmoid(inputs @ weights)
-        gradient = inputs.T @ (predicted - wanted)
-        curvature = (inputs * (predicted * (1 - predicted))[:, None]).T @ inputs + 1e-6 * np.eye(2)
+        gradient = inputs.T @ (stands_for * (predicted - wanted))
+        curvature = (inputs * (stands_for * predicted * (1 - predicted))[:, None]).T @ inputs + 1e-6 * np.eye(
+            2
+        )
         step = np.linalg.solve(curvature, gradient)
         size = 1.0  # a full Newton step from far away overshoots: halve it until it helps
-        while size > 1e-6 and log_loss(inputs @ (weights - size * step), wanted) > loss:
+        while size > 1e-6 and log_loss(inputs @ (weights - size * step), wanted, stands_for) > loss:
             size /= 2
         weights = weights - size * step
-        loss = log_loss(inputs @ weights, wanted)
+        loss = log_loss(inputs @ weights, wanted, stands_for)
         if size * np.abs(step).max() < 1e-8:
             break
     return float(max(weights[0], 1e-3)), float(weights[1])

@@ -60,6 +60,31 @@ _MAILING_DAYS = (
     "2023-12-15",  # not over at as_of: unused
 )
 
+# Asked every four weeks of who bought something lately.
+_REGULARLY = {
+    "every_days": 28,
+    "active": "action = 'purchase'",
+    "later": "action = 'purchase'",
+    "horizon_days": "28",
+    "rule_events": "action = 'purchase'",
+}
+MORE_TARGETS: Row = {
+    "lapse": {
+        **_REGULARLY,
+        "says": "buys nothing in the next four weeks",
+        "absent": True,
+        "rule": "-count(*)",
+    },
+    "spend": {
+        **_REGULARLY,
+        "kind": "value",
+        "value": "sum(later.amount)",
+        "says": "spends in the next four weeks",
+        "rule": "sum(amount) FILTER (WHERE event_time >= as_of - INTERVAL 28 DAYS)",
+    },
+    "items": {**_REGULARLY, "kind": "next", "field": "item", "says": "buys from these categories"},
+}
+
 _PURCHASES = pa.schema(
     [
         ("customer", pa.string()),
@@ -180,7 +205,8 @@ def settings(root: Path) -> Row:
                 "horizon_days": "query.offer_days",
                 "rule_events": "action = 'respond'",
                 "rule_says": "previous responses",
-            }
+            },
+            **MORE_TARGETS,
         },
         "split": {
             "train_start": "2023-02-01",

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
+from lam_spark.tokens import FIRST_VALUE
 
 Float = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_FIRST_VALUE = 3  # token ids below are padding, unknown, missing
 _NEVER_DAYS = 3650.0
 
 
@@ -130,7 +130,7 @@ def _same_value(layout: Layout, events: Arrays, queries: Arrays, upto: npt.NDArr
         wanted = np.asarray(queries[f"query_{name}"])
         happened = np.asarray(events[name])
         count = np.zeros(len(wanted))
-        for value in np.unique(wanted[wanted >= _FIRST_VALUE]):
+        for value in np.unique(wanted[wanted >= FIRST_VALUE]):
             rows = wanted == value
             running = np.concatenate([[0], np.cumsum(happened == value)])
             count[rows] = running[upto[rows]]

@@ -10,11 +10,12 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.config import Config
+from lam_spark.config import Config, TargetConfig
 from lam_spark.dataset.aggregates import Older
-from lam_spark.dataset.layout import SPLIT_IDS, Layout
+from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
 from lam_spark.dataset.packing import Customer
-from lam_spark.sequences.vocabulary import FIRST_VALUE, vocabulary_sizes
+from lam_spark.sequences.vocabulary import vocabulary_sizes
+from lam_spark.tokens import FIRST_VALUE
 
 _MOST_COUNTED_VALUES = 16
 # What a row of `sequences` tells of events that its arrays no longer hold.
@@ -38,8 +39,21 @@ def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
         window_days=config.model.window_days,
         block_events=config.model.context_events,
         queries_per_block=config.snapshot.queries_per_block,
-        targets=tuple(config.targets),
+        targets=tuple(
+            Target(name, target.kind, target.field, _asked_values(target, sizes))
+            for name, target in config.targets.items()
+        ),
     )
+
+
+def _asked_values(target: TargetConfig, sizes: Mapping[str, int]) -> int:
+    """How many of a `next` target's values are asked for: the first ones, which were the commonest.
+
+    The vocabulary numbers them so when it is made (`vocabulary.extend_vocabulary`).
+    """
+    if target.kind != "next":
+        return 1
+    return max(1, min(target.most_values, sizes[target.field] - FIRST_VALUE))
 
 
 def event_columns(layout: Layout) -> list[str]:
@@ -58,7 +72,7 @@ def query_columns(layout: Layout) -> list[str]:
         "query_hour_of_week",
         "query_split",
         *(f"query_{name}" for name in (*layout.categorical, *layout.numeric)),
-        *(f"label_{name}" for name in layout.targets),
+        *(f"label_{target.name}" for target in layout.targets),
     ]
 
 
@@ -86,10 +100,20 @@ def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:
     """
     present = set(examples.columns)
 
-    def label(target: str) -> Column:
-        if "label" not in present:
-            return F.lit(float("nan")).cast("float")
-        return F.when(F.col("target") == target, F.col("label")).otherwise(float("nan")).cast("float")
+    def label(target: Target) -> Column:
+        """A number, or for `next` a 0 or 1 a value; NaN where this question is not asked."""
+        unasked = F.lit(float("nan"))
+        if target.kind == "next":
+            ids = F.sequence(F.lit(FIRST_VALUE), F.lit(FIRST_VALUE + target.values - 1))
+            answer = F.transform(ids, lambda i: F.array_contains("label_ids", i).cast("float"))
+            unasked = F.transform(ids, lambda _: F.lit(float("nan")).cast("float"))
+        else:
+            answer, unasked = F.col("label").cast("float"), unasked.cast("float")
+        return (
+            F.when(F.col("target") == target.name, answer).otherwise(unasked)
+            if "label" in present
+            else unasked
+        )
 
     split = F.lit(SPLIT_IDS["score"])
     if "split" in present:
@@ -103,7 +127,7 @@ def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:
         split.alias("query_split"),
         *(F.col(name).cast("int").alias(f"query_{name}") for name in layout.categorical),
         *(F.col(name).cast("float").alias(f"query_{name}") for name in layout.numeric),
-        *(label(name).alias(f"label_{name}") for name in layout.targets),
+        *(label(target).alias(f"label_{target.name}") for target in layout.targets),
     )
     collected = examples.groupBy("customer_key").agg(F.sort_array(F.collect_list(query)).alias("q"))
     return collected.select(
@@ -125,7 +149,9 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
     series = {name: batch[name].to_numpy() for name in dtypes}
     for row in range(len(batch)):
         # Arrow gives a null number inside an array as NaN; a customer without queries has null arrays.
-        arrays = {name: _array(values[row], dtypes[name]) for name, values in series.items()}
+        arrays = {
+            name: _array(values[row], dtypes[name], layout.wide.get(name)) for name, values in series.items()
+        }
         asked = len(arrays["query_time"])
         queries = {name: arrays[name] for name in query_columns(layout)}
         queries["query_row"] = np.full(asked, -1, np.int32)
@@ -136,5 +162,8 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         yield Customer(events, queries, Older(int(older_events[row]), int(first_times[row])))
 
 
-def _array(values: Any, dtype: str) -> Any:
-    return np.zeros(0, dtype) if values is None else np.asarray(values, dtype=dtype)
+def _array(values: Any, dtype: str, inner: int | None) -> Any:
+    """(n,), or (n, inner) of an array of arrays."""
+    if values is None:
+        return np.zeros(0 if inner is None else (0, inner), dtype)
+    return np.asarray(values, dtype) if inner is None else np.stack(values).astype(dtype)

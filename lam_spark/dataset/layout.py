@@ -8,13 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 MICROS_PER_DAY = 86_400_000_000
 HOURS_OF_WEEK = 168
 
 # Splits of a query in a block. 0 marks an empty slot.
 SPLIT_IDS = {"train": 1, "validation": 2, "straddling": 3, "test": 4, "score": 5}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A question that the model answers.
+
+    Attributes:
+        name: of the target in the configuration.
+        kind: `binary`, does it happen; `value`, how much (0 or more); `next`, which values of `field` occur.
+        field: of `next`: a categorical field.
+        values: of `next`: how many of the field's values are asked for, from the first token id of a value on.
+    """
+
+    name: str
+    kind: Literal["binary", "value", "next"] = "binary"
+    field: str = ""
+    values: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that an answer consists of: a logit; a logit, a mean and a log deviation; a logit a value."""
+        return 3 if self.kind == "value" else self.values
 
 
 @dataclass(frozen=True)
@@ -28,7 +50,7 @@ class Layout:
         window_days: windows of the aggregates, before the query.
         block_events: event slots of a block; also the most events that a query sees.
         queries_per_block: query slots of a block.
-        targets: names of the questions, in the order of the label columns.
+        targets: the questions, in the order of the label columns.
     """
 
     categorical: tuple[str, ...]
@@ -39,7 +61,7 @@ class Layout:
     window_days: tuple[int, ...]
     block_events: int
     queries_per_block: int
-    targets: tuple[str, ...]
+    targets: tuple[Target, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -49,6 +71,7 @@ class Layout:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
         tupled: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        tupled["targets"] = tuple(Target(**target) for target in values["targets"])
         return cls(**tupled)
 
     @property
@@ -91,9 +114,15 @@ class Layout:
             "query_row": ("int32", length),  # where the caller finds it again; -1 = empty slot
             **{f"query_{name}": ("int32", length) for name in self.categorical},
             **{f"query_{name}": ("float32", length) for name in self.numeric},
-            **{f"label_{name}": ("float32", length) for name in self.targets},  # NaN = not asked
-            "aggregates": ("float32", length * len(self.aggregate_names)),
+            **{f"label_{target.name}": ("float32", length) for target in self.targets},  # NaN = not asked
+            **{name: ("float32", length * inner) for name, inner in self.wide.items()},
         }
+
+    @property
+    def wide(self) -> dict[str, int]:
+        """Columns with several numbers a query -> how many."""
+        nexts = {f"label_{target.name}": target.values for target in self.targets if target.kind == "next"}
+        return {**nexts, "aggregates": len(self.aggregate_names)}
 
     @property
     def columns(self) -> dict[str, tuple[str, int]]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block
+from lam_spark.dataset.packing import Block, unfold
 from lam_spark.errors import ModelError
 
 # Some blocks, column -> (blocks, length) array, to a (blocks,) mask of those to be read.
@@ -75,7 +75,7 @@ def block_batches(
         wanted: leaves the other blocks out.
 
     Yields:
-        column -> (blocks, length) array, aggregates as (blocks, queries, A).
+        column -> (blocks, length) array, wide ones as (blocks, queries, inner).
     """
     rng = np.random.default_rng(None if seed is None else [seed, epoch])
     pending: list[Block] = []
@@ -114,7 +114,6 @@ def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int)
     from petastorm import make_batch_reader  # heavy; the scoring path imports this package without it
 
     names = list(layout.columns)
-    width = len(layout.aggregate_names)
     # petastorm prints to stdout when it closes; stdout belongs to the run's summary line.
     with contextlib.redirect_stdout(open(os.devnull, "w")):
         reader = make_batch_reader(
@@ -128,9 +127,7 @@ def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int)
         )
         with reader:
             for group in reader:
-                block = {name: np.asarray(getattr(group, name)) for name in names}
-                block["aggregates"] = block["aggregates"].reshape(len(block["segment"]), -1, width)
-                yield block
+                yield unfold(layout, {name: np.asarray(getattr(group, name)) for name in names})
 
 
 def _rows(url: str) -> int:

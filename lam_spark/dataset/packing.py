@@ -27,7 +27,8 @@ class Customer:
 
     Attributes:
         events: `event_time`, `hour_of_week` and every modelled field, arrays (n,) in order.
-        queries: the columns of `Layout.query_columns` but segment, index and aggregates, arrays (q,).
+        queries: the columns of `Layout.query_columns` but segment, index and aggregates, arrays (q,); a label of
+            a `next` target (q, values).
         older: of the events before these.
     """
 
@@ -142,7 +143,7 @@ def empty_block(layout: Layout) -> Block:
     block: Block = {name: np.zeros(length, dtype) for name, (dtype, length) in layout.columns.items()}
     block["query_row"] = np.full(layout.queries_per_block, -1, np.int32)
     for target in layout.targets:
-        block[f"label_{target}"] = np.full(layout.queries_per_block, np.nan, np.float32)
+        block[f"label_{target.name}"][:] = np.nan
     return block
 
 
@@ -168,11 +169,19 @@ def fill_block(
     asked = slice(query_slot, query_slot + len(segment.queries))
     block["query_segment"][asked] = number
     block["query_index"][asked] = slot + segment.upto - segment.start
+    asks = {**customer.queries, "aggregates": prepared.summary}
     for name in layout.query_columns:
-        if name not in ("query_segment", "query_index", "aggregates"):
-            block[name][asked] = customer.queries[name][segment.queries]
-    width = len(layout.aggregate_names)
-    block["aggregates"].reshape(-1, width)[asked] = prepared.summary[segment.queries]
+        if name not in ("query_segment", "query_index"):
+            column = block[name]
+            if name in layout.wide:
+                column = column.reshape(layout.queries_per_block, -1)  # a view
+            column[asked] = asks[name][segment.queries]
+
+
+def unfold(layout: Layout, blocks: Block) -> Block:
+    """Columns of several blocks, (B, length) each, as the model reads them: the wide ones as (B, Q, inner)."""
+    shape = (len(blocks["segment"]), layout.queries_per_block, -1)
+    return {name: values.reshape(shape) if name in layout.wide else values for name, values in blocks.items()}
 
 
 def pack_queries(layout: Layout, customers: Iterable[Customer]) -> Iterator[Block]:

@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Logistic calibration of one target: probability = sigmoid(slope * logit + intercept)."""
+    """Of one target: probability = sigmoid(slope * logit + intercept); of `value`, amount = slope * expectation."""
 
     slope: float
     intercept: float

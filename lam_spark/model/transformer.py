@@ -2,8 +2,8 @@
 
 Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates.
 
-- An event is the sum of its fields' embeddings, a projection of its numbers (missing and zero apart), its
-  hour of the week and the time since the moment before it.
+- An event is the sum of its fields' embeddings, a projection of its numbers (standardised and by quantile bins, missing
+  and zero apart), its hour of the week and the time since the moment before it.
 - Several customers share a block: attention stays within a segment (block-diagonal) and never looks ahead.
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
@@ -14,6 +14,7 @@ Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -22,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout
+from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
+from lam_spark.tokens import FIRST_VALUE
 
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
@@ -31,12 +33,13 @@ _MOST_DEVIATIONS = 4.0
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Width D, layers, heads (D is a multiple of 2 x heads), dropout."""
+    """Width D, layers, heads (D is a multiple of 2 x heads), dropout, bins of a number (0: none)."""
 
     width: int
     layers: int
     heads: int
     dropout: float
+    numeric_bins: int = 8
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Normaliser:
 
     Attributes:
         numeric_mean, numeric_std: of each numeric field's signed log, (F,).
+        numeric_edges: of the same, the quantiles that bound its bins, ascending: at most one more than there are bins.
         aggregate_mean, aggregate_std: of each aggregate, (A,).
     """
 
     numeric_mean: tuple[float, ...]
     numeric_std: tuple[float, ...]
+    numeric_edges: tuple[tuple[float, ...], ...]
     aggregate_mean: tuple[float, ...]
     aggregate_std: tuple[float, ...]
 
@@ -60,7 +65,9 @@ class Normaliser:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        return cls(**{key: tuple(value) for key, value in values.items()})
+        tupled: dict[str, Any] = {key: tuple(value) for key, value in values.items()}
+        tupled["numeric_edges"] = tuple(tuple(edges) for edges in values["numeric_edges"])
+        return cls(**tupled)
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,14 @@ class Predictions:
 
     Attributes:
         event_hidden_BTD: after each event.
-        query_logits: target -> (B, Q) logit of `binary`.
+        query_hidden_BQD: at each query.
+        answers: target -> (B, Q) logit of `binary`; (B, Q, 3) of `value`: logit of more than nothing, mean and log
+            deviation of the log of how much; (B, Q, V) of `next`: a logit a value.
     """
 
     event_hidden_BTD: Tensor
-    query_logits: dict[str, Tensor]
+    query_hidden_BQD: Tensor
+    answers: dict[str, Tensor]
 
 
 class LargeActionModel(nn.Module):
@@ -97,7 +107,7 @@ class LargeActionModel(nn.Module):
         # One table for all categorical fields: one gather and one sum an event.
         self.embedding = nn.EmbeddingBag(offsets[-1], width, mode="sum")
         self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, width)
-        self.number_projection = nn.Linear(3 * len(layout.numeric) + _TIME_FEATURES, width)
+        self.number_projection = nn.Linear(number_features(layout, size), width)
         self.is_query = nn.Parameter(torch.zeros(width))
         self.input_norm = nn.RMSNorm(width)
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.layers))
@@ -112,7 +122,10 @@ class LargeActionModel(nn.Module):
         self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
         summaries = len(layout.aggregate_names)
         self.answers = nn.ModuleDict(
-            {name: _Answer(width, summaries, size.dropout) for name in layout.targets}
+            {
+                target.name: _Answer(target, width, summaries, layout, size.dropout)
+                for target in layout.targets
+            }
         )
         self.numeric_mean: Tensor
         self.numeric_std: Tensor
@@ -120,6 +133,11 @@ class LargeActionModel(nn.Module):
         self.aggregate_std: Tensor
         for name in ("numeric_mean", "numeric_std", "aggregate_mean", "aggregate_std"):
             self.register_buffer(name, torch.tensor(getattr(normaliser, name)), persistent=False)
+        self.bin_start_FN: Tensor
+        self.bin_width_FN: Tensor
+        starts, widths = _bins(normaliser.numeric_edges, size.numeric_bins)
+        self.register_buffer("bin_start_FN", starts, persistent=False)
+        self.register_buffer("bin_width_FN", widths, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -137,6 +155,14 @@ class LargeActionModel(nn.Module):
             elif isinstance(module, _Answer):
                 nn.init.zeros_(module.wide.weight)
                 nn.init.zeros_(module.last.weight)
+                if module.habit is not None:
+                    nn.init.zeros_(module.habit.weight)
+
+    def start_answers_at(self, constants: dict[str, Tensor]) -> None:
+        """Let each target's untrained answer be a constant, (outputs,)."""
+        with torch.no_grad():
+            for name, constant in constants.items():
+                self.answers[name].get_parameter("wide.bias").copy_(constant)
 
     def forward(self, batch: Batch) -> Predictions:
         """Read a batch of blocks (columns of `Layout.columns`, as tensors)."""
@@ -150,8 +176,13 @@ class LargeActionModel(nn.Module):
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
-        logits = {name: head(x_BSD[:, slots:], summary_BQA) for name, head in self.answers.items()}
-        return Predictions(x_BSD[:, :slots], logits)
+        hidden_BQD = x_BSD[:, slots:]
+        seen_BQT = mask_BSS[:, slots:, :slots]
+        answers = {
+            target.name: self.answers[target.name](hidden_BQD, summary_BQA, batch, seen_BQT)
+            for target in self.layout.targets
+        }
+        return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
 
     def _events(self, batch: Batch) -> Tensor:
         time = batch["event_time"]
@@ -180,8 +211,12 @@ class LargeActionModel(nn.Module):
         if self.layout.numeric:
             numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
             missing = numbers.isnan()
-            standard = standardise(signed_log(numbers), self.numeric_mean, self.numeric_std)
+            logs = signed_log(numbers)
+            standard = standardise(logs, self.numeric_mean, self.numeric_std)
             features += [torch.where(missing, 0.0, standard), missing.float(), (numbers == 0).float()]
+            # How far into each bin a number reaches: 1 below its own, 0 above (Gorishniy et al. 2022, 2203.05556).
+            reach = ((logs[..., None] - self.bin_start_FN) / self.bin_width_FN).clamp(0, 1)
+            features.append(torch.where(missing[..., None], 0.0, reach).flatten(-2))
         x = x + self.number_projection(torch.cat(features, dim=-1))
         return x
 
@@ -214,20 +249,38 @@ class _Block(nn.Module):
 
 
 class _Answer(nn.Module):
-    """Fuses what the sequence says with the summary aggregates: a linear part and a small network."""
+    """Fuses what the sequence says with the summary aggregates: a linear part and a small network.
 
-    def __init__(self, width: int, summaries: int, dropout: float) -> None:
+    An answer of `next` also sees how often each value happened, fading by half in each of the aggregates' windows: how
+    much a habit counts is for the sequence to say.
+    """
+
+    def __init__(self, target: Target, width: int, summaries: int, layout: Layout, dropout: float) -> None:
         super().__init__()
-        self.wide = nn.Linear(summaries, 1)
+        self.target, self.half_lives = target, layout.window_days
+        self.wide = nn.Linear(summaries, target.outputs)
         self.first = nn.Linear(width + summaries, width)
         self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear(width, 1)
+        self.last = nn.Linear(width, target.outputs)
+        self.habit = nn.Linear(width, len(self.half_lives)) if target.kind == "next" else None
 
-    def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor) -> Tensor:
-        both = torch.cat([hidden_BQD, summary_BQA], dim=-1)
-        deep = self.last(self.dropout(F.silu(self.first(both))))
-        answer: Tensor = (self.wide(summary_BQA) + deep).squeeze(-1)
-        return answer
+    def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor, batch: Batch, seen_BQT: Tensor) -> Tensor:
+        inner_BQD = self.dropout(F.silu(self.first(torch.cat([hidden_BQD, summary_BQA], dim=-1))))
+        answer: Tensor = self.wide(summary_BQA) + self.last(inner_BQD)
+        if self.habit is not None:
+            weight_BQH = self.habit(inner_BQD)
+            answer = answer + torch.einsum("bqh,bqhv->bqv", weight_BQH, self._habits(batch, seen_BQT))
+        return answer.squeeze(-1) if self.target.kind == "binary" else answer
+
+    def _habits(self, batch: Batch, seen_BQT: Tensor) -> Tensor:
+        """(B, Q, H, V): log of one plus the faded count of each value among the events seen, a half-life."""
+        field = batch[f"event_{self.target.field}"].long() - FIRST_VALUE
+        asked_for = (field >= 0) & (field < self.target.values)
+        one_hot_BTV = F.one_hot(field.clamp(0, self.target.values - 1), self.target.values).float()
+        one_hot_BTV = one_hot_BTV * asked_for[..., None]
+        ago_BQT = (batch["query_time"][:, :, None] - batch["event_time"][:, None]).float() / MICROS_PER_DAY
+        fades = [seen_BQT * torch.exp2(-ago_BQT.clamp_min(0) / days) for days in self.half_lives]
+        return torch.stack([(fade_BQT @ one_hot_BTV).log1p() for fade_BQT in fades], dim=2)
 
 
 def visibility(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -263,6 +316,20 @@ def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     deviations = (values - mean) / std
     # What is not finite is a defect upstream: it becomes NaN here, so that the loss shows it, and is not cut.
     return deviations.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS) + 0 * deviations
+
+
+def number_features(layout: Layout, size: ModelSize) -> int:
+    """How many numbers of an event are projected into its vector."""
+    return (3 + size.numeric_bins) * len(layout.numeric) + _TIME_FEATURES
+
+
+def _bins(edges: tuple[tuple[float, ...], ...], bins: int) -> tuple[Tensor, Tensor]:
+    """(F, N) starts and widths; where equal quantiles leave fewer bins, the rest starts where no number reaches."""
+    starts, widths = torch.full((len(edges), bins), 1e9), torch.ones(len(edges), bins)
+    for row, bounds in enumerate(edges):
+        for column, (low, high) in enumerate(itertools.pairwise(bounds)):
+            starts[row, column], widths[row, column] = low, high - low
+    return starts, widths
 
 
 def _time_features(elapsed: Tensor) -> Tensor:

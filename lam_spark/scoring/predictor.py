@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block, Customer, pack_queries
+from lam_spark.dataset.packing import Block, Customer, pack_queries, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
+from lam_spark.tokens import UNKNOWN
 
-_UNKNOWN = 1
 _BLOCKS_PER_PASS = 8
 
 _loaded: dict[str, Artifact] = {}
@@ -78,10 +78,9 @@ def _answer_blocks(
     logits: list[npt.NDArray[np.float32]],
 ) -> None:
     stacked = {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
-    layout = artifact.model.layout
-    stacked["aggregates"] = stacked["aggregates"].reshape(len(blocks), layout.queries_per_block, -1)
     with torch.inference_mode():
-        answers = artifact.model(as_batch(stacked)).query_logits[target].numpy()
+        batch = as_batch(unfold(artifact.model.layout, stacked))
+        answers = artifact.model(batch).answers[target].numpy()
     asked = stacked["query_row"] >= 0
     rows.append(stacked["query_row"][asked])
     logits.append(answers[asked])
@@ -94,5 +93,5 @@ def _known_ids(layout: Layout, customer: Customer) -> Customer:
         for arrays, key in ((events, name), (queries, f"query_{name}")):
             ids = np.asarray(arrays[key])
             if len(ids) and ids.max() >= size:
-                arrays[key] = np.where(ids >= size, _UNKNOWN, ids).astype(ids.dtype)
+                arrays[key] = np.where(ids >= size, UNKNOWN, ids).astype(ids.dtype)
     return dataclasses.replace(customer, events=events, queries=queries)

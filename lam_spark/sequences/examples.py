@@ -6,6 +6,8 @@ after it and no later than `label_end`; an example whose horizon is not over is 
 
 from __future__ import annotations
 
+import datetime as dt
+
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -16,6 +18,7 @@ from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
+from lam_spark.tokens import FIRST_VALUE
 
 # The periods an example can fall into. `straddling` ones open in one period and mature in the next: no
 # choice may see them, the last fit may where they matured before the test period.
@@ -26,13 +29,13 @@ TRAIN, VALIDATION, TEST, STRADDLING, UNUSED = "train", "validation", "test", "st
 def run(run: Run) -> StageResult:
     """Publish `examples` (grain: customer_key, target, query event) for customers eligible for training.
 
-    Columns: `customer_key, target, query_id, as_of, label_end, label, split, rule_score`, the query
-    event's fields (token ids and numbers), `query_time` (microseconds UTC), `query_hour_of_week`, and the
-    reference fields.
+    Columns: `customer_key, target, query_id, as_of, label_end, label` (of `next`: null), `label_ids` (of `next`: the
+    token ids that follow), `split, rule_score`, the query event's fields (token ids and numbers), `query_time`
+    (microseconds UTC), `query_hour_of_week`, and the reference fields.
 
     Raises:
         ConfigError: a predicate does not run.
-        DataQualityError: a period without both classes of the scored target.
+        DataQualityError: a period without both classes of a binary target, or without an answer of another.
     """
     config = run.config
     allowed = eligible(run, config.consent.training_purpose)
@@ -47,7 +50,7 @@ def run(run: Run) -> StageResult:
     examples = run.keep(examples)
     counted = examples.groupBy("target", "split").agg(
         F.count("*").alias("examples"),
-        F.sum("label").cast("int").alias("positives"),
+        F.count_if((F.col("label") > 0) | (F.size("label_ids") > 0)).alias("positives"),
         F.count_if(F.col("label_end").isNull()).alias("no_horizon"),
     )
     counts: dict[str, int] = {}
@@ -57,7 +60,8 @@ def run(run: Run) -> StageResult:
             counts[f"{row['target']}.{UNUSED}.no_horizon"] = row["no_horizon"]
         else:
             counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
-    _require_both_classes(config, counts)
+    for name, target in config.targets.items():
+        _require_answers(name, target, counts)
     rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples")
     counts["examples"] = rows
     scored = config.scoring.target
@@ -72,42 +76,117 @@ def _examples_of(
 ) -> DataFrame:
     config = run.config
     try:
-        queries = events.where(F.expr(target.population)).alias("query")
-        later = events.where(F.expr(target.later)).alias("later")
-        horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
-        # Whole local days: a horizon over a clock change ends at local midnight, not an hour off.
-        zone = config.time_zone
-        local_end = F.from_utc_timestamp("query.event_time", zone) + F.make_dt_interval(horizon.cast("int"))
-        opened = queries.withColumn("label_end", F.to_utc_timestamp(local_end, zone)).alias("query")
-        follows = (
-            (F.col("query.customer_key") == F.col("later.customer_key"))
-            & (F.col("later.event_time") > F.col("query.event_time"))
-            & (F.col("later.event_time") < F.col("query.label_end"))
-            & F.expr(target.label)
-        )
-        # A semi join stops at the first hit: a customer of many events costs no pairs of events.
-        hits = opened.join(later, follows, "left_semi").select("event_id").withColumn("hit", F.lit(1.0))
-        labelled = opened.join(hits, "event_id", "left")
+        opened = _opened(run, name, target, events).alias("query")
+        answers = _answers(config, target, opened, events, vocabulary)
+        labelled = opened.join(answers, "event_id", "left")
         ruled = labelled.join(_rule_scores(opened, events, target), "event_id", "left")
     except (AnalysisException, ParseException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(f"targets.{name}: {first_line}") from error
+    none = F.lit(1.0 if target.absent else 0.0)
+    label = F.coalesce("answer", none)
+    label_ids = F.lit(None)
+    if target.kind == "next":
+        label, label_ids = F.lit(None), F.coalesce("answer", F.array().cast("array<int>"))
     chosen = ruled.select(
         "customer_key",
         F.lit(name).alias("target"),
         F.col("event_id").alias("query_id"),
         F.col("event_time").alias("as_of"),
         "label_end",
-        F.coalesce("hit", F.lit(0.0)).alias("label"),
+        label.cast("double").alias("label"),
+        label_ids.cast("array<int>").alias("label_ids"),
         _split(config, run).alias("split"),
         F.coalesce("rule_score", F.lit(0.0)).alias("rule_score"),
         F.unix_micros("event_time").alias("query_time"),
-        hour_of_week(F.from_utc_timestamp("event_time", zone)).alias("query_hour_of_week"),
+        hour_of_week(F.from_utc_timestamp("event_time", config.time_zone)).alias("query_hour_of_week"),
         *config.categorical,
         *(F.col(field).cast("float").alias(field) for field in config.numeric),
         *config.reference,
     )
     return encode(chosen, vocabulary, config.categorical)
+
+
+def _opened(run: Run, name: str, target: TargetConfig, events: DataFrame) -> DataFrame:
+    """The target's queries, with `label_end` (grain: a query; the columns of `events`)."""
+    zone = run.config.time_zone
+    if target.population is not None:
+        queries = events.where(F.expr(target.population))
+    else:
+        queries = _regular_queries(run, name, target, events)
+    horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
+    # Whole local days: a horizon over a clock change ends at local midnight, not an hour off.
+    local_end = F.from_utc_timestamp("query.event_time", zone) + F.make_dt_interval(horizon.cast("int"))
+    return queries.alias("query").withColumn("label_end", F.to_utc_timestamp(local_end, zone))
+
+
+def _regular_queries(run: Run, name: str, target: TargetConfig, events: DataFrame) -> DataFrame:
+    """Empty queries at local midnight of every so many days, of who was active before.
+
+    The days are counted back from `split.test_start`, so that one of them opens the test period. Cost: distinct
+    days of activity, not events, times the days that they reach.
+    """
+    config, zone = run.config, run.config.time_zone
+    assert target.every_days is not None  # the caller asks only then
+    step = dt.timedelta(days=target.every_days)
+    first, last = config.split.train_start, config.as_of
+    day = config.split.test_start - (config.split.test_start - first) // step * step
+    days = []
+    while day <= last:
+        days.append(F.lit(day))
+        day += step
+    seen = (
+        events.where(F.expr(target.active))
+        .select("customer_key", F.to_date(F.from_utc_timestamp("event_time", zone)).alias("seen"))
+        .distinct()
+    )
+
+    def reached(day: Column) -> Column:
+        return (day > F.col("seen")) & (F.date_diff(day, F.col("seen")) <= target.active_days)
+
+    asked = seen.select("customer_key", F.explode(F.filter(F.array(*days), reached)).alias("day")).distinct()
+    given = {
+        "customer_key": F.col("customer_key"),
+        "event_id": F.md5(F.concat_ws("|", F.lit(name), "customer_key", F.col("day").cast("string"))),
+        "event_time": F.to_utc_timestamp("day", zone),
+    }
+    return asked.select(
+        *(
+            given.get(column.name, F.lit(None)).cast(column.dataType).alias(column.name)
+            for column in events.schema.fields
+        )
+    )
+
+
+def _answers(
+    config: Config, target: TargetConfig, opened: DataFrame, events: DataFrame, vocabulary: DataFrame
+) -> DataFrame:
+    """`event_id, answer` of the queries that something follows."""
+    later = events.where(F.expr(target.later)).alias("later")
+    after = F.col("later.event_time") > F.col("query.event_time")
+    if target.every_days is not None:  # no event stands for the query: one at that very instant is after it
+        after = F.col("later.event_time") >= F.col("query.event_time")
+    follows = (
+        (F.col("query.customer_key") == F.col("later.customer_key"))
+        & after
+        & (F.col("later.event_time") < F.col("query.label_end"))
+        & F.expr(target.label)
+    )
+    if target.kind == "binary":
+        # A semi join stops at the first hit: a customer of many events costs no pairs of events.
+        hits = opened.join(later, follows, "left_semi").select("event_id")
+        return hits.withColumn("answer", F.lit(0.0 if target.absent else 1.0))
+    pairs = opened.join(later, follows)
+    if target.kind == "value":
+        amount = F.expr(f"CAST({target.value} AS DOUBLE)")
+        grouped = pairs.groupBy(F.col("query.event_id").alias("event_id")).agg(amount.alias("amount"))
+        # A return may outweigh what was bought: less than nothing is nothing.
+        return grouped.select("event_id", F.greatest("amount", F.lit(0.0)).alias("answer"))
+    named = pairs.select(
+        F.col("query.event_id").alias("event_id"), F.col(f"later.{target.field}").alias(target.field)
+    ).distinct()
+    ids = encode(named, vocabulary, [target.field]).where(F.col(target.field) >= FIRST_VALUE)
+    return ids.groupBy("event_id").agg(F.sort_array(F.collect_set(target.field)).alias("answer"))
 
 
 def _rule_scores(opened: DataFrame, events: DataFrame, target: TargetConfig) -> DataFrame:
@@ -120,9 +199,14 @@ def _rule_scores(opened: DataFrame, events: DataFrame, target: TargetConfig) -> 
         F.col("before.event_time") < F.col("query.event_time")
     )
     keys = opened.select(
-        F.col("query.customer_key"), F.col("query.event_time"), F.col("query.event_id").alias("query_id")
+        F.col("query.customer_key"),
+        F.col("query.event_time").alias("as_of"),
+        F.col("query.event_time"),
+        F.col("query.event_id").alias("query_id"),
     ).alias("query")
-    joined = keys.join(before, earlier).select(F.col("query.query_id").alias("query_id"), "before.*")
+    joined = keys.join(before, earlier).select(
+        F.col("query.query_id").alias("query_id"), F.col("query.as_of").alias("as_of"), "before.*"
+    )
     scored = joined.groupBy("query_id").agg(F.expr(f"CAST({target.rule} AS DOUBLE)").alias("rule_score"))
     return scored.select(F.col("query_id").alias("event_id"), "rule_score")
 
@@ -145,13 +229,14 @@ def _split(config: Config, run: Run) -> Column:
     )
 
 
-def _require_both_classes(config: Config, counts: dict[str, int]) -> None:
-    target = config.scoring.target
+def _require_answers(name: str, target: TargetConfig, counts: dict[str, int]) -> None:
     for split in (TRAIN, VALIDATION):
-        examples = counts.get(f"{target}.{split}", 0)
-        positives = counts.get(f"{target}.{split}.positives", 0)
-        if not 0 < positives < examples:
+        examples = counts.get(f"{name}.{split}", 0)
+        positives = counts.get(f"{name}.{split}.positives", 0)
+        most = examples if target.kind != "binary" else examples - 1
+        if not 0 < positives <= most:
+            needed = "both classes are" if target.kind == "binary" else "one with an answer is"
             raise DataQualityError(
-                f"target {target!r} has {positives:,} positive of {examples:,} examples in the {split} "
-                "period; both classes are needed. Check its population, label and the split's dates"
+                f"target {name!r} has {positives:,} positive of {examples:,} examples in the {split} "
+                f"period; {needed} needed. Check its population, label and the split's dates"
             )

@@ -23,13 +23,13 @@ from lam_spark.sequences.rows import finished, merged
 from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.state import Built
 from lam_spark.sequences.vocabulary import (
-    FIRST_VALUE,
     count_values,
     encode,
     extend_vocabulary,
     top_ids,
 )
 from lam_spark.settings import session_settings
+from lam_spark.tokens import FIRST_VALUE
 
 # Where more customers than this share have to be made again, all are: it costs no more.
 _MOST_REMADE = 0.3

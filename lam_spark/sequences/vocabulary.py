@@ -14,9 +14,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config
 from lam_spark.local import local_frame
 from lam_spark.run import Run
-
-PADDING, UNKNOWN, MISSING = 0, 1, 2
-FIRST_VALUE = 3
+from lam_spark.tokens import FIRST_VALUE, MISSING, UNKNOWN
 
 
 def count_values(events: DataFrame, config: Config, weight: Column | None = None) -> DataFrame:

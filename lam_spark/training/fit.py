@@ -1,8 +1,8 @@
 """The training of one model: pre-train, fine-tune with validation choosing, calibrate, refit. No Spark.
 
 1. Pre-training: next moments before the validation period.
-2. Fine-tuning: labelled queries of the training period, next moments kept as a side task; after each epoch
-   the validation period judges; the best epoch is chosen by its log loss.
+2. Fine-tuning: labelled queries of the training period, all targets at once, next moments kept as a side task;
+   after each epoch the validation period judges; the best epoch is chosen by the targets' losses.
 3. Calibration on the chosen epoch's validation logits.
 4. Refit: from the pre-trained weights, as many epochs as were chosen, on everything that matured before the
    test period. The test period is never read here: the snapshot does not hold it.
@@ -34,7 +34,6 @@ from lam_spark.dataset.layout import SPLIT_IDS
 from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
-from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
 from lam_spark.model.artifact import Calibration, as_batch, save_artifact
 from lam_spark.model.transformer import LargeActionModel, Normaliser
 from lam_spark.training.checkpoint import (
@@ -46,12 +45,13 @@ from lam_spark.training.checkpoint import (
     write_checkpoint,
 )
 from lam_spark.training.distributed import World, sum_gradients
+from lam_spark.training.judging import Judge, Verdict
 from lam_spark.training.meter import Meter, Progress
-from lam_spark.training.objective import Loss, Period, in_splits, loss_of
+from lam_spark.training.objective import Loss, Period, asked_answers, in_splits, loss_of
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.standing import Standing
+from lam_spark.training.statistics import query_statistics
 
-Float = npt.NDArray[np.float64]
 CHECKPOINTS = "checkpoints"
 # What `_Pass.teaches` looks at.
 _TEACHING_COLUMNS = ("segment", "is_new", "event_time", "query_split")
@@ -95,10 +95,18 @@ class Trainer:
         self.queried_files = files_of_rank(spec.queried_urls, world.rank, world.size)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(self.settings["seed"])
-        self.model = LargeActionModel(spec.layout, spec.size, self._normaliser()).to(self.device)
+        (mean, std), constants = query_statistics(self.queried_files, spec.layout, world)
+        normaliser = Normaliser(
+            spec.numeric_mean, spec.numeric_std, spec.numeric_edges, tuple(mean.tolist()), tuple(std.tolist())
+        )
+        self.model = LargeActionModel(spec.layout, spec.size, normaliser)
+        self.model.start_answers_at(constants)
+        self.model.to(self.device)
         world.share_weights(self.model)
         if self.settings["compile"]:
             self.model.compile()
+        # Of the targets' losses, in the layout's order.
+        self._weights = torch.tensor(spec.target_weights, device=self.device)
         self.standing = Standing()
         self._pretrained: Weights = {}
         self._optimiser_state: Weights = {}
@@ -178,7 +186,7 @@ class Trainer:
         digest = ""
         if self.world.rank == 0:
             facts = json.loads(json.dumps(facts, default=str))
-            calibration = {self.spec.target: Calibration(*standing.calibration)}
+            calibration = {target: Calibration(*values) for target, values in standing.calibration.items()}
             digest = save_artifact(Path(self.spec.folder), self.model, calibration, facts)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             self.progress({"event": "done", "digest": digest, "facts": facts})
@@ -239,7 +247,7 @@ class Trainer:
         )
         optimiser.zero_grad(set_to_none=True)
         part: Loss | None = None
-        counts = torch.zeros(3)
+        counts = torch.zeros(2 + len(self.spec.layout.targets))
         if block is not None:
             batch = as_batch(block, self.device)
             with self._precision():
@@ -250,17 +258,18 @@ class Trainer:
                     with_next=work.next_weight > 0,
                     with_answers=work.with_answers,
                 )
-            counts[:2] = torch.stack([part.next_count, part.answer_count]).detach().float().cpu()
+            counts[1:] = torch.cat([part.next_count[None], part.answer_counts]).detach().float().cpu()
         since = time.monotonic() - self._saved
-        counts[2] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
+        counts[0] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
         counts = self.world.sum(counts)
-        due = bool(counts[2])
+        due = bool(counts[0])
         value = 0.0
         if part is not None:
-            nexts, answers = counts[:2].clamp_min(1.0).tolist()
-            loss = work.next_weight * part.next_sum / nexts + part.answer_sum / answers
+            shares = 1.0 / counts[1:].clamp_min(1.0).to(self.device)
+            answered = (part.answer_sums * shares[1:] * self._weights).sum()
+            loss = work.next_weight * part.next_sum * shares[0] + answered
             value = float(loss.detach())
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         sum_gradients(self.world, self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
@@ -344,27 +353,39 @@ class Trainer:
         self._report(epoch, {"validation loss": float(sums[0] / sums[1].clamp_min(1))})
 
     def _judge_answers(self, epoch: int, period: Period) -> None:
-        """Judge the target's answers in the validation period; the epoch is chosen if it is the best so far."""
-        logits, labels = self._answers(period)
-        loss = log_loss(logits, labels)
-        if not math.isfinite(loss):
-            raise ModelError(
-                f"the validation loss is not finite after fine-tuning epoch {epoch}: nothing can be chosen. Look "
-                f"for extreme numbers in the events of the validation period, files {self.queried_files.urls}"
-            )
-        judged = {"validation loss": loss, "validation AUC": auc(logits, labels)}
+        """Judge the answers in the validation period; the epoch is chosen if it is the best so far."""
+        verdicts = self._verdicts(period)
+        for target, verdict in verdicts.items():
+            if not math.isfinite(verdict.loss):
+                raise ModelError(
+                    f"the validation loss of {target!r} is not finite after fine-tuning epoch {epoch}: nothing can be "
+                    "chosen. Look for extreme numbers in the events of the validation period, files "
+                    f"{self.queried_files.urls}"
+                )
+        judged: dict[str, float] = {}
+        for target, verdict in verdicts.items():
+            # The scored target's go by the plain names.
+            of = "" if target == self.spec.target else f"{target} "
+            judged[f"validation {of}loss"] = verdict.loss
+            judged |= {f"validation {of}{name}": value for name, value in verdict.measures.items()}
         self._report(epoch, judged)
         standing = self.standing
-        if loss < standing.best:
-            standing.chosen, standing.best, standing.validation = epoch, loss, judged
-            standing.calibration = fit_logistic_calibration(logits, labels)
+        excess = sum(
+            float(weight) * verdict.excess
+            for weight, verdict in zip(self._weights.tolist(), verdicts.values(), strict=True)
+        )
+        if excess < standing.best:
+            standing.chosen, standing.best, standing.validation = epoch, excess, judged
+            standing.calibration = {
+                target: (verdict.calibration.slope, verdict.calibration.intercept)
+                for target, verdict in verdicts.items()
+            }
 
     @torch.no_grad()
-    def _answers(self, period: Period) -> tuple[Float, Float]:
-        """Logits and labels of the target's queries in the period, from all ranks."""
+    def _verdicts(self, period: Period) -> dict[str, Verdict]:
+        """Of each target's queries in the period, over all ranks."""
         self.model.eval()
-        rows: list[Float] = [np.zeros((0, 2))]
-        target = self.spec.target
+        judges = [Judge(target) for target in self.spec.layout.targets]
         splits = [SPLIT_IDS[name] for name in period.splits]
         for block in block_batches(
             self.queried_files,
@@ -375,41 +396,16 @@ class Trainer:
         ):
             batch = as_batch(block, self.device)
             with self._precision():
-                logits = self.model(batch).query_logits[target].float()
-            label = batch[f"label_{target}"]
-            chosen = in_splits(batch, period.splits) & ~label.isnan()
-            rows.append(torch.stack([logits[chosen], label[chosen]], dim=1).double().cpu().numpy())
-        both = self.world.gather(np.concatenate(rows))
-        if len(np.unique(both[:, 1])) < 2:
-            raise ModelError(
-                f"the validation period has {len(both)} examples of {target!r} and not both classes: nothing can "
-                "be chosen or calibrated. Move split.validation_start"
-            )
-        return both[:, 0], both[:, 1]
+                predictions = self.model(batch)
+            allowed = in_splits(batch, period.splits)
+            for judge in judges:
+                judge.add(*asked_answers(judge.target, batch, predictions, allowed))
+        return {judge.target.name: judge.verdict(self.world) for judge in judges}
 
     def _precision(self) -> torch.autocast:
         """Weights, losses and the optimiser stay in float32; with `bfloat16`, matrix products do not."""
         wanted = self.settings["precision"] == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
-
-    def _normaliser(self) -> Normaliser:
-        """Means and deviations of the aggregates over the training period's queries, over all ranks."""
-        width = len(self.spec.layout.aggregate_names)
-        sums = np.zeros((2, width))
-        count = 0
-        for block in block_batches(self.queried_files, self.spec.layout, 64, seed=None):
-            rows = block["aggregates"][block["query_split"] == SPLIT_IDS["train"]].astype(np.float64)
-            sums += np.stack([rows.sum(0), (rows**2).sum(0)])
-            count += len(rows)
-        total = self.world.sum(torch.from_numpy(np.append(sums.ravel(), count))).numpy()
-        mean, square = (total[:-1] / max(1.0, total[-1])).reshape(2, width)
-        std = np.sqrt(np.maximum(square - mean**2, 0.0))
-        return Normaliser(
-            self.spec.numeric_mean,
-            self.spec.numeric_std,
-            tuple(mean.tolist()),
-            tuple(np.where(std > 1e-4, std, 1.0).tolist()),
-        )
 
     def _report(self, epoch: int, values: dict[str, float]) -> None:
         if self.world.rank == 0:

@@ -1,6 +1,6 @@
 """What is learned: the next moment of every segment, and the answers to the queries.
 
-Shapes: B blocks, T event slots, Q query slots, N moments that have a next one, M events in next moments.
+Shapes: B blocks, T event slots, Q query slots, K targets, N moments that have a next one, M events in next moments.
 
 Losses are sums with their counts, so that ranks and batches of any size add up to the same gradient as one
 process over everything.
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS
+from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS, Target
 from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, signed_log, standardise
+from lam_spark.model.value import value_loss
 
 # Padding-like scale of time: a moment less than a minute after the last is as good as at once.
 _MINUTE_IN_DAYS = 1 / 1440
@@ -29,14 +30,14 @@ class Loss:
     Attributes:
         next_sum: over moments, the mean loss of a next moment's fields, numbers and time (nats).
         next_count: moments that have a next one.
-        answer_sum: over labelled queries, binary cross-entropy (nats).
-        answer_count: labelled queries.
+        answer_sums: (K,) a target, over its labelled queries (nats).
+        answer_counts: (K,) labelled queries a target.
     """
 
     next_sum: Tensor
     next_count: Tensor
-    answer_sum: Tensor
-    answer_count: Tensor
+    answer_sums: Tensor
+    answer_counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ def loss_of(
     predictions = model(batch)
     zero = predictions.event_hidden_BTD.new_zeros(())
     next_sum, next_count = next_moment_loss(model, batch, predictions, period) if with_next else (zero, zero)
-    answer_sum, answer_count = (
-        answer_loss(model, batch, predictions, period) if with_answers else (zero, zero)
+    none = zero.new_zeros(len(model.layout.targets))
+    answer_sums, answer_counts = (
+        answer_loss(model, batch, predictions, period) if with_answers else (none, none)
     )
-    return Loss(next_sum, next_count, answer_sum, answer_count)
+    return Loss(next_sum, next_count, answer_sums, answer_counts)
 
 
 def next_moment_loss(
@@ -130,17 +132,39 @@ def next_moments(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
 def answer_loss(
     model: LargeActionModel, batch: Batch, predictions: Predictions, period: Period
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of the labelled queries of the period's splits: sum and count."""
+    """Losses of the labelled queries of the period's splits: (K,) sums and counts a target.
+
+    `binary`: cross-entropy; `value`: likelihood of how much; `next`: mean cross-entropy of the values asked for.
+    """
     allowed = in_splits(batch, period.splits)
-    total = predictions.event_hidden_BTD.sum() * 0
-    count = total.detach().clone()
+    sums, counts = [], []
     for target in model.layout.targets:
-        label = batch[f"label_{target}"]
-        asked = allowed & ~label.isnan()
-        logits = predictions.query_logits[target][asked]
-        total = total + F.binary_cross_entropy_with_logits(logits, label[asked], reduction="sum")
-        count = count + asked.sum()
-    return total, count
+        answers, labels = asked_answers(target, batch, predictions, allowed)
+        if target.kind == "value":
+            losses = value_loss(answers, labels)
+        else:
+            losses = F.binary_cross_entropy_with_logits(answers, labels, reduction="none")
+        # The zero keeps a batch without such a query a part of the graph.
+        sums.append(losses.sum() / target.values + answers.sum() * 0)
+        counts.append(torch.tensor(float(len(labels)), device=labels.device))
+    return torch.stack(sums), torch.stack(counts)
+
+
+def asked_answers(
+    target: Target, batch: Batch, predictions: Predictions, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Answers, (n,) or (n, outputs) float32, and labels, (n,) or (n, values), of the queries that ask this.
+
+    Args:
+        target: which question.
+        batch: with its labels.
+        predictions: of the batch.
+        allowed: (B, Q) bool, queries that may be looked at.
+    """
+    label = batch[f"label_{target.name}"]
+    unasked = label.isnan().any(dim=-1) if target.kind == "next" else label.isnan()
+    asked = allowed & ~unasked
+    return predictions.answers[target.name][asked].float(), label[asked]
 
 
 def in_splits(batch: Batch, splits: Collection[str]) -> Tensor:

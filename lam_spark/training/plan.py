@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, inner_width
+from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, inner_width, number_features
 
 # Of the system that this one follows: a large telecom operator's.
 REFERENCE_GPU_HOURS = 145
@@ -126,7 +126,9 @@ class Plan:
 def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
     """The model without memory for its weights (torch's device `meta`)."""
     numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
-    nothing = Normaliser((0.0,) * numbers, (1.0,) * numbers, (0.0,) * summaries, (1.0,) * summaries)
+    nothing = Normaliser(
+        (0.0,) * numbers, (1.0,) * numbers, ((),) * numbers, (0.0,) * summaries, (1.0,) * summaries
+    )
     with torch.device("meta"):
         return LargeActionModel(layout, size, nothing)
 
@@ -137,11 +139,15 @@ def forward_flops(layout: Layout, size: ModelSize) -> float:
     slots = events + queries
     products = 4 * width * width + 3 * width * inner_width(width)
     layer = 2 * slots * products + 4 * slots * slots * width
-    inputs = 2 * slots * (3 * len(layout.numeric) + 8) * width
+    inputs = 2 * slots * number_features(layout, size) * width
     nexts = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
     summaries = len(layout.aggregate_names)
-    answer = (width + summaries) * width + width + summaries
-    return float(size.layers * layer + inputs + nexts + 2 * queries * len(layout.targets) * answer)
+    inner = (width + summaries) * width
+    answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
+    habits = sum(
+        len(layout.window_days) * events * target.values for target in layout.targets if target.kind == "next"
+    )
+    return float(size.layers * layer + inputs + nexts + 2 * queries * (answers + habits))
 
 
 def plan(

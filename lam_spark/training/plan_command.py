@@ -14,8 +14,7 @@ from lam_spark.dataset.columns import layout_with
 from lam_spark.dataset.layout import Layout
 from lam_spark.errors import ConfigError, did_you_mean
 from lam_spark.flags import FlagParser
-from lam_spark.model.transformer import ModelSize
-from lam_spark.sequences.vocabulary import FIRST_VALUE
+from lam_spark.tokens import FIRST_VALUE
 from lam_spark.training.plan import (
     RECIPES,
     REFERENCE_GPU_HOURS,
@@ -26,6 +25,7 @@ from lam_spark.training.plan import (
     imagined_passes,
     plan,
 )
+from lam_spark.training.spec import size_of
 
 _FLAGS = (
     "--train --conf FILE --set key=value --size NAME --customers N --events N --queries N --values N --gpus N "
@@ -102,7 +102,7 @@ def _share(text: str) -> float:
 def _recipe(config: Config, name: str | None) -> Recipe:
     if name is None:
         model, training = config.model, config.training
-        size = ModelSize(model.width, model.layers, model.heads, model.dropout)
+        size = size_of(config)
         return Recipe(size, model.context_events, training.pretrain_epochs, training.finetune_epochs)
     if name not in RECIPES:
         every = f"expected {', '.join(RECIPES)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lam_spark.config import Config
 from lam_spark.dataset.layout import Layout
 from lam_spark.model.transformer import ModelSize
 
@@ -18,6 +19,12 @@ SPEC_FILE = "spec.json"
 NOT_DECISIVE = ("checkpoint_minutes", "experiment")
 
 
+def size_of(config: Config) -> ModelSize:
+    """The size of the model that a configuration asks for."""
+    model = config.model
+    return ModelSize(model.width, model.layers, model.heads, model.dropout, model.numeric_bins)
+
+
 @dataclass(frozen=True)
 class TrainingSpec:
     """Everything a rank needs; saved as JSON for the worker processes.
@@ -25,8 +32,9 @@ class TrainingSpec:
     Attributes:
         all_urls, queried_urls: Parquet files of one pinned version of the snapshot.
         validation_start, test_start: microseconds UTC.
-        numeric_mean, numeric_std: of each numeric field's signed log, before `validation_start`.
-        target: whose validation log loss chooses.
+        numeric_mean, numeric_std, numeric_edges: of each numeric field's signed log, before `validation_start`.
+        target: the one that is scored.
+        target_weights: of the targets' losses, in the layout's order.
         folder: where the artifact and the progress go.
         facts: kept in the model's card; they do not change what is trained.
     """
@@ -40,13 +48,17 @@ class TrainingSpec:
     test_start: int
     numeric_mean: tuple[float, ...]
     numeric_std: tuple[float, ...]
+    numeric_edges: tuple[tuple[float, ...], ...]
     target: str
+    target_weights: tuple[float, ...]
     folder: str
     facts: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), default=str))
+        """Write as JSON; a reader finds the old one or the new one."""
+        draft = path.with_name(f"{path.name}.draft")
+        draft.write_text(json.dumps(dataclasses.asdict(self), default=str))
+        draft.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> TrainingSpec:
@@ -55,12 +67,14 @@ class TrainingSpec:
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
         values["layout"] = Layout.from_json(saved["layout"])
         values["size"] = ModelSize(**saved["size"])
+        values["numeric_edges"] = tuple(tuple(edges) for edges in saved["numeric_edges"])
         return cls(**values)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that decides what comes out: a checkpoint fits only the training that wrote it."""
         values = dataclasses.asdict(self)
-        for name in ("folder", "facts"):
+        # The edges are approximate quantiles of the numbers that the means are of: they may differ a little.
+        for name in ("folder", "facts", "numeric_edges"):
             del values[name]
         for name in NOT_DECISIVE:
             del values["settings"][name]

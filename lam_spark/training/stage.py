@@ -5,6 +5,7 @@ Spark is only asked for the files' names and a few sums; the ranks read Parquet 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,11 +18,10 @@ from lam_spark.dataset.columns import layout_of
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.snapshot import QUERIED
 from lam_spark.errors import ModelError
-from lam_spark.model.transformer import ModelSize
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.training.launch import launch
 from lam_spark.training.registry import Tracking
-from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
 from lam_spark.training.worker import PROGRESS_FILE
 
 # Beside the specification: one that an earlier version wrote, or half wrote, need not be read to be told apart.
@@ -43,7 +43,7 @@ def run(run: Run) -> StageResult:
     # A working folder: what is worth keeping goes to MLflow. It stays when the training does not end.
     folder = config.workspace / "training"
     spec = _specification(run, folder)
-    _prepare_folder(run, spec, folder)
+    spec = _prepare_folder(run, spec, folder)
     with Tracking(config, run.run_id, folder, run.journal) as tracking:
         tracking.start(spec, run.tables.read_versions)
         done = _finished(folder)
@@ -83,8 +83,8 @@ def _finished(folder: Path) -> dict[str, Any]:
     return last if last.get("event") == "done" else {}
 
 
-def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> None:
-    """Keep what a training of the same specification left; sweep what another one left."""
+def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> TrainingSpec:
+    """Keep what a training of the same specification left, its very numbers too; sweep what another one left."""
     mark, fingerprint = folder / _FINGERPRINT_FILE, spec.fingerprint()
     if folder.exists() and not (mark.exists() and mark.read_text() == fingerprint):
         run.journal.event(
@@ -92,8 +92,12 @@ def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> None:
         )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(fingerprint)
+    if mark.exists():
+        begun = TrainingSpec.load(folder / SPEC_FILE)
+        spec = dataclasses.replace(begun, settings=spec.settings, facts=spec.facts)
     spec.save(folder / SPEC_FILE)
+    mark.write_text(fingerprint)
+    return spec
 
 
 def _specification(run: Run, folder: Path) -> TrainingSpec:
@@ -102,11 +106,11 @@ def _specification(run: Run, folder: Path) -> TrainingSpec:
     version = tables.version("training_blocks")
     layout = layout_of(config, tables.read("vocabulary"))
     _require_fitting_blocks(run, layout, version)
-    mean, std = _numeric_moments(run)
+    mean, std, edges = _numeric_scales(run)
     settings = config.training.model_dump(mode="json")
     return TrainingSpec(
         layout=layout,
-        size=ModelSize(config.model.width, config.model.layers, config.model.heads, config.model.dropout),
+        size=size_of(config),
         settings=settings,
         all_urls=tuple(tables.files("training_blocks", version)),
         queried_urls=tuple(tables.files("training_blocks", version, f"block_kind = '{QUERIED}'")),
@@ -114,7 +118,9 @@ def _specification(run: Run, folder: Path) -> TrainingSpec:
         test_start=config.micros(config.split.test_start),
         numeric_mean=mean,
         numeric_std=std,
+        numeric_edges=edges,
         target=config.scoring.target,
+        target_weights=tuple(target.weight for target in config.targets.values()),
         folder=str(folder),
         facts={
             "data_set": config.name,
@@ -140,26 +146,31 @@ def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:
         )
 
 
-def _numeric_moments(run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each numeric field's signed log over consented events before validation."""
+def _numeric_scales(run: Run) -> tuple[tuple[float, ...], tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Mean, deviation and edges of bins of each numeric field's signed log, over consented events before validation."""
     config = run.config
     if not config.numeric:
-        return (), ()
+        return (), (), ()
     allowed = eligible(run, config.consent.training_purpose)
     cut = sql_literal(config.instant(config.split.validation_start))
     events = run.tables.read("events").where(F.col("event_time") < F.expr(cut))
-    logs = {name: F.signum(name) * F.log1p(F.abs(F.col(name))) for name in config.numeric}
+    logs = [F.signum(name) * F.log1p(F.abs(F.col(name))) for name in config.numeric]
+    bins = config.model.numeric_bins
+    shares = F.lit([number / max(bins, 1) for number in range(bins + 1)])
     row = (
         events.join(allowed, "customer_key", "left_semi")
         .agg(
-            *(F.coalesce(F.avg(log), F.lit(0.0)) for log in logs.values()),
-            *(F.coalesce(F.stddev_pop(log), F.lit(0.0)) for log in logs.values()),
+            *(F.coalesce(F.avg(log), F.lit(0.0)) for log in logs),
+            *(F.coalesce(F.stddev_pop(log), F.lit(0.0)) for log in logs),
+            *(F.percentile_approx(log, shares) for log in logs),
         )
         .first()
     )
     assert row is not None  # an aggregate without keys gives one row
-    count = len(config.numeric)
-    return tuple(row[:count]), tuple(value if value > 1e-4 else 1.0 for value in row[count:])
+    count = len(logs)
+    mean, std, quantiles = row[:count], row[count : 2 * count], row[2 * count :]
+    edges = tuple(tuple(sorted(set(found or ()))) for found in quantiles)
+    return tuple(mean), tuple(value if value > 1e-4 else 1.0 for value in std), edges
 
 
 def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ class Standing:
         losses: sum over the epoch's steps of this rank's part of the loss.
         seconds: that earlier processes spent on this training.
         chosen: the fine-tuning epoch with the best validation loss so far.
-        best: that loss.
-        calibration: slope and intercept for that epoch.
+        best: that loss: of all targets, by weight, beyond the best constant answers.
+        calibration: target -> slope and intercept for that epoch.
         validation: what else was measured for it.
     """
 
@@ -32,7 +32,7 @@ class Standing:
     seconds: float = 0.0
     chosen: int = 0
     best: float = math.inf
-    calibration: tuple[float, float] = (1.0, 0.0)
+    calibration: dict[str, tuple[float, float]] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
 
     def enter(self, phase: str) -> None:
@@ -51,5 +51,5 @@ class Standing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        slope, intercept = values["calibration"]
-        return cls(**{**values, "calibration": (slope, intercept)})
+        calibration = {target: (slope, add) for target, (slope, add) in values["calibration"].items()}
+        return cls(**{**values, "calibration": calibration})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
-    run = run_builder(spark, tmp_path_factory.mktemp("examples") / "shop")()
+    root = tmp_path_factory.mktemp("examples") / "shop"
+    run = run_builder(spark, root)(targets={"response": settings(root)["targets"]["response"]})
     standings = dict.fromkeys(CASES, BOTH) | {"refused": ("opt_out", "opt_in")}
     publish(run, [row for rows, *_ in CASES.values() for row in rows], standings)
     vocabulary = [("item", "books", 3, 9), ("action", "propose", 3, 9), ("action", "respond", 4, 9)]
@@ -186,6 +188,98 @@ def test_a_predicate_that_does_not_run(spark: SparkSession, world: World, label:
     with pytest.raises(ConfigError, match=message):
         examples.run(run_builder(spark, world.run.config.workspace)(**answers(world.run, label)))
     assert world.run.tables.version("examples") == version
+
+
+# Local midnights four weeks apart, counted back from the start of the test period (1 October): the first after the
+# start of training (1 February) is 19 February. Active is who bought in the 91 days before.
+WEEKS = ("2023-02-19", "2023-03-19", "2023-04-16", "2023-05-14", "2023-06-11")
+
+
+def bought(customer: str, at: str, item: str = "books", amount: float = 10.0) -> Row:
+    return event(customer, at, f"{customer} {at} {item}", action="purchase", item=item, amount=amount)
+
+
+REGULARS: list[Row] = [
+    # On the eve of the second question: 22:59:59 UTC, a second before local midnight. Then at that very instant.
+    bought("eve", "2023-03-18T22:59:59", amount=5.0),
+    bought("instant", "2023-02-01T12:00:00", amount=1.0),
+    bought("instant", "2023-03-18T23:00:00", "games", amount=7.0),
+    # A return outweighs what was bought; two categories, one of them unknown to the vocabulary.
+    bought("returned", "2023-02-10T12:00:00"),
+    bought("returned", "2023-03-20T12:00:00", "games", amount=20.0),
+    bought("returned", "2023-03-21T12:00:00", "unheard of", amount=-30.0),
+    # So that every period has answers of every kind.
+    *(
+        bought("steady", f"2023-{month:02}-{day:02}T12:00:00")
+        for month in range(1, 12)
+        for day in (5, 15, 25)
+    ),
+    bought("gone", "2023-05-01T12:00:00"),
+]
+
+
+@pytest.fixture(scope="module")
+def regular(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str], Row]:
+    """(target, customer, local day) -> example."""
+    root = tmp_path_factory.mktemp("regular") / "shop"
+    targets = settings(root)["targets"]
+    del targets["response"]
+    scored = targets["lapse"]
+    run = run_builder(spark, root)(targets=targets, scoring={**settings(root)["scoring"], "target": "lapse"})
+    assert scored["every_days"] == 28
+    publish(run, REGULARS, dict.fromkeys({row["customer_key"] for row in REGULARS}, BOTH))
+    vocabulary = [("item", "books", 3, 9), ("item", "games", 4, 9), ("action", "purchase", 3, 9)]
+    schema = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
+    run.tables.append(run.spark.createDataFrame(vocabulary, schema), "vocabulary")
+    examples.run(run)
+    rows = [row.asDict() for row in run.tables.read("examples").collect()]
+    day = dt.timedelta(hours=2)  # from any midnight of Berlin, seen in UTC, into its own day
+    found = {(r["target"], r["customer_key"], str((r["as_of"] + day).date())): r for r in rows}
+    assert len(found) == len(rows)
+    assert len({(r["target"], r["query_id"]) for r in rows}) == len(rows)
+    return found
+
+
+def days_of(regular: dict[tuple[str, str, str], Row], target: str, customer: str) -> list[str]:
+    return sorted(day for t, c, day in regular if (t, c) == (target, customer))
+
+
+def test_asked_is_every_so_often_who_was_active_and_nobody_else(
+    regular: dict[tuple[str, str, str], Row],
+) -> None:
+    for target in ("lapse", "spend", "items"):
+        # Active on 18 March: asked until 91 days later, on the days that are 1, 29, 57 and 85 days on.
+        assert days_of(regular, target, "eve") == ["2023-03-19", "2023-04-16", "2023-05-14", "2023-06-11"]
+        assert days_of(regular, target, "instant")[:2] == ["2023-02-19", "2023-03-19"]
+    assert regular["lapse", "eve", "2023-03-19"]["as_of"].isoformat() == "2023-03-18T23:00:00"
+    assert regular["lapse", "eve", "2023-04-16"]["as_of"].isoformat() == "2023-04-15T22:00:00"  # summer time
+    assert regular["lapse", "eve", "2023-03-19"]["action"] == 2  # an empty query: missing
+
+
+def test_what_follows_starts_at_the_instant_of_the_question(regular: dict[tuple[str, str, str], Row]) -> None:
+    asked = "2023-03-19"
+    assert regular["lapse", "eve", asked]["label"] == 1.0
+    assert regular["lapse", "instant", asked]["label"] == 0.0
+    assert regular["spend", "eve", asked]["label"] == 0.0
+    assert regular["spend", "instant", asked]["label"] == 7.0
+    assert regular["items", "eve", asked]["label_ids"] == []
+    assert regular["items", "instant", asked]["label_ids"] == [4]
+    assert regular["items", "instant", asked]["label"] is None
+    # The question before: its four weeks end where those begin.
+    assert regular["spend", "instant", "2023-02-19"]["label"] == 0.0
+
+
+def test_less_than_nothing_is_nothing_and_unknown_values_are_not_asked_for(
+    regular: dict[tuple[str, str, str], Row],
+) -> None:
+    assert regular["spend", "returned", "2023-03-19"]["label"] == 0.0
+    assert regular["items", "returned", "2023-03-19"]["label_ids"] == [4]
+
+
+def test_a_rule_may_look_back_from_the_question(regular: dict[tuple[str, str, str], Row]) -> None:
+    assert regular["spend", "instant", "2023-02-19"]["rule_score"] == 1.0  # 18 days before
+    assert regular["spend", "instant", "2023-03-19"]["rule_score"] == 0.0  # 46 days before
+    assert regular["lapse", "steady", "2023-03-19"]["rule_score"] == -8.0
 
 
 def test_examples_need_events(make_run: Callable[..., Run]) -> None:

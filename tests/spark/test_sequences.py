@@ -19,8 +19,9 @@ from lam_spark.sequences.bounds import bounds_of, check_as_of
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.settings import BUILD_SETTINGS
-from lam_spark.sequences.vocabulary import FIRST_VALUE, MISSING, UNKNOWN, count_values, extend_vocabulary
+from lam_spark.sequences.vocabulary import count_values, extend_vocabulary
 from lam_spark.settings import session_settings
+from lam_spark.tokens import FIRST_VALUE, MISSING, UNKNOWN
 from spark.conftest import Prepared, event, events_frame, publish
 
 BOTH, NEITHER = ("opt_in", "opt_in"), (None, None)

@@ -69,7 +69,9 @@ def specification(folder: Path, files: list[list[Block]], **settings: Any) -> Tr
         test_start=TEST,
         numeric_mean=(0.0,),
         numeric_std=(1.0,),
+        numeric_edges=((-1.0, 0.0, 1.0),),
         target="reply",
+        target_weights=(1.0,),
         folder=str(folder),
         facts={"run_id": "a test"},
     )

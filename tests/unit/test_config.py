@@ -12,7 +12,7 @@ import yaml
 
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
-from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.layout import Layout, Target
 from lam_spark.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
@@ -253,10 +253,43 @@ def test_no_accepted_field_overwrites_a_column_of_a_block() -> None:
     config = load_config(SHIPPED)
     fields = (*config.categorical, *config.numeric)
     with_fields = Layout(
-        config.categorical, (4,) * len(config.categorical), config.numeric, "action", (), (), 8, 4, ("t",)
+        config.categorical,
+        (4,) * len(config.categorical),
+        config.numeric,
+        "action",
+        (),
+        (),
+        8,
+        4,
+        (Target("t"),),
     )
-    without = Layout((), (), (), "action", (), (), 8, 4, ("t",))
+    without = Layout((), (), (), "action", (), (), 8, 4, (Target("t"),))
     assert len(with_fields.columns) == len(without.columns) + 2 * len(fields)
+
+
+ASKED = "says: x, later: 'true', horizon_days: '7'"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (ASKED, "either a population of events or every_days"),
+        (f"{ASKED}, population: 'true', every_days: 7", "either a population of events or every_days"),
+        (f"{ASKED}, every_days: 7, kind: value", "value belongs to kind value"),
+        (f"{ASKED}, every_days: 7, value: sum(later.quantity)", "value belongs to kind value"),
+        (f"{ASKED}, every_days: 7, kind: next", "field belongs to kind next"),
+        (f"{ASKED}, every_days: 7, kind: next, field: itm", "'itm' is not declared: did you mean 'item'?"),
+        (f"{ASKED}, every_days: 7, kind: next, field: item, absent: true", "absent is for kind binary"),
+    ],
+)
+def test_a_target_asks_one_thing(target: str, message: str) -> None:
+    assert message in refusal(SHIPPED, f"targets.more={{{target}}}")
+
+
+def test_only_a_binary_target_ranks_proposals() -> None:
+    more = f"targets.more={{{ASKED}, every_days: 7, kind: value, value: sum(later.quantity)}}"
+    said = refusal(SHIPPED, more, "scoring.target=more")
+    assert "scoring.target 'more' must be of kind binary" in said
 
 
 @pytest.mark.parametrize(

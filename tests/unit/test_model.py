@@ -109,7 +109,7 @@ def test_a_changed_event_changes_what_follows_in_its_segment_and_nothing_else(
     after = model(changed)
     moved = (before.event_hidden_BTD != after.event_hidden_BTD).any(-1)[0].nonzero().flatten().tolist()
     assert moved == [4, 5]
-    logits = (before.query_logits["reply"] != after.query_logits["reply"])[0].nonzero().flatten().tolist()
+    logits = (before.answers["reply"] != after.answers["reply"])[0].nonzero().flatten().tolist()
     assert logits == [1]  # the query after all six events; not the one after three, not the other customer's
 
 
@@ -123,7 +123,7 @@ def test_a_changed_query_changes_its_own_answer_only(
     changed[column][0, 1] += 1
     after = model(changed)
     assert torch.equal(before.event_hidden_BTD, after.event_hidden_BTD)
-    moved = before.query_logits["reply"] != after.query_logits["reply"]
+    moved = before.answers["reply"] != after.answers["reply"]
     assert moved[0].tolist() == [False, True, False, False]
 
 
@@ -162,7 +162,7 @@ def test_the_order_of_events_matters(layers: int) -> None:
     swapped = {name: values.clone() for name, values in batch.items()}
     for name in ("hour_of_week", "event_action", "event_item", "event_amount"):
         swapped[name][0, [1, 4]] = batch[name][0, [4, 1]]
-    before, after = (model(b).query_logits["reply"][0, 0] for b in (batch, swapped))
+    before, after = (model(b).answers["reply"][0, 0] for b in (batch, swapped))
     assert abs(float(before - after)) > 1e-3
 
 
@@ -170,14 +170,14 @@ def test_the_time_since_the_last_event_matters(model: LargeActionModel) -> None:
     with torch.no_grad():
         batch = batch_of(LAYOUT, [daily(6, (6,))])
         later = dict(batch, query_time=batch["query_time"] + 30 * DAY)
-        before, after = (model(b).query_logits["reply"][0, 0] for b in (batch, later))
+        before, after = (model(b).answers["reply"][0, 0] for b in (batch, later))
     assert abs(float(before - after)) > 1e-3
 
 
 def test_the_gradient_reaches_every_parameter(model: LargeActionModel) -> None:
     batch = batch_of(LAYOUT, [daily(16, (5, 9, 16), seed=s) for s in range(4)])
     loss = loss_of(model, batch, WHOLE, with_next=True, with_answers=True)
-    (loss.next_sum + loss.answer_sum).backward()
+    (loss.next_sum + loss.answer_sums.sum()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
@@ -189,7 +189,7 @@ def test_missing_numbers_give_finite_answers_and_gradients(model: LargeActionMod
     one.queries["query_amount"][:] = np.nan
     batch = batch_of(LAYOUT, [one])
     loss = loss_of(model, batch, WHOLE, with_next=True, with_answers=True)
-    (loss.next_sum + loss.answer_sum).backward()
+    (loss.next_sum + loss.answer_sums.sum()).backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     assert np.isfinite(answers(model, [one])[0]).all()
 
@@ -207,7 +207,7 @@ def test_an_empty_history_gives_a_finite_answer(model: LargeActionModel) -> None
     for given in ([daily(0, (0,))], [full, daily(0, (0,))]):
         assert np.isfinite(answers(model, given)[-1]).all()
     with torch.no_grad():
-        assert bool(model(batch_of(LAYOUT, [full, daily(0, (0,))])).query_logits["reply"].isfinite().all())
+        assert bool(model(batch_of(LAYOUT, [full, daily(0, (0,))])).answers["reply"].isfinite().all())
 
 
 def test_a_fresh_model_knows_nothing() -> None:

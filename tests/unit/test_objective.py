@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.layout import Layout, Target
 from lam_spark.dataset.packing import Customer
 from lam_spark.model.transformer import Batch, LargeActionModel
 from lam_spark.training.objective import Period, answer_loss, in_splits, next_moment_loss
@@ -151,7 +151,7 @@ def test_only_labelled_queries_of_the_allowed_splits_count() -> None:
     one = customer(shape, [START, START + DAY], asked, split=splits, labels=labels)
     batch = batch_of(shape, [one])
     predictions = model(batch)
-    logits = predictions.query_logits["reply"][0]
+    logits = predictions.answers["reply"][0]
     for allowed, slots in (
         (("train",), [0, 5]),
         (("validation",), [1]),
@@ -162,8 +162,8 @@ def test_only_labelled_queries_of_the_allowed_splits_count() -> None:
             math.log1p(math.exp(float(logits[slot]) * (1 if labels[slot] == 0 else -1))) for slot in slots
         )
         total, count = answer_loss(model, batch, predictions, Period(0, 0, allowed))
-        assert float(total) == pytest.approx(expected, rel=1e-5)
-        assert float(count) == len(slots)
+        assert total.tolist() == pytest.approx([expected], rel=1e-5)
+        assert count.tolist() == [len(slots)]
         assert in_splits(batch, allowed)[0].nonzero().flatten().tolist() == (
             [0, 2, 5] if allowed == ("train",) else [slot for slot in range(6) if splits[slot] in allowed]
         )
@@ -171,14 +171,49 @@ def test_only_labelled_queries_of_the_allowed_splits_count() -> None:
 
 @torch.no_grad()
 def test_every_target_is_counted() -> None:
-    shape = layout(targets=("reply", "visit"))
+    shape = layout(targets=(Target("reply"), Target("visit")))
     model = lively_model(shape)
     one = customer(shape, [START], [START + DAY, START + 2 * DAY], labels=[1, 0])
     one.queries["label_visit"][0] = math.nan
     batch = batch_of(shape, [one])
     predictions = model(batch)
-    reply, visit = (predictions.query_logits[name][0] for name in shape.targets)
+    reply, visit = (predictions.answers[target.name][0] for target in shape.targets)
     total, count = answer_loss(model, batch, predictions, WHOLE)
-    by_hand = F.softplus(-reply[0]) + F.softplus(reply[1]) + F.softplus(visit[1])
-    assert float(count) == 3
-    assert float(total) == pytest.approx(float(by_hand), rel=1e-5)
+    by_hand = [float(F.softplus(-reply[0]) + F.softplus(reply[1])), float(F.softplus(visit[1]))]
+    assert count.tolist() == [2, 1]
+    assert total.tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+@torch.no_grad()
+def test_how_much_is_a_likelihood_of_nothing_or_of_its_log() -> None:
+    shape = layout(targets=(Target("reply", "value"),))
+    model = lively_model(shape)
+    asked = [START + DAY, START + 2 * DAY, START + 3 * DAY]
+    batch = batch_of(shape, [customer(shape, [START], asked, labels=[0.0, 12.5, math.nan])])
+    predictions = model(batch)
+    assert predictions.answers["reply"].shape == (1, 4, 3)
+    (none_logit, _, _), (logit, mean, log_std) = predictions.answers["reply"][0, :2].tolist()
+    deviation = math.exp(min(1.0, max(-3.0, log_std)))
+    normal = torch.distributions.Normal(mean, deviation)
+    half_log_two_pi = 0.5 * math.log(2 * math.pi)
+    by_hand = math.log1p(math.exp(none_logit)) + math.log1p(math.exp(-logit))
+    by_hand += -float(normal.log_prob(torch.tensor(math.log(12.5)))) - half_log_two_pi
+    total, count = answer_loss(model, batch, predictions, WHOLE)
+    assert count.tolist() == [2]
+    assert total.tolist() == pytest.approx([by_hand], rel=1e-5)
+
+
+@torch.no_grad()
+def test_which_values_follow_is_a_question_a_value() -> None:
+    shape = layout(targets=(Target("reply", "next", "item", 3),))
+    model = lively_model(shape)
+    labels = [[1, 0, 0], [math.nan] * 3, [0, 0, 0]]
+    asked = [START + DAY, START + 2 * DAY, START + 3 * DAY]
+    batch = batch_of(shape, [customer(shape, [START], asked, labels=labels)])
+    predictions = model(batch)
+    logits = predictions.answers["reply"][0]
+    assert logits.shape == (4, 3)
+    by_hand = F.softplus(-logits[0, 0]) + F.softplus(logits[0, 1:]).sum() + F.softplus(logits[2]).sum()
+    total, count = answer_loss(model, batch, predictions, WHOLE)
+    assert count.tolist() == [2]
+    assert total.tolist() == pytest.approx([float(by_hand) / 3], rel=1e-5)

@@ -44,7 +44,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     # The CPU's own kernel of attention is not counted by torch; the plain products are.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         part = loss_of(model, batch, Period(0, 2**62, ("train",)), with_next=True, with_answers=True)
-        (part.next_sum + part.answer_sum).backward()  # type: ignore[no-untyped-call]
+        (part.next_sum + part.answer_sums.sum()).backward()  # type: ignore[no-untyped-call]
     assert batch["segment"].shape[0] == 4
     assert 3 * 4 * forward_flops(SHAPE, size) == pytest.approx(counter.get_total_flops(), rel=0.02)
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS, Layout
-from lam_spark.dataset.packing import Block, Customer, Packer, prepare
+from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS, Layout, Target
+from lam_spark.dataset.packing import Block, Customer, Packer, prepare, unfold
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import Batch, LargeActionModel, ModelSize, Normaliser
 
@@ -33,7 +33,7 @@ LAYOUT = Layout(
     window_days=(7, 30),
     block_events=16,
     queries_per_block=4,
-    targets=("reply",),
+    targets=(Target("reply"),),
 )
 SIZE = ModelSize(width=16, layers=2, heads=2, dropout=0.0)
 
@@ -49,7 +49,7 @@ def customer(
     asked: Sequence[int] = (),
     seed: int = 0,
     split: str | Sequence[str] = "train",
-    labels: Sequence[float] | None = None,
+    labels: Sequence[float | Sequence[float]] | None = None,
     **fields: Sequence[float],
 ) -> Customer:
     """A customer with events at `times` and queries at `asked` (microseconds); fields not given are random."""
@@ -72,9 +72,10 @@ def customer(
     for name in shape.numeric:
         events[name] = np.asarray(fields.get(name, rng.normal(size=len(times)) * 5), np.float32)
         queries[f"query_{name}"] = rng.normal(size=len(asked)).astype(np.float32)
-    for name in shape.targets:
-        given = rng.integers(0, 2, len(asked)) if labels is None else labels
-        queries[f"label_{name}"] = np.asarray(given, np.float32)
+    for target in shape.targets:
+        wanted = (len(asked), target.values) if target.kind == "next" else len(asked)
+        given = rng.integers(0, 2, wanted) if labels is None else labels
+        queries[f"label_{target.name}"] = np.asarray(given, np.float32)
     return Customer(events, queries)
 
 
@@ -90,10 +91,8 @@ def blocks_of(shape: Layout, customers: Iterable[Customer]) -> list[Block]:
 
 
 def stack(shape: Layout, blocks: Sequence[Block]) -> Block:
-    """Blocks as the loader gives them: one array a column, aggregates (B, Q, A)."""
-    stacked = {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
-    stacked["aggregates"] = stacked["aggregates"].reshape(len(blocks), shape.queries_per_block, -1)
-    return stacked
+    """Blocks as the loader gives them: one array a column, the wide ones (B, Q, inner)."""
+    return unfold(shape, {name: np.stack([block[name] for block in blocks]) for name in blocks[0]})
 
 
 def batch_of(shape: Layout, customers: Iterable[Customer]) -> Batch:
@@ -104,7 +103,9 @@ def batch_of(shape: Layout, customers: Iterable[Customer]) -> Batch:
 def normaliser(shape: Layout) -> Normaliser:
     """One that changes nothing."""
     numbers, summaries = len(shape.numeric), len(shape.aggregate_names)
-    return Normaliser((0.0,) * numbers, (1.0,) * numbers, (0.0,) * summaries, (1.0,) * summaries)
+    return Normaliser(
+        (0.0,) * numbers, (1.0,) * numbers, ((),) * numbers, (0.0,) * summaries, (1.0,) * summaries
+    )
 
 
 def lively_model(shape: Layout = LAYOUT, seed: int = 0, size: ModelSize = SIZE) -> LargeActionModel:
