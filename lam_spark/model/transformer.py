@@ -114,7 +114,7 @@ class LargeActionModel(nn.Module):
         self.output_norm = nn.RMSNorm(width)
         self.next_value = nn.ModuleDict(
             {
-                name: nn.Linear(width, rows)
+                entry(name): nn.Linear(width, rows)
                 for name, rows in zip(layout.categorical, layout.sizes, strict=True)
             }
         )
@@ -123,7 +123,7 @@ class LargeActionModel(nn.Module):
         summaries = len(layout.aggregate_names)
         self.answers = nn.ModuleDict(
             {
-                target.name: _Answer(target, width, summaries, layout, size.dropout)
+                entry(target.name): _Answer(target, width, summaries, layout, size.dropout)
                 for target in layout.targets
             }
         )
@@ -162,7 +162,7 @@ class LargeActionModel(nn.Module):
         """Let each target's untrained answer be a constant, (outputs,)."""
         with torch.no_grad():
             for name, constant in constants.items():
-                self.answers[name].get_parameter("wide.bias").copy_(constant)
+                self.answers[entry(name)].get_parameter("wide.bias").copy_(constant)
 
     def forward(self, batch: Batch) -> Predictions:
         """Read a batch of blocks (columns of `Layout.columns`, as tensors)."""
@@ -179,7 +179,7 @@ class LargeActionModel(nn.Module):
         hidden_BQD = x_BSD[:, slots:]
         seen_BQT = mask_BSS[:, slots:, :slots]
         answers = {
-            target.name: self.answers[target.name](hidden_BQD, summary_BQA, batch, seen_BQT)
+            target.name: self.answers[entry(target.name)](hidden_BQD, summary_BQA, batch, seen_BQT)
             for target in self.layout.targets
         }
         return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
@@ -316,6 +316,11 @@ def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     deviations = (values - mean) / std
     # What is not finite is a defect upstream: it becomes NaN here, so that the loss shows it, and is not cut.
     return deviations.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS) + 0 * deviations
+
+
+def entry(name: str) -> str:
+    """The key of a field or target in a ModuleDict, where plain names such as `items` or `type` are taken."""
+    return f"of_{name}"
 
 
 def number_features(layout: Layout, size: ModelSize) -> int:

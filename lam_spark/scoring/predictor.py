@@ -32,7 +32,7 @@ def model_of_process(weights: bytes, card: bytes, digest: str) -> Artifact:
 def answer_queries(
     artifact: Artifact, customers: Iterable[Customer], target: str
 ) -> list[npt.NDArray[np.float32]]:
-    """Logits of every customer's queries.
+    """What the model answers to every customer's queries.
 
     Args:
         artifact: the model.
@@ -40,7 +40,8 @@ def answer_queries(
         target: which answer.
 
     Returns:
-        For each customer (q,) float32 logits, in the order of its queries.
+        For each customer the answers in the order of its queries, float32: (q,), or (q, outputs) of a target that is
+        not binary (`Predictions.answers`).
     """
     counts: list[int] = []
 
@@ -64,7 +65,8 @@ def answer_queries(
             waiting = []
     if waiting:
         _answer_blocks(artifact, waiting, target, rows, logits)
-    ordered = np.full(sum(counts), np.nan, np.float32)
+    shape = logits[0].shape[1:] if logits else ()
+    ordered = np.full((sum(counts), *shape), np.nan, np.float32)
     if rows:
         ordered[np.concatenate(rows)] = np.concatenate(logits)
     return np.split(ordered, np.cumsum(counts)[:-1]) if counts else []

@@ -109,6 +109,8 @@ class Judge:
         return Verdict(float(losses.mean()), naive, unit, measures, Calibration(factor, 0.0))
 
     def _of_next(self, histogram: Float) -> Verdict:
+        if not np.isfinite(histogram).all():
+            return Verdict(math.nan, 0.0, 1.0, {}, Calibration(1.0, 0.0))
         queries = histogram[0].sum()
         happened = histogram[:, :, 1].sum(axis=1)
         if happened.sum() == 0:

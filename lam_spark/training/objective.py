@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS, Target
-from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, signed_log, standardise
+from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, entry, signed_log, standardise
 from lam_spark.model.value import value_loss
 
 # Padding-like scale of time: a moment less than a minute after the last is as good as at once.
@@ -89,7 +89,7 @@ def next_moment_loss(
     layout = model.layout
     total = hidden_ND.new_zeros(())
     for name in layout.categorical:
-        log_p_NV = F.log_softmax(model.next_value[name](hidden_ND), dim=-1)
+        log_p_NV = F.log_softmax(model.next_value[entry(name)](hidden_ND), dim=-1)
         happened_M = batch[f"event_{name}"].flatten()[counted].long()
         total = total - (log_p_NV[row_M, happened_M] * weight_M).sum() / len(layout.categorical)
     time = batch["event_time"].flatten()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lam_spark.dataset.layout import Layout, Target
 from lam_spark.dataset.packing import Customer
-from lam_spark.model.transformer import Batch, LargeActionModel
+from lam_spark.model.transformer import Batch, LargeActionModel, entry
 from lam_spark.training.objective import Period, answer_loss, in_splits, next_moment_loss
 
 from .tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
@@ -42,7 +42,7 @@ def test_with_one_event_a_moment_it_is_next_event_cross_entropy() -> None:
     expected = 0.0
     for here in range(len(days) - 1):
         for name in NO_NUMBERS.categorical:
-            logits = model.next_value[name](hidden[here])
+            logits = model.next_value[entry(name)](hidden[here])
             expected += float(F.cross_entropy(logits, batch[f"event_{name}"][0, here + 1].long())) / 2
         mean, log_std = (float(value) for value in model.next_days(hidden[here]))
         log_std = min(max(log_std, -3.0), 3.0)
@@ -63,7 +63,7 @@ def test_a_moment_of_three_lines_weighs_as_much_as_a_moment_of_one() -> None:
     hidden = model(batch).event_hidden_BTD[0, 1]
     expected = 0.1 * math.log(1 + 1 / 1440) ** 2 / 2
     for name in NO_NUMBERS.categorical:
-        log_p = F.log_softmax(model.next_value[name](hidden), -1)
+        log_p = F.log_softmax(model.next_value[entry(name)](hidden), -1)
         expected -= float(log_p[batch[f"event_{name}"][0, 2:5].long()].mean()) / 2
     assert next_loss(model, batch) == (pytest.approx(expected, rel=1e-4), 1.0)
 

@@ -1,0 +1,225 @@
+"""Targets of kind `value` and `next`: their distributions, judges, first answers, and a training of all kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lam_spark.dataset.layout import Layout, Target
+from lam_spark.dataset.loader import files_of_rank
+from lam_spark.dataset.packing import Customer
+from lam_spark.errors import ModelError
+from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
+from lam_spark.model.artifact import open_artifact, read_artifact
+from lam_spark.model.transformer import entry
+from lam_spark.model.value import expected_value, median_value, value_loss
+from lam_spark.scoring.predictor import answer_queries
+from lam_spark.training import worker
+from lam_spark.training.distributed import SingleWorld
+from lam_spark.training.judging import Judge
+from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.statistics import query_statistics
+
+from .learnable import SHAPE as BINARY
+from .learnable import person, specification
+from .tiny import DAY, START, batch_of, blocks_of, customer, lively_model, write_blocks
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
+
+SHAPE = dataclasses.replace(
+    BINARY,
+    targets=(Target("reply"), Target("amount_spent", "value"), Target("items", "next", "item", 6)),
+)
+WORLD = SingleWorld()
+
+
+def shopper(number: int) -> Customer:
+    """Whoever is asked about a high item spends the more the higher it is; the items that follow are the next three."""
+    one = person(number)
+    asked = one.queries["query_item"]
+    noise = np.random.default_rng(number).normal(size=len(asked)) * 0.3
+    one.queries["label_amount_spent"] = np.where(asked > 5, np.exp(asked - 5.0 + noise), 0.0).astype(
+        np.float32
+    )
+    before = np.searchsorted(one.events["event_time"], one.queries["query_time"]) - 1
+    last = one.events["item"][before.clip(0)] - 3
+    one.queries["label_items"] = ((np.arange(6) - last[:, None] - 1) % 6 < 3).astype(np.float32)
+    return one
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of a training of all three kinds, and what it told."""
+    folder = tmp_path_factory.mktemp("kinds")
+    made = blocks_of(SHAPE, [shopper(number) for number in range(24)])
+    url = write_blocks(folder / "all.parquet", SHAPE, made)
+    spec = specification(folder / "unused", [[]], finetune_epochs=8, patience=8)
+    spec = dataclasses.replace(
+        spec,
+        layout=SHAPE,
+        all_urls=(url,),
+        queried_urls=(url,),
+        target_weights=(1.0, 1.0, 1.0),
+        folder=str(folder),
+    )
+    spec.save(folder / "spec.json")
+    worker.main([str(folder / "spec.json")])
+    lines = (folder / worker.PROGRESS_FILE).read_text().splitlines()
+    return folder, [json.loads(line) for line in lines]
+
+
+def test_one_training_learns_all_kinds(trained: tuple[Path, list[dict[str, Any]]]) -> None:
+    last = trained[1][-1]["facts"]
+    assert last["validation_AUC"] > 0.95
+    assert last["validation_items_macro_AUC"] > 0.9
+    amounts = np.concatenate([shopper(n).queries["label_amount_spent"][4:6] for n in range(24)])
+    share, spread = (amounts > 0).mean(), np.log(amounts[amounts > 0]).std()
+    same_for_all = (
+        -share * math.log(share) - (1 - share) * math.log(1 - share) + share * (0.5 + math.log(spread))
+    )
+    assert last["validation_amount_spent_loss"] < same_for_all - 0.3
+    assert (
+        last["validation_amount_spent_mean_absolute_error"] < 0.7 * amounts.mean()
+    )  # what saying nothing costs
+
+
+def test_the_artifact_answers_every_kind(trained: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, told = trained
+    artifact = open_artifact(*read_artifact(folder), told[-1]["digest"])
+    assert set(artifact.calibration) == {"reply", "amount_spent", "items"}
+    assert artifact.model.layout == SHAPE
+    people = [shopper(100), shopper(101)]
+    for target, shape in (("reply", (7,)), ("amount_spent", (7, 3)), ("items", (7, 6))):
+        answers = answer_queries(artifact, people, target)
+        assert [answer.shape for answer in answers] == [shape, shape]
+        alone = answer_queries(artifact, people[1:], target)[0]
+        np.testing.assert_allclose(answers[1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_specification_comes_back_from_its_file(trained: tuple[Path, list[dict[str, Any]]]) -> None:
+    spec = TrainingSpec.load(trained[0] / "spec.json")
+    assert spec.layout == SHAPE
+    assert spec.numeric_edges == ((-1.0, 0.0, 1.0),)
+
+
+@pytest.mark.parametrize("logit", [-3.0, -0.2, 0.2, 3.0])
+def test_mean_and_median_are_those_of_the_distribution(logit: float) -> None:
+    answer = torch.tensor([logit, 1.2, math.log(0.6)], dtype=torch.float64)
+    torch.manual_seed(0)
+    drawn = torch.exp(1.2 + 0.6 * torch.randn(400_000, dtype=torch.float64))
+    drawn[torch.rand(len(drawn)) > torch.sigmoid(torch.tensor(logit))] = 0.0
+    assert float(expected_value(answer)) == pytest.approx(float(drawn.mean()), rel=0.01)
+    assert float(median_value(answer)) == pytest.approx(float(drawn.median()), rel=0.02, abs=1e-9)
+
+
+def test_the_right_spread_has_the_least_loss() -> None:
+    torch.manual_seed(0)
+    label = torch.exp(1.0 + 0.5 * torch.randn(10_000))
+
+    def loss(mean: float, log_std: float) -> float:
+        return float(value_loss(torch.tensor([2.0, mean, log_std]).expand(len(label), 3), label).mean())
+
+    best = loss(1.0, math.log(0.5))
+    assert all(
+        loss(*at) > best for at in ((0.8, math.log(0.5)), (1.2, math.log(0.5)), (1.0, -0.9), (1.0, -0.4))
+    )
+    assert math.isfinite(loss(1.0, -50.0))
+
+
+def test_values_of_the_past_are_counted_as_they_fade() -> None:
+    shape = dataclasses.replace(SHAPE, window_days=(10,), targets=(Target("items", "next", "item", 2),))
+    one = customer(
+        shape,
+        [START, START + 10 * DAY, START + 15 * DAY],
+        [START + 20 * DAY],
+        item=[3, 4, 3],
+        labels=[[0, 0]],
+    )
+    batch = batch_of(shape, [one])
+    seen = torch.zeros(1, 8, 24, dtype=torch.bool)
+    seen[0, 0, :2] = True  # the third is not seen
+    habits = lively_model(shape).answers[entry("items")]._habits(batch, seen)
+    assert habits.shape == (1, 8, 1, 2)
+    assert habits[0, 0, 0].tolist() == pytest.approx([math.log1p(0.25), math.log1p(0.5)], rel=1e-5)
+
+
+def test_a_judge_of_next_gives_what_its_rows_would(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((500, 3)) < [0.5, 0.2, 0.05]).astype(np.float32)
+    logits = (rng.normal(size=(500, 3)) + 2 * labels - 1).astype(np.float32)
+    judge = Judge(Target("items", "next", "item", 3))
+    for rows in (slice(0, 200), slice(200, 500)):
+        judge.add(torch.from_numpy(logits[rows]), torch.from_numpy(labels[rows]))
+    verdict = judge.verdict(WORLD)
+    wide, flat = logits.astype(float), labels.astype(float)
+    assert verdict.loss == pytest.approx(log_loss(wide.ravel(), flat.ravel()), abs=1e-3)
+    areas = [auc(wide[:, value], flat[:, value]) for value in range(3)]
+    assert verdict.measures["macro AUC"] == pytest.approx(np.mean(areas), abs=1e-3)
+    slope, intercept = fit_logistic_calibration(wide.ravel(), flat.ravel())
+    assert verdict.calibration.slope == pytest.approx(slope, rel=1e-2)
+    assert verdict.calibration.intercept == pytest.approx(intercept, abs=2e-2)
+    assert verdict.excess < 0  # it knows something
+
+
+def test_a_judge_of_amounts_sets_the_sum_right() -> None:
+    torch.manual_seed(0)
+    answers = torch.tensor([[1.0, 2.0, -0.7]]).repeat(200, 1)
+    labels = torch.where(torch.rand(200) < 0.7, torch.exp(1.0 + torch.randn(200)), 0.0)
+    judge = Judge(Target("amount", "value"))
+    judge.add(answers, labels)
+    verdict = judge.verdict(WORLD)
+    total = float(expected_value(answers).sum()) * verdict.calibration.slope
+    assert total == pytest.approx(float(labels.sum()), rel=1e-4)
+    assert verdict.measures["mean absolute error"] == pytest.approx(
+        float((labels - median_value(answers)).abs().mean()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "answers", "labels"),
+    [
+        (Target("a"), [0.1, 0.2], [1.0, 1.0]),
+        (Target("a", "value"), [[0.1, 0.2, 0.3]], [0.0]),
+        (Target("a", "next", "item", 2), [[0.1, 0.2]], [[0.0, 0.0]]),
+    ],
+)
+def test_nothing_to_judge_by_is_said(target: Target, answers: list[Any], labels: list[Any]) -> None:
+    judge = Judge(target)
+    judge.add(torch.tensor(answers), torch.tensor(labels))
+    with pytest.raises(ModelError, match=r"the validation period has \d examples of 'a'.*Move split"):
+        judge.verdict(WORLD)
+
+
+def test_a_score_that_is_no_number_shows_in_the_loss() -> None:
+    judge = Judge(Target("a", "next", "item", 2))
+    judge.add(torch.tensor([[0.1, math.nan]]), torch.tensor([[0.0, 1.0]]))
+    assert math.isnan(judge.verdict(WORLD).loss)
+
+
+def test_untrained_answers_are_the_constants_of_the_training_period(tmp_path: Path) -> None:
+    people = [shopper(number) for number in range(10)]
+    url = write_blocks(tmp_path / "a.parquet", SHAPE, blocks_of(SHAPE, people))
+    _, constants = query_statistics(files_of_rank([url], 0, 1), SHAPE, WORLD)
+    early = slice(0, 4)  # the training period's
+    yes = np.concatenate([one.queries["label_reply"][early] for one in people])
+    odds = (yes.sum() + 0.5) / ((1 - yes).sum() + 0.5)
+    assert float(constants["reply"]) == pytest.approx(math.log(odds), rel=1e-5)
+    spent = np.concatenate([one.queries["label_amount_spent"][early] for one in people])
+    logs = np.log(spent[spent > 0])
+    found = [math.log((len(logs) + 0.5) / (len(spent) - len(logs) + 0.5)), logs.mean(), math.log(logs.std())]
+    assert constants["amount_spent"].tolist() == pytest.approx(found, rel=1e-4)
+    items = np.concatenate([one.queries["label_items"][early] for one in people]).sum(axis=0)
+    assert constants["items"].tolist() == pytest.approx(
+        np.log((items + 0.5) / (40 - items + 0.5)).tolist(), rel=1e-4
+    )
+
+
+def test_a_layout_comes_back_from_json() -> None:
+    assert Layout.from_json(json.loads(json.dumps(SHAPE.to_json()))) == SHAPE
