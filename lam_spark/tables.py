@@ -61,6 +61,7 @@ TABLES: Mapping[str, TableSpec] = {
     "training_blocks": TableSpec("snapshot"),
     "scores": TableSpec("score", ("as_of", "target")),
     "held_out_scores": TableSpec("evaluate", ("as_of", "target")),
+    "held_out_answers": TableSpec("evaluate", ("as_of", "target")),
     "contact_list": TableSpec("deliver", ("as_of",)),
     "audit": TableSpec("run", ("recorded_at",)),
 }

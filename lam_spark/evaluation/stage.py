@@ -7,14 +7,15 @@ thousand bins come to the driver, whatever the number of examples.
 from __future__ import annotations
 
 import numpy as np
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import answerable, collect_queries, cut_off, event_columns
 from lam_spark.errors import DataQualityError
+from lam_spark.evaluation.histogram import histogram_of
+from lam_spark.evaluation.others import other_questions
 from lam_spark.evaluation.ranking import (
-    Histogram,
     Intervals,
     customer_intervals,
     expected_calibration_error,
@@ -34,6 +35,8 @@ _MOST_RESAMPLED = 20_000
 def run(run: Run) -> StageResult:
     """Publish `held_out_scores` (grain: a test example of a customer eligible for training) and measure.
 
+    The other targets' examples go to `held_out_answers`.
+
     Raises:
         DataQualityError: the test period has no example.
         ModelError: no fitting model.
@@ -42,11 +45,10 @@ def run(run: Run) -> StageResult:
     model = champion(config)
     target = config.scoring.target
     allowed = eligible(run, config.consent.training_purpose)
-    test = (
-        run.tables.read("examples")
-        .where((F.col("split") == TEST) & (F.col("target") == target))
-        .join(allowed, "customer_key", "left_semi")
+    every = (
+        run.tables.read("examples").where(F.col("split") == TEST).join(allowed, "customer_key", "left_semi")
     )
+    test = every.where(F.col("target") == target)
     sequences = run.tables.read("sequences")
     cut = run.keep(cut_off(sequences))
     forgotten = answerable(test, cut, held=False).count()
@@ -67,8 +69,8 @@ def run(run: Run) -> StageResult:
     )
     written = run.tables.overwrite(scored, "held_out_scores")
     held = run.keep(run.tables.read("held_out_scores"))
-    by_model = _histogram(held, F.round("logit", _BIN_DECIMALS))
-    by_rule = _histogram(held, F.round("rule_score", _BIN_DECIMALS))
+    by_model = histogram_of(held, F.round("logit", _BIN_DECIMALS), F.col("calibrated"))
+    by_rule = histogram_of(held, F.round("rule_score", _BIN_DECIMALS), F.col("calibrated"))
     positives = int(by_model.positives.sum())
     calibration = by_model.calibration()
     told = held.agg(
@@ -77,6 +79,7 @@ def run(run: Run) -> StageResult:
         F.max("as_of").cast("date"),
     ).first()
     assert told is not None  # an aggregate without keys gives one row
+    others = other_questions(run, model, answerable(every, cut).where(F.col("target") != target))
     base = positives / written
     intervals = _intervals(held)
     tenths, rule_tenths = by_model.tenths(), by_rule.tenths()
@@ -93,6 +96,7 @@ def run(run: Run) -> StageResult:
             "model": {"auc": by_model.auc, "interval": intervals.model, "deciles": tenths},
             "rule": {"auc": by_rule.auc, "interval": intervals.rule, "deciles": rule_tenths},
             "lead": intervals.lead,
+            "others": others,
             "calibration": {
                 "bins": calibration,
                 "brier": float(told[0]),
@@ -101,17 +105,6 @@ def run(run: Run) -> StageResult:
             },
         },
     )
-
-
-def _histogram(held: DataFrame, score: Column) -> Histogram:
-    counted = (
-        held.groupBy(score.alias("score"))
-        .agg(F.count("*"), F.sum("label"), F.sum("calibrated"))
-        .orderBy("score")
-        .toLocalIterator()
-    )
-    columns = np.array([[float(value) for value in row] for row in counted]).T
-    return Histogram(*columns)
 
 
 def _intervals(held: DataFrame) -> Intervals:

@@ -13,6 +13,7 @@ import torch
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block, Customer, pack_queries, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
+from lam_spark.model.value import expected_value, median_value
 from lam_spark.tokens import UNKNOWN
 
 _BLOCKS_PER_PASS = 8
@@ -70,6 +71,15 @@ def answer_queries(
     if rows:
         ordered[np.concatenate(rows)] = np.concatenate(logits)
     return np.split(ordered, np.cumsum(counts)[:-1]) if counts else []
+
+
+def readable(layout: Layout, target: str, answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Answers of `answer_queries` as (q, n): of `value` mean and median amount, else the logits."""
+    asked = next(one for one in layout.targets if one.name == target)
+    if asked.kind != "value":
+        return answers.astype(np.float64).reshape(len(answers), asked.outputs)
+    raw = torch.from_numpy(answers).double().reshape(-1, asked.outputs)
+    return torch.stack([expected_value(raw), median_value(raw)], dim=1).numpy()
 
 
 def _answer_blocks(

@@ -16,7 +16,7 @@ from lam_spark.dataset.layout import Layout
 from lam_spark.errors import ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
 from lam_spark.run import Run
-from lam_spark.scoring.predictor import answer_queries, model_of_process
+from lam_spark.scoring.predictor import answer_queries, model_of_process, readable
 from lam_spark.tables import NOT_A_NUMBER
 from lam_spark.training.registry import registered_model
 
@@ -28,6 +28,7 @@ class Champion:
     Attributes:
         digest: sha256 of the files, pinned in the registry.
         version: in the registry.
+        calibration: target -> of its answers.
     """
 
     weights: bytes
@@ -35,7 +36,7 @@ class Champion:
     digest: str
     version: int
     layout: Layout
-    calibration: Calibration
+    calibration: dict[str, Calibration]
 
 
 def champion(config: Config) -> Champion:
@@ -59,11 +60,11 @@ def champion(config: Config) -> Champion:
     if target not in artifact.calibration:
         known = ", ".join(artifact.calibration)
         raise ModelError(f"the registered model answers {known}, not {target!r}: train again")
-    return Champion(weights, card, digest, version, layout, artifact.calibration[target])
+    return Champion(weights, card, digest, version, layout, artifact.calibration)
 
 
 def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:
-    """Answer the queries of every customer.
+    """Answer the queries of every customer with a probability of the scored target.
 
     Args:
         run: the target is `scoring.target`.
@@ -71,30 +72,49 @@ def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:
         model: who answers.
 
     Returns:
-        Grain (customer_key, query_id): `logit`, `calibrated` (probability). The model travels by broadcast
-        and is built once a Python process; memory of a worker: the model and one Arrow batch.
+        Grain (customer_key, query_id): `logit`, `calibrated` (probability).
+    """
+    target = run.config.scoring.target
+    calibration = model.calibration[target]
+    logit = F.col("answer")[0]
+    calibrated = 1 / (1 + F.exp(-(logit * calibration.slope + calibration.intercept)))
+    return answer(run, rows, model, target).select(
+        "customer_key", "query_id", logit.alias("logit"), calibrated.alias("calibrated")
+    )
+
+
+def answer(run: Run, rows: DataFrame, model: Champion, target: str) -> DataFrame:
+    """Answer the queries of every customer.
+
+    Args:
+        run: of the stage.
+        rows: as of `predict`.
+        model: who answers. It travels by broadcast and is built once a Python process.
+        target: which question.
+
+    Returns:
+        Grain (customer_key, query_id): `answer` ARRAY<DOUBLE>: of `binary` a logit, of `value` mean and median amount
+        (not calibrated), of `next` a logit a value. Memory of a worker: the model and one Arrow batch.
     """
     parts = run.spark.sparkContext.broadcast((model.weights, model.card, model.digest))
-    layout, target = model.layout, run.config.scoring.target
+    layout = model.layout
     names = [*event_columns(layout), *query_columns(layout)]
 
-    def logits(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
+    def answers(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
         artifact = model_of_process(*parts.value)
         for series in batches:
             batch = pd.DataFrame(dict(zip(names, series, strict=True)))
-            yield pd.Series(answer_queries(artifact, customers(layout, batch), target))
+            found = answer_queries(artifact, customers(layout, batch), target)
+            yield pd.Series([list(readable(layout, target, raw)) for raw in found])
 
-    answer: Callable[..., Column] = pandas_udf(logits, "array<float>")  # type: ignore[call-overload]
-    answered = rows.select("customer_key", "query_ids", answer(*names).alias("logits"))
-    pairs = answered.select("customer_key", F.explode(F.arrays_zip("query_ids", "logits")).alias("pair"))
-    logit = F.col("pair.logits").cast("double")
-    calibrated = 1 / (1 + F.exp(-(logit * model.calibration.slope + model.calibration.intercept)))
+    given: Callable[..., Column] = pandas_udf(answers, "array<array<double>>")  # type: ignore[call-overload]
+    answered = rows.select("customer_key", "query_ids", given(*names).alias("answers"))
+    pairs = answered.select("customer_key", F.explode(F.arrays_zip("query_ids", "answers")).alias("pair"))
+    numbers = F.col("pair.answers")
+    no_number = numbers.isNull() | F.exists(numbers, lambda value: value.isNull() | F.isnan(value))
     return pairs.select(
         "customer_key",
         F.col("pair.query_ids").alias("query_id"),
-        logit.alias("logit"),
         # A score that is no number ends the job before anything is published.
-        F.when(logit.isNull() | F.isnan(logit), F.raise_error(F.lit(NOT_A_NUMBER)))
-        .otherwise(calibrated)
-        .alias("calibrated"),
+        F.when(no_number, F.raise_error(F.lit(NOT_A_NUMBER))).otherwise(numbers).alias("answer"),
     )

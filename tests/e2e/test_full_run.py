@@ -10,12 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CATEGORIES, SECRET
 from mlflow import MlflowClient
 
 from e2e.conftest import Finished, rows, start
 from lam_spark.cli import STAGES
+from lam_spark.metrics import auc
 from lam_spark.sources.identity import keyed_pseudonym
 
 
@@ -62,7 +64,12 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     assert stages["examples"]["examples"] == len(examples)
     tested = [row for row in examples if row["split"] == "test"]
     held = rows(finished.root, "held_out_scores")
-    assert {row["query_id"] for row in held} == {row["query_id"] for row in tested}
+    scored = {row["query_id"] for row in tested if row["target"] == "response"}
+    assert {row["query_id"] for row in held} == scored
+    others = rows(finished.root, "held_out_answers")
+    assert {(row["target"], row["query_id"]) for row in others} == {
+        (row["target"], row["query_id"]) for row in tested if row["target"] != "response"
+    }
     assert stages["evaluate"] == {
         "examples": len(held),
         "positives": sum(row["label"] for row in held),
@@ -75,6 +82,30 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     assert delivered["customers_scored"] == (
         delivered["suppressed_by_consent"] + delivered["below_capacity"] + delivered["delivered"]
     )
+
+
+def test_the_targets_that_are_not_scored_are_held_out_and_measured_too(finished: Finished) -> None:
+    (entry,) = (row for row in rows(finished.root, "audit") if row["stage"] == "evaluate")
+    measured = json.loads(entry["entry"])["facts"]["others"]
+    held = rows(finished.root, "held_out_answers")
+    assert set(measured) == {row["target"] for row in held} == {"lapse", "spend", "items"}
+    by_target = {name: [row for row in held if row["target"] == name] for name in measured}
+    assert {name: facts["examples"] for name, facts in measured.items()} == {
+        name: len(found) for name, found in by_target.items()
+    }
+    lapse, spend, items = (by_target[name] for name in ("lapse", "spend", "items"))
+    label, chance = np.array([[row["label"], row["answer"][0]] for row in lapse]).T
+    assert measured["lapse"]["auc"] == pytest.approx(auc(chance, label), abs=0.01)
+    amount = np.array([row["label"] for row in spend])
+    mean, median = np.array([row["answer"] for row in spend]).T
+    assert measured["spend"]["mean_absolute_error"] == pytest.approx(np.abs(amount - median).mean())
+    assert measured["spend"]["mean_predicted"] == pytest.approx(mean.mean())
+    assert (median >= 0).all()
+    assert (mean > 0).all()
+    happened = np.array([[3 + value in row["label_ids"] for value in range(4)] for row in items], float)
+    shares = np.array([row["answer"] for row in items])
+    areas = [auc(shares[:, value], happened[:, value]) for value in range(4)]
+    assert measured["items"]["macro_auc"] == pytest.approx(np.nanmean(areas), abs=0.01)
 
 
 def test_every_customer_who_may_be_contacted_has_a_score_for_every_proposal(finished: Finished) -> None:

@@ -85,7 +85,14 @@ def test_no_raw_id_outside_the_identity_map(found: dict[str, tuple[bool, set[str
 
 
 @pytest.mark.parametrize(
-    "folder", ["tables/training_blocks/", "tables/held_out_scores/", "tables/examples/", "mlflow/"]
+    "folder",
+    [
+        "tables/training_blocks/",
+        "tables/held_out_scores/",
+        "tables/held_out_answers/",
+        "tables/examples/",
+        "mlflow/",
+    ],
 )
 def test_nobody_is_trained_on_who_did_not_agree(
     finished: Finished, found: dict[str, tuple[bool, set[str]]], folder: str
@@ -116,7 +123,16 @@ def test_the_ledger_is_of_those_who_stated_something(
 
 
 def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) -> None:
-    tables = ("events", "consent", "sequences", "examples", "scores", "contact_list", "held_out_scores")
+    tables = (
+        "events",
+        "consent",
+        "sequences",
+        "examples",
+        "scores",
+        "contact_list",
+        "held_out_scores",
+        "held_out_answers",
+    )
     with_keys = (*(f"tables/{name}/" for name in tables), "delivery/", "report/")
     others = {name: held for name, (_, held) in found.items() if not name.startswith(with_keys)}
     assert {name.split("/")[0] for name in others} == {
