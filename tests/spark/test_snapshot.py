@@ -53,11 +53,17 @@ def test_it_asks_the_matured_examples_and_no_other(prepared: Prepared) -> None:
     run = prepared.run
     examples = run.tables.read("examples")
     assert trained_on(prepared, examples).count() == examples.count()
-    asked = examples.where("split != 'test'")
+    asked = examples.where("split != 'test' AND target = 'response'")
     positives = asked.where("label = 1").count()
     table = run.tables.read("training_blocks")
     labels = table.select(F.explode("label_response").alias("label")).where("NOT isnan(label)")
-    assert prepared.results["snapshot"].counts["queries"] == asked.count() == labels.count()
+    assert asked.count() == labels.count()
+    every = examples.where("split != 'test'")
+    assert prepared.results["snapshot"].counts["queries"] == every.count() > asked.count()
+    for target in ("spend", "items"):
+        told = table.select(F.explode(f"label_{target}").alias("label")).where("NOT isnan(label)").count()
+        values = 4 if target == "items" else 1  # the four categories
+        assert told == values * every.where(F.col("target") == target).count()
     assert labels.where("label = 1").count() == positives > 0
     splits = table.select(F.explode("query_split").alias("s")).where("s > 0").groupBy("s").count().collect()
     assert {row["s"] for row in splits} == {1, 2, 3}
@@ -74,7 +80,8 @@ def test_made_again_it_is_the_same(prepared: Prepared) -> None:
 def test_a_query_does_not_see_an_event_of_its_own_instant(prepared: Prepared) -> None:
     run = prepared.run
     layout = layout_of(run.config, run.tables.read("vocabulary"))
-    queries = collect_queries(run.tables.read("examples"), layout)
+    examples = run.tables.read("examples").where("target = 'response'")
+    queries = collect_queries(examples, layout)
     rows = run.tables.read("sequences").select("customer_key", *event_columns(layout))
     together = rows.join(queries, "customer_key").orderBy("customer_key").limit(20).toPandas()
     seen = 0
