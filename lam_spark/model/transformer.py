@@ -69,10 +69,12 @@ class Predictions:
 
     Attributes:
         event_hidden_BTD: after each event.
+        query_hidden_BQD: at each query.
         query_logits: target -> (B, Q) logit of `binary`.
     """
 
     event_hidden_BTD: Tensor
+    query_hidden_BQD: Tensor
     query_logits: dict[str, Tensor]
 
 
@@ -150,8 +152,9 @@ class LargeActionModel(nn.Module):
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
-        logits = {name: head(x_BSD[:, slots:], summary_BQA) for name, head in self.answers.items()}
-        return Predictions(x_BSD[:, :slots], logits)
+        query_hidden_BQD = x_BSD[:, slots:]
+        logits = {name: head(query_hidden_BQD, summary_BQA) for name, head in self.answers.items()}
+        return Predictions(x_BSD[:, :slots], query_hidden_BQD, logits)
 
     def _events(self, batch: Batch) -> Tensor:
         time = batch["event_time"]
