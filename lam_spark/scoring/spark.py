@@ -28,6 +28,7 @@ class Champion:
     Attributes:
         digest: sha256 of the files, pinned in the registry.
         version: in the registry.
+        width: numbers in its hidden state.
     """
 
     weights: bytes
@@ -35,6 +36,7 @@ class Champion:
     digest: str
     version: int
     layout: Layout
+    width: int
     calibration: Calibration
 
 
@@ -59,7 +61,8 @@ def champion(config: Config) -> Champion:
     if target not in artifact.calibration:
         known = ", ".join(artifact.calibration)
         raise ModelError(f"the registered model answers {known}, not {target!r}: train again")
-    return Champion(weights, card, digest, version, layout, artifact.calibration[target])
+    width, calibration = artifact.model.size.width, artifact.calibration[target]
+    return Champion(weights, card, digest, version, layout, width, calibration)
 
 
 def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:

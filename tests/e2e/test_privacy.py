@@ -46,14 +46,20 @@ def content(path: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def found(finished: Finished) -> dict[str, tuple[bool, set[str]]]:
-    """File -> whether it holds a raw id, and the customer keys in it. Raw files and the map are left out."""
+def found(finished: Finished, embedded: Finished) -> dict[str, tuple[bool, set[str]]]:
+    """File -> whether it holds a raw id, and the customer keys in it. Raw files and the map are left out.
+
+    Of the run, and of the stage that it leaves out.
+    """
     known = {keyed_pseudonym(SECRET.encode(), raw).encode() for raw in finished.data.everyone}
 
     def search(held: bytes) -> tuple[bool, set[str]]:
         return bool(RAW_ID.search(held)), {key.decode() for key in known & set(HEX_KEY.findall(held))}
 
-    results = {"stdout": search(finished.stdout.encode()), "stderr": search(finished.stderr.encode())}
+    results = {
+        "stdout": search((finished.stdout + embedded.stdout).encode()),
+        "stderr": search((finished.stderr + embedded.stderr).encode()),
+    }
     for path in finished.root.rglob("*"):
         name = path.relative_to(finished.root).as_posix()
         if path.is_file() and not name.startswith(("raw/", "tables/identity/")):
@@ -85,7 +91,14 @@ def test_no_raw_id_outside_the_identity_map(found: dict[str, tuple[bool, set[str
 
 
 @pytest.mark.parametrize(
-    "folder", ["tables/training_blocks/", "tables/held_out_scores/", "tables/examples/", "mlflow/"]
+    "folder",
+    [
+        "tables/training_blocks/",
+        "tables/held_out_scores/",
+        "tables/examples/",
+        "tables/embeddings/",
+        "mlflow/",
+    ],
 )
 def test_nobody_is_trained_on_who_did_not_agree(
     finished: Finished, found: dict[str, tuple[bool, set[str]]], folder: str
@@ -116,7 +129,16 @@ def test_the_ledger_is_of_those_who_stated_something(
 
 
 def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) -> None:
-    tables = ("events", "consent", "sequences", "examples", "scores", "contact_list", "held_out_scores")
+    tables = (
+        "events",
+        "consent",
+        "sequences",
+        "examples",
+        "scores",
+        "contact_list",
+        "held_out_scores",
+        "embeddings",
+    )
     with_keys = (*(f"tables/{name}/" for name in tables), "delivery/", "report/")
     others = {name: held for name, (_, held) in found.items() if not name.startswith(with_keys)}
     assert {name.split("/")[0] for name in others} == {
