@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from typing import Any
 
@@ -17,8 +16,8 @@ from lam_spark.scoring.predictor import embed_customers
 from lam_spark.sources.identity import keyed_pseudonym
 from lam_spark.training.registry import registered_model
 
-# 2023-12-20 00:00 in Berlin, a Wednesday.
-AS_OF, HOUR_OF_WEEK = dt.datetime(2023, 12, 19, 23, tzinfo=dt.UTC), 72
+# 2023-12-20 00:00 in Berlin, a Wednesday; UTC, as Parquet gives it.
+AS_OF, HOUR_OF_WEEK = pd.Timestamp("2023-12-19 23:00"), 72
 WIDTH = 16
 
 
@@ -58,8 +57,7 @@ def test_the_vectors_are_those_of_the_registered_model(embedded: Finished) -> No
     artifact = open_artifact(weights, card, digest)
     layout = artifact.model.layout
     held = pd.DataFrame(rows(embedded.root, "sequences")).assign(**dict.fromkeys(query_columns(layout)))
-    held["first_event_time"] = held["first_event_time"].dt.tz_localize(None)
-    at = int(AS_OF.timestamp()) * 1_000_000
+    at = AS_OF.value // 1000  # microseconds
     expected = embed_customers(artifact, customers(layout, held), at, HOUR_OF_WEEK)
     made = {row["customer_key"]: row["vector"] for row in rows(embedded.root, "embeddings")}
     chosen = held["customer_key"].isin(made).to_numpy()

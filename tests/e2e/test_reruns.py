@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 from conftest import SECRET, statement
@@ -60,7 +61,7 @@ def test_scored_again_the_scores_are_the_same(finished: Finished, stage: Stage) 
 
 def test_embedded_again_only_the_vectors_of_that_day_are_replaced(embedded: Finished, stage: Stage) -> None:
     def of_day(day: str) -> dict[str, dict[str, Any]]:
-        at = embedded.data.config().instant(dt.date.fromisoformat(day))
+        at = pd.Timestamp(embedded.data.config().instant(dt.date.fromisoformat(day))).tz_localize(None)
         held = [row for row in rows(embedded.root, "embeddings") if row["as_of"] == at]
         by_customer = {row["customer_key"]: row for row in held}
         assert len(by_customer) == len(held)
