@@ -41,6 +41,9 @@ STAGES = {
     "deliver": "lam_spark.delivery.stage",
     "report": "lam_spark.report.stage",
 }
+# Stages that `run` leaves out. Vectors say as much about a customer as the events do: nobody should have them lying
+# about because a night made them, so whoever has a use for them asks.
+ON_REQUEST = {"embed": "lam_spark.scoring.embed"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,7 +150,7 @@ def _one_stage(run: Run, chain: Chain, name: str) -> StageResult:
 
     try:
         with monitor:
-            stage: Stage = importlib.import_module(STAGES[name]).run
+            stage: Stage = importlib.import_module((STAGES | ON_REQUEST)[name]).run
             result = stage(run)
     except BaseException as error:
         failure = without_values(error)
@@ -186,9 +189,10 @@ def _plan(config: Config, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
-    if stage != "run" and stage not in STAGES:
-        every = f"expected run or one of {', '.join(STAGES)}"
-        raise ConfigError(f"unknown stage {stage!r}: {did_you_mean(stage, ['run', *STAGES], every)}")
+    known = ["run", *STAGES, *ON_REQUEST]
+    if stage not in known:
+        every = f"expected run or one of {', '.join(known[1:])}"
+        raise ConfigError(f"unknown stage {stage!r}: {did_you_mean(stage, known, every)}")
     parser = FlagParser(f"lam-spark {stage}", "--conf FILE --as-of DATE --set key=value --dry-run")
     parser.add_argument("--conf", required=True, metavar="FILE", help="YAML file of the data set")
     parser.add_argument("--as-of", metavar="DATE", help="replaces the file's as_of")
@@ -198,11 +202,12 @@ def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _usage() -> str:
-    stages = "\n".join(f"  {name}" for name in STAGES)
+    stages, further = ("\n".join(f"  {name}" for name in names) for names in (STAGES, ON_REQUEST))
     return (
         "usage: lam-spark run|STAGE --conf FILE [--as-of DATE] [--set key=value]... [--dry-run]\n"
         "       lam-spark plan --train --conf FILE [--size NAME] [--customers N --events N] ...: its cost on paper\n\n"
-        f"stages, in order ('run' does them all):\n{stages}"
+        f"stages, in order ('run' does them all):\n{stages}\n\n"
+        f"what only a command of its own does:\n{further}"
     )
 
 

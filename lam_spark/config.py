@@ -359,6 +359,16 @@ class ScoringConfig(Section):
     alias: str = "champion"
 
 
+class EmbeddingsConfig(Section):
+    """Whose vectors the stage `embed` makes.
+
+    People learn from vectors with models of their own, so by default a customer must have agreed to be
+    learned from; that they may be contacted does not say it.
+    """
+
+    purpose: Name | None = Field(default=None, description="null: consent.training_purpose")
+
+
 class DeliveryConfig(Section):
     """The list that people act on."""
 
@@ -424,6 +434,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     scoring: ScoringConfig
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     delivery: DeliveryConfig = DeliveryConfig()
     ingest: IngestConfig = IngestConfig()
     quality: QualityConfig = QualityConfig()

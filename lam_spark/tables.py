@@ -60,14 +60,15 @@ TABLES: Mapping[str, TableSpec] = {
     "examples": TableSpec("examples", ("as_of", "split")),
     "training_blocks": TableSpec("snapshot"),
     "scores": TableSpec("score", ("as_of", "target")),
+    "embeddings": TableSpec("embed", ("as_of",)),
     "held_out_scores": TableSpec("evaluate", ("as_of", "target")),
     "held_out_answers": TableSpec("evaluate", ("as_of", "target")),
     "contact_list": TableSpec("deliver", ("as_of",)),
     "audit": TableSpec("run", ("recorded_at",)),
 }
 
-# What a job raises on a score that is not a number (`raise_error`), so that it ends before it publishes.
-NOT_A_NUMBER = "a score is not a number: the model or its inputs are damaged"
+# What a job raises on a score or vector that is not a number (`raise_error`), so that it ends before it publishes.
+NOT_A_NUMBER = "what the model says is not a number: the model or its inputs are damaged"
 
 # By default Delta makes no commit of a write without rows.
 _SKIP_EMPTY = "spark.databricks.delta.skipRecordingEmptyCommits"

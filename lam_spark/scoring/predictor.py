@@ -1,20 +1,22 @@
-"""Answers for a batch of customers: pack, one pass, unpack. Pure torch and numpy, no Spark."""
+"""Answers and vectors for a batch of customers: pack, one pass, unpack. Pure torch and numpy, no Spark."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block, Customer, pack_queries, unfold
+from lam_spark.dataset.layout import SPLIT_IDS, Layout
+from lam_spark.dataset.packing import Array, Block, Customer, pack_queries, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
+from lam_spark.model.transformer import Predictions
 from lam_spark.model.value import expected_value, median_value
-from lam_spark.tokens import UNKNOWN
+from lam_spark.tokens import MISSING, UNKNOWN
 
 _BLOCKS_PER_PASS = 8
 
@@ -44,6 +46,63 @@ def answer_queries(
         For each customer the answers in the order of its queries, float32: (q,), or (q, outputs) of a target that is
         not binary (`Predictions.answers`).
     """
+    answers, counts = _ask(artifact, customers, lambda told: told.answers[target])
+    return np.split(answers, np.cumsum(counts)[:-1]) if counts else []
+
+
+def embed_customers(
+    artifact: Artifact, customers: Iterable[Customer], at: int, hour_of_week: int
+) -> npt.NDArray[np.float32]:
+    """A vector a customer: the model's hidden state where it is asked, of nothing in particular, what comes next.
+
+    Args:
+        artifact: the model.
+        customers: their own queries are not looked at. Events at or after `at` are not seen.
+        at: the instant of the question, microseconds UTC.
+        hour_of_week: of that instant, by the clock of the data set (0 = Sunday 00:00).
+
+    Returns:
+        (n, D) float32 in the order of the customers: after the output norm, before any head, so without the
+        aggregates. Whoever has no event before `at` gets the vector of an empty history, the same for all of
+        them: it is what the model expects of somebody it knows nothing about, and the order stays whole.
+    """
+    query = _what_next(artifact.model.layout, at, hour_of_week)
+    asking = (dataclasses.replace(customer, queries=query) for customer in customers)
+    vectors, counts = _ask(artifact, asking, lambda told: told.query_hidden_BQD)
+    return vectors.reshape(len(counts), artifact.model.size.width)
+
+
+def _what_next(layout: Layout, at: int, hour_of_week: int) -> dict[str, Array]:
+    """One query whose fields are all missing."""
+    given = {
+        "query_time": at,
+        "query_hour_of_week": hour_of_week,
+        "query_split": SPLIT_IDS["score"],
+        **{f"query_{name}": MISSING for name in layout.categorical},
+    }
+    return {
+        name: np.full(
+            (1, layout.wide[name]) if name in layout.wide else 1,
+            given.get(name, np.nan if dtype == "float32" else 0),
+            dtype,
+        )
+        for name, (dtype, _) in layout.query_columns.items()
+    }
+
+
+def _ask(
+    artifact: Artifact, customers: Iterable[Customer], read: Callable[[Predictions], torch.Tensor]
+) -> tuple[npt.NDArray[np.float32], list[int]]:
+    """What the model says at every query.
+
+    Args:
+        artifact: the model.
+        customers: with their queries.
+        read: picks (B, Q, ...) of what a pass gives.
+
+    Returns:
+        (N, ...) float32, by customer and query; how many queries each customer has (N in all).
+    """
     counts: list[int] = []
 
     def numbered() -> Iterator[Customer]:
@@ -57,20 +116,15 @@ def answer_queries(
             yield dataclasses.replace(known, queries={**known.queries, "query_row": rows})
 
     rows: list[npt.NDArray[np.int32]] = []
-    logits: list[npt.NDArray[np.float32]] = []
-    waiting: list[Block] = []
-    for block in pack_queries(artifact.model.layout, numbered()):
-        waiting.append(block)
-        if len(waiting) == _BLOCKS_PER_PASS:
-            _answer_blocks(artifact, waiting, target, rows, logits)
-            waiting = []
-    if waiting:
-        _answer_blocks(artifact, waiting, target, rows, logits)
-    shape = logits[0].shape[1:] if logits else ()
-    ordered = np.full((sum(counts), *shape), np.nan, np.float32)
-    if rows:
-        ordered[np.concatenate(rows)] = np.concatenate(logits)
-    return np.split(ordered, np.cumsum(counts)[:-1]) if counts else []
+    answers: list[npt.NDArray[np.float32]] = []
+    blocks = pack_queries(artifact.model.layout, numbered())
+    while waiting := list(itertools.islice(blocks, _BLOCKS_PER_PASS)):
+        _ask_blocks(artifact, waiting, read, rows, answers)
+    if not answers:
+        return np.zeros(0, np.float32), counts
+    ordered = np.full((sum(counts), *answers[0].shape[1:]), np.nan, np.float32)
+    ordered[np.concatenate(rows)] = np.concatenate(answers)
+    return ordered, counts
 
 
 def readable(layout: Layout, target: str, answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -82,20 +136,20 @@ def readable(layout: Layout, target: str, answers: npt.NDArray[np.float32]) -> n
     return torch.stack([expected_value(raw), median_value(raw)], dim=1).numpy()
 
 
-def _answer_blocks(
+def _ask_blocks(
     artifact: Artifact,
     blocks: list[Block],
-    target: str,
+    read: Callable[[Predictions], torch.Tensor],
     rows: list[npt.NDArray[np.int32]],
-    logits: list[npt.NDArray[np.float32]],
+    answers: list[npt.NDArray[np.float32]],
 ) -> None:
     stacked = {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
     with torch.inference_mode():
         batch = as_batch(unfold(artifact.model.layout, stacked))
-        answers = artifact.model(batch).answers[target].numpy()
+        told = read(artifact.model(batch)).numpy()
     asked = stacked["query_row"] >= 0
     rows.append(stacked["query_row"][asked])
-    logits.append(answers[asked])
+    answers.append(told[asked])
 
 
 def _known_ids(layout: Layout, customer: Customer) -> Customer:

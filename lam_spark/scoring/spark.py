@@ -29,6 +29,7 @@ class Champion:
         digest: sha256 of the files, pinned in the registry.
         version: in the registry.
         calibration: target -> of its answers.
+        width: numbers in its hidden state.
     """
 
     weights: bytes
@@ -36,6 +37,7 @@ class Champion:
     digest: str
     version: int
     layout: Layout
+    width: int
     calibration: dict[str, Calibration]
 
 
@@ -60,7 +62,7 @@ def champion(config: Config) -> Champion:
     if target not in artifact.calibration:
         known = ", ".join(artifact.calibration)
         raise ModelError(f"the registered model answers {known}, not {target!r}: train again")
-    return Champion(weights, card, digest, version, layout, artifact.calibration)
+    return Champion(weights, card, digest, version, layout, artifact.model.size.width, artifact.calibration)
 
 
 def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import zoneinfo
+
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -56,3 +59,9 @@ def hour_of_week(local: Column) -> Column:
     """0 for Sunday 00:00 to 167 for Saturday 23:00, from a local wall-clock timestamp."""
     # Counted from the seconds: taking weekday and hour apart would ask the calendar twice for each event.
     return F.pmod(F.floor(F.unix_seconds(local) / 3600) + _FIRST_HOUR, F.lit(_HOURS)).cast("int")
+
+
+def local_hour_of_week(instant: dt.datetime, time_zone: str) -> int:
+    """The same of one instant, without a query to Spark."""
+    local = instant.astimezone(zoneinfo.ZoneInfo(time_zone))
+    return local.isoweekday() % 7 * 24 + local.hour

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -15,8 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lam_spark.cli import run_stage
+
 if TYPE_CHECKING:
     from conftest import DataSet
+    from pyspark.sql import SparkSession
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -102,3 +107,17 @@ def finished(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.Tem
     summary = json.loads(lines[-1])
     assert process.returncode == 0, (summary.get("error"), stderr[-3000:])
     return Finished(data, process.returncode, stdout, stderr, summary, versions(data.root))
+
+
+@pytest.fixture(scope="session")
+def embedded(finished: Finished, spark: SparkSession) -> Finished:
+    """The same workspace after `embed` too, which `run` leaves out.
+
+    For tests of files whose names come after `test_full_run.py`, which looks at what `run` alone has left.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_stage("embed", ["--conf", str(finished.data.conf)])
+    summary = json.loads(out.getvalue().splitlines()[-1])
+    assert code == 0, summary
+    return Finished(finished.data, code, out.getvalue(), err.getvalue(), summary, versions(finished.root))

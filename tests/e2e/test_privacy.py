@@ -46,14 +46,20 @@ def content(path: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def found(finished: Finished) -> dict[str, tuple[bool, set[str]]]:
-    """File -> whether it holds a raw id, and the customer keys in it. Raw files and the map are left out."""
+def found(finished: Finished, embedded: Finished) -> dict[str, tuple[bool, set[str]]]:
+    """File -> whether it holds a raw id, and the customer keys in it. Raw files and the map are left out.
+
+    Of the run, and of the stage that it leaves out.
+    """
     known = {keyed_pseudonym(SECRET.encode(), raw).encode() for raw in finished.data.everyone}
 
     def search(held: bytes) -> tuple[bool, set[str]]:
         return bool(RAW_ID.search(held)), {key.decode() for key in known & set(HEX_KEY.findall(held))}
 
-    results = {"stdout": search(finished.stdout.encode()), "stderr": search(finished.stderr.encode())}
+    results = {
+        "stdout": search((finished.stdout + embedded.stdout).encode()),
+        "stderr": search((finished.stderr + embedded.stderr).encode()),
+    }
     for path in finished.root.rglob("*"):
         name = path.relative_to(finished.root).as_posix()
         if path.is_file() and not name.startswith(("raw/", "tables/identity/")):
@@ -91,6 +97,7 @@ def test_no_raw_id_outside_the_identity_map(found: dict[str, tuple[bool, set[str
         "tables/held_out_scores/",
         "tables/held_out_answers/",
         "tables/examples/",
+        "tables/embeddings/",
         "mlflow/",
     ],
 )
@@ -132,6 +139,7 @@ def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) ->
         "contact_list",
         "held_out_scores",
         "held_out_answers",
+        "embeddings",
     )
     with_keys = (*(f"tables/{name}/" for name in tables), "delivery/", "report/")
     others = {name: held for name, (_, held) in found.items() if not name.startswith(with_keys)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime as dt
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 from conftest import SECRET, statement
@@ -55,6 +57,31 @@ def test_scored_again_the_scores_are_the_same(finished: Finished, stage: Stage) 
     assert code == 0
     assert without_run(finished.root, "scores") == before
     assert {row["run_id"] for row in rows(finished.root, "scores")} == {summary["run_id"]}
+
+
+def test_embedded_again_only_the_vectors_of_that_day_are_replaced(embedded: Finished, stage: Stage) -> None:
+    def of_day(day: str) -> dict[str, dict[str, Any]]:
+        at = pd.Timestamp(embedded.data.config().instant(dt.date.fromisoformat(day))).tz_localize(None)
+        held = [row for row in rows(embedded.root, "embeddings") if row["as_of"] == at]
+        by_customer = {row["customer_key"]: row for row in held}
+        assert len(by_customer) == len(held)
+        return by_customer
+
+    def vectors(of: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+        return {key: row["vector"] for key, row in of.items()}
+
+    first = of_day("2023-12-20")
+    code, _ = stage("embed", "--as-of", "2023-06-01", "--set", "embeddings.purpose=direct_marketing")
+    assert code == 0
+    earlier = of_day("2023-06-01")
+    assert earlier.keys() == {keyed_pseudonym(SECRET.encode(), raw) for raw in embedded.data.contact}
+    assert of_day("2023-12-20") == first
+    code, summary = stage("embed")
+    assert code == 0
+    again = of_day("2023-12-20")
+    assert {row["run_id"] for row in again.values()} == {summary["run_id"]}
+    assert vectors(again) == vectors(first)
+    assert of_day("2023-06-01") == earlier
 
 
 def test_whoever_opts_out_after_scoring_is_withheld(finished: Finished, stage: Stage) -> None:
@@ -152,6 +179,7 @@ def test_a_damaged_model_scores_nobody(finished: Finished, stage: Stage) -> None
             "the consent ledger has no statements",
         ),
         ("score", ("--set", "scoring.alias=nobody"), 5, "found none: run the stage 'train'"),
+        ("embed", ("--set", "embeddings.purpose=research"), 4, "eligible for the purpose 'research'"),
     ],
 )
 def test_exit_codes_and_nothing_published(

@@ -16,13 +16,13 @@ from lam_spark.errors import ConfigError, ConsentError, DataQualityError
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences import assemble
 from lam_spark.sequences.bounds import bounds_of, check_as_of
-from lam_spark.sequences.entries import hour_of_week
+from lam_spark.sequences.entries import hour_of_week, local_hour_of_week
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary
 from lam_spark.settings import session_settings
 from lam_spark.tokens import FIRST_VALUE, MISSING, UNKNOWN
-from spark.conftest import Prepared, event, events_frame, publish
+from spark.conftest import Prepared, event, events_frame, publish, utc
 
 BOTH, NEITHER = ("opt_in", "opt_in"), (None, None)
 KEPT = 16
@@ -247,3 +247,4 @@ def test_hours_of_the_week_are_local_across_a_clock_change(spark: SparkSession) 
     local = F.from_utc_timestamp(F.col("at").cast("timestamp"), ZONE)
     found = frame.select("at", hour_of_week(local).alias("hour")).collect()
     assert {row["at"]: row["hour"] for row in found} == hours
+    assert {at: local_hour_of_week(utc(at), ZONE) for at in hours} == hours

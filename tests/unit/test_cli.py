@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lam_spark.cli import STAGES, main
+from lam_spark.cli import ON_REQUEST, STAGES, main
 
 SHIPPED = str(Path(__file__).parents[2] / "conf" / "complete_journey.yaml")
 Capture = pytest.CaptureFixture[str]
@@ -36,7 +36,8 @@ def test_an_unknown_stage_names_the_nearest(capsys: Capture) -> None:
 
 def test_a_stage_like_no_other_lists_them_all(capsys: Capture) -> None:
     _, summary, _ = outcome(capsys, "xyzzy")
-    assert summary["error"] == f"unknown stage 'xyzzy': expected run or one of {', '.join(STAGES)}"
+    every = ", ".join([*STAGES, *ON_REQUEST])
+    assert summary["error"] == f"unknown stage 'xyzzy': expected run or one of {every}"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_missing_configuration_is_a_configuration_error(capsys: Capture, tmp_p
     assert summary["error"] == f"expected a configuration file at {tmp_path / 'none.yaml'}, found none"
 
 
-@pytest.mark.parametrize("stage", ["run", *STAGES])
+@pytest.mark.parametrize("stage", ["run", *STAGES, *ON_REQUEST])
 def test_every_stage_has_these_flags_and_no_other(capsys: Capture, stage: str) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([stage, "--help"])
@@ -74,7 +75,13 @@ def test_every_stage_has_these_flags_and_no_other(capsys: Capture, stage: str) -
 def test_help_lists_every_stage_in_order(capsys: Capture, arguments: list[str]) -> None:
     assert main(arguments) == 0
     listed = re.findall(r"^  (\w+)$", capsys.readouterr().out, re.MULTILINE)
-    assert listed == list(STAGES)
+    assert listed == [*STAGES, *ON_REQUEST]
+
+
+def test_vectors_are_made_only_when_they_are_asked_for(capsys: Capture, tmp_path: Path) -> None:
+    given = ("--conf", SHIPPED, "--dry-run", "--set", f"root={tmp_path / 'root'}")
+    assert outcome(capsys, "embed", *given)[1]["stages"] == ["embed"]
+    assert "embed" not in outcome(capsys, "run", *given)[1]["stages"]
 
 
 def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path: Path) -> None:
