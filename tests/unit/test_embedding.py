@@ -13,7 +13,7 @@ import torch
 from lam_spark.dataset.aggregates import aggregates
 from lam_spark.dataset.packing import Customer
 from lam_spark.model.artifact import Artifact
-from lam_spark.model.transformer import LargeActionModel, standardise
+from lam_spark.model.transformer import LargeActionModel, entry, standardise
 from lam_spark.scoring.predictor import answer_queries, embed_customers
 
 from .tiny import DAY, LAYOUT, SIZE, START, customer, lively_model
@@ -149,6 +149,7 @@ def test_an_answer_is_what_a_head_makes_of_it_and_the_aggregates(model: LargeAct
     asked = dataclasses.replace(one, queries=one.queries | nothing)
     summary = torch.from_numpy(aggregates(LAYOUT, asked.events, asked.queries))
     summary = standardise(summary, model.aggregate_mean, model.aggregate_std)
-    expected = model.answers["reply"](torch.from_numpy(embed(model, [one], at)), summary)
+    head = model.answers[entry("reply")]
+    (expected,) = head(torch.from_numpy(embed(model, [one], at))[None], summary[None], {}, torch.empty(0))
     (answers,) = answer_queries(Artifact(model, {}, {}, ""), [asked], "reply")
     np.testing.assert_allclose(answers, expected.numpy(), atol=1e-5)
