@@ -72,8 +72,12 @@ def query_columns(layout: Layout) -> list[str]:
         "query_hour_of_week",
         "query_split",
         *(f"query_{name}" for name in (*layout.categorical, *layout.numeric)),
-        *(f"label_{target.name}" for target in layout.targets),
+        *_labels(layout),
     ]
+
+
+def _labels(layout: Layout) -> list[str]:
+    return [f"label_{target.name}" for target in layout.targets]
 
 
 def cut_off(sequences: DataFrame) -> DataFrame:
@@ -93,48 +97,50 @@ def answerable(examples: DataFrame, cut: DataFrame, held: bool = True) -> DataFr
 
 
 def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:
-    """One row a customer: `query_ids` and the arrays of `query_columns`, ordered by (time, target, id).
+    """One row a customer: `query_ids` and the arrays of `query_columns`, ordered by (time, id, split).
 
-    `examples` has a row a query, as the table of that name; the columns target, label and split may be
-    absent (a proposal has none).
+    `examples` has a row a query and target, as the table of that name; the columns target, label, label_ids and
+    split may be absent (a proposal has none). Targets that ask the same query in the same split share an entry: the
+    model answers them all at once. Cost: one shuffle by customer.
     """
-    present = set(examples.columns)
-
-    def label(target: Target) -> Column:
-        """A number, or for `next` a 0 or 1 a value; NaN where this question is not asked."""
-        unasked = F.lit(float("nan"))
-        if target.kind == "next":
-            ids = F.sequence(F.lit(FIRST_VALUE), F.lit(FIRST_VALUE + target.values - 1))
-            answer = F.transform(ids, lambda i: F.array_contains("label_ids", i).cast("float"))
-            unasked = F.transform(ids, lambda _: F.lit(float("nan")).cast("float"))
-        else:
-            answer, unasked = F.col("label").cast("float"), unasked.cast("float")
-        return (
-            F.when(F.col("target") == target.name, answer).otherwise(unasked)
-            if "label" in present
-            else unasked
-        )
-
+    labelled = "target" in examples.columns
+    keys = ["customer_key", "query_time", "query_id", "query_split"]
     split = F.lit(SPLIT_IDS["score"])
-    if "split" in present:
+    if labelled:
         for name, number in SPLIT_IDS.items():
             split = F.when(F.col("split") == name, F.lit(number)).otherwise(split)
-    query = F.struct(
-        "query_time",
-        (F.col("target") if "target" in present else F.lit("")).alias("target"),
-        "query_id",
-        F.col("query_hour_of_week"),
-        split.alias("query_split"),
-        *(F.col(name).cast("int").alias(f"query_{name}") for name in layout.categorical),
-        *(F.col(name).cast("float").alias(f"query_{name}") for name in layout.numeric),
-        *(label(target).alias(f"label_{target.name}") for target in layout.targets),
+    given = {
+        "query_hour_of_week": F.col("query_hour_of_week"),
+        **{f"query_{name}": F.col(name).cast("int") for name in layout.categorical},
+        **{f"query_{name}": F.col(name).cast("float") for name in layout.numeric},
+    }
+    named = examples.withColumn("query_split", split).repartition("customer_key")
+    queries = named.groupBy(*keys).agg(
+        *(F.any_value(column).alias(name) for name, column in given.items()),
+        *(_label(target, labelled).alias(f"label_{target.name}") for target in layout.targets),
     )
-    collected = examples.groupBy("customer_key").agg(F.sort_array(F.collect_list(query)).alias("q"))
+    query = F.struct("query_time", "query_id", "query_split", *given, *_labels(layout))
+    collected = queries.groupBy("customer_key").agg(F.sort_array(F.collect_list(query)).alias("q"))
     return collected.select(
         "customer_key",
         F.col("q.query_id").alias("query_ids"),
         *(F.col(f"q.{name}").alias(name) for name in query_columns(layout)),
     )
+
+
+def _label(target: Target, labelled: bool) -> Column:
+    """Of a query, over its rows: a number, or for `next` a 0 or 1 a value; NaN where this question is not asked."""
+    ids = F.sequence(F.lit(FIRST_VALUE), F.lit(FIRST_VALUE + target.values - 1))
+    unasked = F.lit(float("nan")).cast("float")
+    if target.kind == "next":
+        unasked = F.transform(ids, lambda _: F.lit(float("nan")).cast("float"))
+    if not labelled:
+        return F.any_value(unasked)
+    own = F.col("target") == target.name
+    if target.kind == "next":
+        happened = F.first(F.when(own, F.col("label_ids")), ignorenulls=True)
+        return F.coalesce(F.transform(ids, lambda i: F.array_contains(happened, i).cast("float")), unasked)
+    return F.coalesce(F.max(F.when(own, F.col("label").cast("float"))), unasked)
 
 
 def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) -> Iterator[Customer]:

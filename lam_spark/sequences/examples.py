@@ -76,7 +76,7 @@ def _examples_of(
 ) -> DataFrame:
     config = run.config
     try:
-        opened = _opened(run, name, target, events).alias("query")
+        opened = _opened(run, target, events).alias("query")
         answers = _answers(config, target, opened, events, vocabulary)
         labelled = opened.join(answers, "event_id", "left")
         ruled = labelled.join(_rule_scores(opened, events, target), "event_id", "left")
@@ -107,20 +107,20 @@ def _examples_of(
     return encode(chosen, vocabulary, config.categorical)
 
 
-def _opened(run: Run, name: str, target: TargetConfig, events: DataFrame) -> DataFrame:
+def _opened(run: Run, target: TargetConfig, events: DataFrame) -> DataFrame:
     """The target's queries, with `label_end` (grain: a query; the columns of `events`)."""
     zone = run.config.time_zone
     if target.population is not None:
         queries = events.where(F.expr(target.population))
     else:
-        queries = _regular_queries(run, name, target, events)
+        queries = _regular_queries(run, target, events)
     horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
     # Whole local days: a horizon over a clock change ends at local midnight, not an hour off.
     local_end = F.from_utc_timestamp("query.event_time", zone) + F.make_dt_interval(horizon.cast("int"))
     return queries.alias("query").withColumn("label_end", F.to_utc_timestamp(local_end, zone))
 
 
-def _regular_queries(run: Run, name: str, target: TargetConfig, events: DataFrame) -> DataFrame:
+def _regular_queries(run: Run, target: TargetConfig, events: DataFrame) -> DataFrame:
     """Empty queries at local midnight of every so many days, of who was active before.
 
     The days are counted back from `split.test_start`, so that one of them opens the test period. Cost: distinct
@@ -147,7 +147,8 @@ def _regular_queries(run: Run, name: str, target: TargetConfig, events: DataFram
     asked = seen.select("customer_key", F.explode(F.filter(F.array(*days), reached)).alias("day")).distinct()
     given = {
         "customer_key": F.col("customer_key"),
-        "event_id": F.md5(F.concat_ws("|", F.lit(name), "customer_key", F.col("day").cast("string"))),
+        # The same for all targets that ask on this day: to the model they are one query (`columns.collect_queries`).
+        "event_id": F.md5(F.concat_ws("|", "customer_key", F.col("day").cast("string"))),
         "event_time": F.to_utc_timestamp("day", zone),
     }
     return asked.select(

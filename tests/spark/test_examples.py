@@ -237,6 +237,7 @@ def regular(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> di
     found = {(r["target"], r["customer_key"], str((r["as_of"] + day).date())): r for r in rows}
     assert len(found) == len(rows)
     assert len({(r["target"], r["query_id"]) for r in rows}) == len(rows)
+    assert len({r["query_id"] for r in rows}) == len(rows) / 3  # all three ask the same queries
     return found
 
 
