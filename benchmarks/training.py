@@ -149,7 +149,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures |= loader_vs_memory(folder / "loader", 64 if small else 256, 2 if small else 7)
+        figures |= loader_vs_memory(folder / "loader", 128 if small else 512, 2 if small else 7)
         figures |= packing(500 if small else 1000, 2 if small else 5)
         figures["matmul_share"] = matmul_share(MEDIUM, 2 if small else 7)
         figures["matmul_share_small"] = matmul_share(SIZE, 10 if small else 50)

@@ -30,7 +30,7 @@ from lam_spark.sources.telco.feeds import CHANNELS
 from lam_spark.sources.telco.planted import RANDOM_CHUNK, START, World
 from lam_spark.sources.telco.rows import draw_chunk, draw_rows
 
-# Of every way: blocks, or customers, a batch.
+# Customers a batch.
 ROWS = 32
 # About as many ids as a field of that world has.
 _IDS = 24
@@ -81,13 +81,14 @@ def histories(config: Config, layout: Layout, count: int) -> list[Prepared]:
 
 
 def packed(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
-    """Batches of blocks."""
+    """As many batches of blocks as there are of padded rows, so that a step learns from as much."""
     packer, blocks = Packer(layout), list[Block]()
     for prepared in made:
         for segment in prepared.segments:
             blocks += packer.place(prepared, segment, with_loss=True)
     blocks += packer.flush()
-    return [_shaped(layout, blocks[first : first + ROWS]) for first in range(0, len(blocks), ROWS)]
+    size = -(-len(blocks) // -(-len(made) // ROWS))
+    return [_shaped(layout, blocks[first : first + size]) for first in range(0, len(blocks), size)]
 
 
 def padded(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:

@@ -142,11 +142,11 @@ def rank_memory(folder: Path, count: int) -> dict[str, float]:
     for times in (count // len(made), 4 * count // len(made)):
         place = folder / f"{times}"
         urls = write(place / "blocks", made, times)
-        size = sum(Path(url.removeprefix("file://")).stat().st_size for url in urls) / 2**20
+        held = times * sum(column.nbytes for block in made for column in block.values()) / 2**20
         spec = spec_of(WIDE, place, urls, queried, launcher="in_process", ranks=1, pretrain_epochs=1)
         peaks.append(peak_gib(spec))
         print(
-            f"{times * len(made):,} blocks ({size:,.0f} MiB of files): a rank's peak {peaks[-1]:.3f} GiB",
+            f"{times * len(made):,} blocks ({held:,.0f} MiB if one held them): a rank's peak {peaks[-1]:.3f} GiB",
             flush=True,
         )
     return {"rank_peak_gib": peaks[0], "rank_peak_at_4x": peaks[1] / peaks[0]}
