@@ -1,10 +1,14 @@
-"""Made-up blocks for the benchmarks of training, always the same."""
+"""Made-up customers, blocks and their files for the benchmarks of training, always the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
 from lam_spark.dataset.packing import Block, Customer, Packer, prepare
@@ -12,43 +16,70 @@ from lam_spark.dataset.packing import Block, Customer, Packer, prepare
 DAYS = 300
 _ASKED = np.array([100, 180, 220, 280], dtype=np.int64) * MICROS_PER_DAY
 _SPLITS = np.array([1, 1, 2, 2], np.int32)
+# Of `item`: each event's follows from the last one's.
+_CHAIN = 40
+_ROWS_PER_GROUP = 32
+
+
+def customer(
+    layout: Layout,
+    rng: np.random.Generator,
+    times: npt.NDArray[np.int64],
+    asked: npt.NDArray[np.int64],
+    splits: npt.NDArray[np.int32],
+) -> Customer:
+    """One whose next `item` follows from the last one, and who replies to what was just looked at."""
+    events, queries = len(times), len(asked)
+    sizes = dict(zip(layout.categorical, layout.sizes, strict=True))
+    fields = {name: rng.integers(3, size, events).astype(np.int32) for name, size in sizes.items()}
+    chain = min(_CHAIN, sizes["item"] - 3)
+    fields["item"] = (3 + np.cumsum(rng.integers(1, 4, events)) % chain).astype(np.int32)
+    before = np.searchsorted(times, asked) - 1
+    return Customer(
+        {
+            "event_time": times,
+            "hour_of_week": (times // 3_600_000_000 % 168).astype(np.int32),
+            **fields,
+            **{name: rng.gamma(2, 5, events).astype(np.float32) for name in layout.numeric},
+        },
+        {
+            "query_time": asked,
+            "query_hour_of_week": np.zeros(queries, np.int32),
+            "query_split": splits,
+            "query_row": np.full(queries, -1, np.int32),
+            **{f"query_{name}": np.full(queries, 3, np.int32) for name in layout.categorical},
+            **{f"query_{name}": np.full(queries, np.nan, np.float32) for name in layout.numeric},
+            "label_reply": (fields["item"][before.clip(0)] % 2).astype(np.float32),
+        },
+    )
 
 
 def customers(layout: Layout, rng: np.random.Generator) -> Iterator[Customer]:
-    """Customers whose next `item` follows from the last one, and who reply to what they just looked at."""
-    sizes = dict(zip(layout.categorical, layout.sizes, strict=True))
+    """Customers without end, of 60 to 500 events and four queries."""
     while True:
-        events = int(rng.integers(60, 500))
-        times = np.sort(rng.integers(0, DAYS * MICROS_PER_DAY, events))
-        fields = {name: rng.integers(3, size, events).astype(np.int32) for name, size in sizes.items()}
-        fields["item"] = (3 + np.cumsum(rng.integers(1, 4, events)) % 40).astype(np.int32)
-        before = np.searchsorted(times, _ASKED) - 1
-        yield Customer(
-            {
-                "event_time": times,
-                "hour_of_week": (times // 3_600_000_000 % 168).astype(np.int32),
-                **fields,
-                **{name: rng.gamma(2, 5, events).astype(np.float32) for name in layout.numeric},
-            },
-            {
-                "query_time": _ASKED,
-                "query_hour_of_week": np.zeros(4, np.int32),
-                "query_split": _SPLITS,
-                "query_row": np.full(4, -1, np.int32),
-                **{f"query_{name}": np.full(4, 3, np.int32) for name in layout.categorical},
-                **{f"query_{name}": np.full(4, np.nan, np.float32) for name in layout.numeric},
-                "label_reply": (fields["item"][before.clip(0)] % 2).astype(np.float32),
-            },
-        )
+        times = np.sort(rng.integers(0, DAYS * MICROS_PER_DAY, int(rng.integers(60, 500))))
+        yield customer(layout, rng, times, _ASKED, _SPLITS)
 
 
 def blocks(layout: Layout, count: int) -> list[Block]:
     """So many full blocks."""
-    packer, made = Packer(layout), []
-    for customer in customers(layout, np.random.default_rng(0)):
-        prepared = prepare(layout, customer)
+    packer, made = Packer(layout), list[Block]()
+    for each in customers(layout, np.random.default_rng(0)):
+        prepared = prepare(layout, each)
         for segment in prepared.segments:
             made += packer.place(prepared, segment, with_loss=True)
         if len(made) >= count:
             return made[:count]
     raise AssertionError  # there is no last customer
+
+
+def write(folder: Path, made: Sequence[Block], times: int = 1) -> tuple[str, ...]:
+    """Two Parquet files of the blocks, as the snapshot has them; each block `times` times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{part}.parquet" for part in range(2)]
+    for part, path in enumerate(paths):
+        table = pa.table({name: [block[name] for block in made[part::2]] for name in made[0]})
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for _ in range(times):
+                writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+    return tuple(f"file://{path}" for path in paths)

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--small]
 
-Blocks are made up, and fed from memory: this looks at the device, `ranks.py` at the feeding. It needs torch and the
+Blocks are made up, and fed from memory: this looks at the device, `training.py` at the feeding. It needs torch and the
 project's model and training code, nothing of Spark. Without a GPU it says so and ends with code 1.
 
 - `fit`: the whole training of a small world, on the CPU and on the GPU in float32 and bfloat16; losses beside each
@@ -31,15 +31,15 @@ import torch
 import torch.nn.functional as F
 from blocks import DAYS, blocks
 from common import report, small_asked
+from steps import loss, stacked, untrained
 from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
-from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, visibility
+from lam_spark.model.transformer import ModelSize, visibility
 from lam_spark.training import fit
 from lam_spark.training.distributed import SingleWorld
-from lam_spark.training.objective import Period, loss_of
 
 LAYOUT = Layout(
     categorical=("touchpoint", "place", "item", "offer", "action"),
@@ -54,7 +54,6 @@ LAYOUT = Layout(
 )
 # Width, layers, heads, blocks a step.
 SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "large": (1024, 24, 16, 32)}
-WHOLE = Period(0, (DAYS + 1) * MICROS_PER_DAY, ("train", "validation"))
 SETTINGS = {
     "seed": 1,
     "pretrain_epochs": 2,
@@ -78,35 +77,6 @@ SETTINGS = {
 def made_blocks(count: int) -> list[Block]:
     """So many full blocks."""
     return blocks(LAYOUT, count)
-
-
-def stacked(count: int) -> Block:
-    """The blocks as the loader gives them."""
-    chosen = made_blocks(count)
-    return unfold(LAYOUT, {name: np.stack([block[name] for block in chosen]) for name in chosen[0]})
-
-
-def model_of(size: ModelSize) -> LargeActionModel:
-    """Untrained, always the same; what starts as the identity is made to count."""
-    torch.manual_seed(0)
-    numbers, summaries = len(LAYOUT.numeric), len(LAYOUT.aggregate_names)
-    edges = (tuple(np.linspace(0, 4, 9).tolist()),) * numbers
-    constants = Normaliser((2.0,) * numbers, (1.0,) * numbers, edges, (0.0,) * summaries, (1.0,) * summaries)
-    model = LargeActionModel(LAYOUT, size, constants)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
-
-
-def loss(model: LargeActionModel, batch: dict[str, torch.Tensor], half: bool) -> torch.Tensor:
-    """What a fine-tuning step minimises."""
-    with torch.autocast(batch["segment"].device.type, torch.bfloat16, enabled=half):
-        part = loss_of(model, batch, WHOLE, with_next=True, with_answers=True)
-    return (
-        part.next_sum / part.next_count.clamp_min(1)
-        + (part.answer_sums / part.answer_counts.clamp_min(1)).sum()
-    )
 
 
 def from_memory(files: Any, layout: Layout, seed: int | None, epoch: int) -> Iterator[Block]:
@@ -168,10 +138,10 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
 
 def compare_gradients(count: int) -> dict[str, float]:
     """Loss and gradient of one step on the GPU against the CPU, float32 and bfloat16."""
-    block = stacked(count)
+    block = stacked(LAYOUT, made_blocks(count))
     found: dict[str, tuple[float, torch.Tensor]] = {}
     for name, device, half in (("cpu", "cpu", False), ("gpu", "cuda", False), ("half", "cuda", True)):
-        model = model_of(ModelSize(64, 2, 4, 0.0)).to(device)
+        model = untrained(LAYOUT, ModelSize(64, 2, 4, 0.0)).to(device)
         value = loss(model, as_batch(block, torch.device(device)), half)
         value.backward()  # type: ignore[no-untyped-call]
         gradient = torch.cat([p.grad.reshape(-1).cpu() for p in model.parameters() if p.grad is not None])
@@ -206,9 +176,9 @@ def product_rate() -> float:
 def step(name: str, half: bool, compiled: bool, rate: float, repeats: int) -> dict[str, float]:
     """One training step of a size: the batch's way to the device included."""
     width, layers, heads, count = SIZES[name]
-    model = model_of(ModelSize(width, layers, heads, 0.1)).cuda()
+    model = untrained(LAYOUT, ModelSize(width, layers, heads, 0.1)).cuda()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    block, device = stacked(count), torch.device("cuda")
+    block, device = stacked(LAYOUT, made_blocks(count)), torch.device("cuda")
     events = int((block["segment"] > 0).sum())
 
     def once() -> None:
@@ -238,7 +208,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     width, _, heads, count = SIZES[name]
-    batch = as_batch(stacked(count), torch.device("cuda"))
+    batch = as_batch(stacked(LAYOUT, made_blocks(count)), torch.device("cuda"))
     mask, _ = visibility(batch)
     slots = mask.shape[1]
     made = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol, TypeVar
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 Shared = TypeVar("Shared")
 # A rank that never comes ends the others after this.
 _PATIENCE = dt.timedelta(minutes=2)
+# Between two looks whether Horovod is done.
+_LOOK_SECONDS = 0.0003
 
 
 class World(Protocol):
@@ -26,8 +29,15 @@ class World(Protocol):
     rank: int
     size: int
 
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin an elementwise sum over the ranks; what it returns waits for it and gives it.
+
+        Sums that are under way at once must differ in their number of elements.
+        """
+
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the ranks."""
+        return self.begin_sum(values)()
 
     def largest(self, value: int) -> int:
         """The largest of the ranks' values."""
@@ -45,14 +55,14 @@ class World(Protocol):
         """Leave."""
 
 
-class SingleWorld:
+class SingleWorld(World):
     """One process on its own."""
 
     rank, size = 0, 1
 
-    def sum(self, values: Tensor) -> Tensor:
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
         """The values themselves."""
-        return values
+        return lambda: values
 
     def largest(self, value: int) -> int:
         """The value itself."""
@@ -73,7 +83,7 @@ class SingleWorld:
         """Nothing to do."""
 
 
-class HorovodWorld:
+class HorovodWorld(World):
     """Ranks that horovodrun (or Spark) started; gloo on CPUs, NCCL where Horovod was built with it."""
 
     def __init__(self) -> None:
@@ -86,11 +96,18 @@ class HorovodWorld:
         if torch.cuda.is_available():
             torch.cuda.set_device(hvd.local_rank())
 
-    def sum(self, values: Tensor) -> Tensor:
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
         """One allreduce; between the GPUs themselves where Horovod was built with NCCL."""
         given = values if self._hvd.nccl_built() else values.cpu()
-        summed = self._hvd.allreduce(given, op=self._hvd.Sum, name=f"sum_{values.numel()}")
-        return torch.as_tensor(summed).to(values.device)
+        under_way = self._hvd.allreduce_async(given, op=self._hvd.Sum, name=f"sum_{values.numel()}")
+
+        def end() -> Tensor:
+            # Horovod waits in a loop that takes a whole core, from the ranks that it waits for.
+            while not self._hvd.poll(under_way):
+                time.sleep(_LOOK_SECONDS)
+            return torch.as_tensor(self._hvd.synchronize(under_way)).to(values.device)
+
+        return end
 
     def largest(self, value: int) -> int:
         """An allgather of one number."""
@@ -117,7 +134,7 @@ class HorovodWorld:
         self._hvd.shutdown()
 
 
-class TorchWorld:
+class TorchWorld(World):
     """Ranks that torchrun or TorchDistributor started; gloo on CPUs, NCCL between GPUs."""
 
     def __init__(self) -> None:
@@ -131,11 +148,16 @@ class TorchWorld:
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()
 
-    def sum(self, values: Tensor) -> Tensor:
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
         """One all-reduce."""
         summed = values.clone()
-        self._dist.all_reduce(summed)
-        return summed
+        under_way = self._dist.all_reduce(summed, async_op=True)
+
+        def end() -> Tensor:
+            under_way.wait()
+            return summed
+
+        return end
 
     def largest(self, value: int) -> int:
         """An all-reduce of one number."""

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lam_spark.dataset.layout import SPLIT_IDS
 from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
@@ -47,7 +48,7 @@ from lam_spark.training.checkpoint import (
 from lam_spark.training.distributed import World, sum_gradients
 from lam_spark.training.judging import Judge, Verdict
 from lam_spark.training.meter import Meter, Progress
-from lam_spark.training.objective import Loss, Period, asked_answers, in_splits, loss_of
+from lam_spark.training.objective import Period, asked_answers, in_splits, lessons, loss_of
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.standing import Standing
 from lam_spark.training.statistics import query_statistics
@@ -246,10 +247,17 @@ class Trainer:
             _seed(self.settings["seed"], self.world.rank, work.phase, standing.epoch, standing.step)
         )
         optimiser.zero_grad(set_to_none=True)
-        part: Loss | None = None
-        counts = torch.zeros(2 + len(self.spec.layout.targets))
-        if block is not None:
-            batch = as_batch(block, self.device)
+        layout = self.spec.layout
+        batch = None if block is None else as_batch(block, self.device)
+        # How much all ranks have to learn is summed while the model computes.
+        counts = torch.zeros(2 + len(layout.targets))
+        since = time.monotonic() - self._saved
+        counts[0] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
+        if batch is not None:
+            counts[1:] = lessons(batch, work.period, layout.targets, work.with_answers)
+        summed = self.world.begin_sum(counts)
+        value = 0.0
+        if batch is not None:
             with self._precision():
                 part = loss_of(
                     self.model,
@@ -258,18 +266,13 @@ class Trainer:
                     with_next=work.next_weight > 0,
                     with_answers=work.with_answers,
                 )
-            counts[1:] = torch.cat([part.next_count[None], part.answer_counts]).detach().float().cpu()
-        since = time.monotonic() - self._saved
-        counts[0] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
-        counts = self.world.sum(counts)
-        due = bool(counts[0])
-        value = 0.0
-        if part is not None:
-            shares = 1.0 / counts[1:].clamp_min(1.0).to(self.device)
+            due, shares = self._shares(summed())
             answered = (part.answer_sums * shares[1:] * self._weights).sum()
             loss = work.next_weight * part.next_sum * shares[0] + answered
             value = float(loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            due, _ = self._shares(summed())
         sum_gradients(self.world, self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
@@ -280,6 +283,10 @@ class Trainer:
             )
         optimiser.step()
         return value, due
+
+    def _shares(self, counts: Tensor) -> tuple[bool, Tensor]:
+        """Whether a checkpoint is due, and what one moment or answer of each kind weighs among all ranks'."""
+        return bool(counts[0]), 1.0 / counts[1:].clamp_min(1.0).to(self.device)
 
     @property
     def _checkpoints(self) -> Path:

@@ -8,7 +8,7 @@ process over everything.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,18 @@ def loss_of(
         answer_loss(model, batch, predictions, period) if with_answers else (none, none)
     )
     return Loss(next_sum, next_count, answer_sums, answer_counts)
+
+
+def lessons(batch: Batch, period: Period, targets: Sequence[Target], with_answers: bool) -> Tensor:
+    """(1 + K,) float, on the host: moments that have a next one, and labelled queries a target.
+
+    What a batch has to teach is known from the data alone, before the model is asked.
+    """
+    moment_source, counted = next_moments(batch, period)
+    allowed = in_splits(batch, period.splits) & with_answers
+    moments = torch.unique(moment_source[counted]).numel()
+    asked = [int(_asked(target, batch, allowed).sum()) for target in targets]
+    return torch.tensor([float(moments), *asked])
 
 
 def next_moment_loss(
@@ -161,10 +173,14 @@ def asked_answers(
         predictions: of the batch.
         allowed: (B, Q) bool, queries that may be looked at.
     """
+    asked = _asked(target, batch, allowed)
+    return predictions.answers[target.name][asked].float(), batch[f"label_{target.name}"][asked]
+
+
+def _asked(target: Target, batch: Batch, allowed: Tensor) -> Tensor:
+    """(B, Q) bool: the allowed queries that ask this."""
     label = batch[f"label_{target.name}"]
-    unasked = label.isnan().any(dim=-1) if target.kind == "next" else label.isnan()
-    asked = allowed & ~unasked
-    return predictions.answers[target.name][asked].float(), label[asked]
+    return allowed & ~(label.isnan().any(dim=-1) if target.kind == "next" else label.isnan())
 
 
 def in_splits(batch: Batch, splits: Collection[str]) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lam_spark.dataset.layout import Layout, Target
 from lam_spark.dataset.packing import Customer
 from lam_spark.model.transformer import Batch, LargeActionModel, entry
-from lam_spark.training.objective import Period, answer_loss, in_splits, next_moment_loss
+from lam_spark.training.objective import Period, answer_loss, in_splits, lessons, loss_of, next_moment_loss
 
 from .tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
 
@@ -217,3 +217,25 @@ def test_which_values_follow_is_a_question_a_value() -> None:
     total, count = answer_loss(model, batch, predictions, WHOLE)
     assert count.tolist() == [2]
     assert total.tolist() == pytest.approx([float(by_hand) / 3], rel=1e-5)
+
+
+@pytest.mark.parametrize("with_answers", [True, False])
+@torch.no_grad()
+def test_the_data_alone_tells_what_the_losses_count(with_answers: bool) -> None:
+    targets = (Target("reply"), Target("spent", "value"), Target("bought", "next", "item", 3))
+    shape = layout(targets=targets, queries_per_block=8)
+    asked = [START + (3 + i) * DAY for i in range(5)]
+    split = ("train", "train", "validation", "train", "test")
+    people = [
+        customer(shape, [START + day * DAY // 2 for day in (0, 1, 1, 4, 7)], asked, seed, split)
+        for seed in (0, 1)
+    ]
+    for one in people:
+        one.queries["label_spent"][0] = math.nan
+        one.queries["label_bought"][[0, 1]] = math.nan
+    batch = batch_of(shape, people)
+    for period in (WHOLE, Period(START + 2 * DAY, START + 3 * DAY, ("validation",))):
+        part = loss_of(lively_model(shape), batch, period, with_next=True, with_answers=with_answers)
+        told = lessons(batch, period, targets, with_answers).tolist()
+        assert told == [float(part.next_count), *part.answer_counts.tolist()]
+    assert told[0] > 0

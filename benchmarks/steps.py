@@ -1,0 +1,41 @@
+"""One training step on blocks in memory, for the benchmarks that look at the computing alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.packing import Block, unfold
+from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
+from lam_spark.training.objective import Period, loss_of
+
+_EVER = Period(0, 1 << 62, ("train", "validation"))
+
+
+def stacked(layout: Layout, made: Sequence[Block]) -> Block:
+    """The blocks as the loader gives them."""
+    return unfold(layout, {name: np.stack([block[name] for block in made]) for name in made[0]})
+
+
+def untrained(layout: Layout, size: ModelSize) -> LargeActionModel:
+    """Always the same weights; what starts as the identity is made to count."""
+    torch.manual_seed(0)
+    numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
+    edges = (tuple(np.linspace(0, 4, 9).tolist()),) * numbers
+    constants = Normaliser((2.0,) * numbers, (1.0,) * numbers, edges, (0.0,) * summaries, (1.0,) * summaries)
+    model = LargeActionModel(layout, size, constants)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def loss(model: LargeActionModel, batch: dict[str, torch.Tensor], half: bool = False) -> torch.Tensor:
+    """What a fine-tuning step minimises."""
+    with torch.autocast(batch["segment"].device.type, torch.bfloat16, enabled=half):
+        part = loss_of(model, batch, _EVER, with_next=True, with_answers=True)
+    answered = (part.answer_sums / part.answer_counts.clamp_min(1)).sum()
+    return part.next_sum / part.next_count.clamp_min(1) + answered

@@ -1,0 +1,168 @@
+"""Events a second of forward and backward: histories packed into blocks, and one customer a row, padded.
+
+The histories are those of the telecom world that training reads: what happened before the test period, the latest
+`model.context_events` of each customer, with the calls as questions. Packed is as the snapshot packs. Padded is what
+one writes without a packer: customers as they come, as long as the longest of their batch, no more question slots
+than anyone there needs. Bucketed is the same with customers of like length together. Only real events count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from blocks import customer
+from common import REPOSITORY
+from steps import loss, stacked, untrained
+
+from lam_spark.config import Config
+from lam_spark.config_file import load_config
+from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
+from lam_spark.dataset.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
+from lam_spark.model.artifact import as_batch
+from lam_spark.model.transformer import LargeActionModel, ModelSize
+from lam_spark.sources.telco.feeds import CHANNELS
+from lam_spark.sources.telco.planted import RANDOM_CHUNK, START, World
+from lam_spark.sources.telco.rows import draw_chunk, draw_rows
+
+# Customers a batch.
+ROWS = 32
+# About as many ids as a field of that world has.
+_IDS = 24
+_START = int(np.datetime64(START, "us").astype(np.int64))
+# The layout of its rows, and the batch.
+Shaped = tuple[Layout, dict[str, torch.Tensor]]
+
+
+def layout_of(config: Config) -> Layout:
+    """The telecom world's fields and shapes."""
+    fields = {
+        kind: [n for n, f in config.fields.items() if f.kind == kind] for kind in ("categorical", "numeric")
+    }
+    return Layout(
+        categorical=tuple(fields["categorical"]),
+        sizes=(_IDS,) * len(fields["categorical"]),
+        numeric=tuple(fields["numeric"]),
+        count_by=config.model.count_by,
+        counted_ids=tuple(range(3, _IDS)),
+        window_days=config.model.window_days,
+        block_events=config.model.context_events,
+        queries_per_block=config.snapshot.queries_per_block,
+        targets=(Target("reply"),),
+    )
+
+
+def histories(config: Config, layout: Layout, count: int) -> list[Prepared]:
+    """Times and calls as the telecom world draws them; what was done is made up, it costs the same."""
+    assert config.fetch is not None
+    world = World(count, int(config.fetch.arguments["seed"]), 0.0)
+    end = config.micros(config.split.test_start)
+    rng, made = np.random.default_rng(0), []
+    for number in range(-(-count // RANDOM_CHUNK)):
+        chunk = draw_chunk(world, number)
+        rows = [rows for feed, rows in draw_rows(chunk) if feed in CHANNELS.values()]
+        owner = np.concatenate([part.owner for part in rows]).astype(np.int64)
+        at = _START + np.concatenate([part.at for part in rows]).astype(np.int64) * 1_000_000
+        order = np.lexsort((at, owner))
+        borders = np.searchsorted(owner[order], np.arange(len(chunk.traits.number) + 1))
+        for one, (first, last) in enumerate(itertools.pairwise(borders)):
+            times = at[order[first:last]]
+            times = times[times < end][-layout.block_events :]
+            asked = _START + chunk.queries.at[one][chunk.queries.treated[one]].astype(np.int64) * 1_000_000
+            asked = asked[asked < end]
+            splits = np.full(len(asked), SPLIT_IDS["train"], np.int32)
+            made.append(prepare(layout, customer(layout, rng, times, asked, splits)))
+    return made
+
+
+def packed(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
+    """As many batches of blocks as there are of padded rows, so that a step learns from as much."""
+    packer, blocks = Packer(layout), list[Block]()
+    for prepared in made:
+        for segment in prepared.segments:
+            blocks += packer.place(prepared, segment, with_loss=True)
+    blocks += packer.flush()
+    size = -(-len(blocks) // -(-len(made) // ROWS))
+    return [_shaped(layout, blocks[first : first + size]) for first in range(0, len(blocks), size)]
+
+
+def padded(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
+    """Batches of one customer a row."""
+    batches = []
+    for first in range(0, len(made), ROWS):
+        chosen = [
+            (prepared, segment) for prepared in made[first : first + ROWS] for segment in prepared.segments
+        ]
+        shape = dataclasses.replace(
+            layout,
+            block_events=max(segment.end - segment.start for _, segment in chosen),
+            queries_per_block=max(1, *(len(segment.queries) for _, segment in chosen)),
+        )
+        rows = [empty_block(shape) for _ in chosen]
+        for row, (prepared, segment) in zip(rows, chosen, strict=True):
+            fill_block(shape, row, (0, 0, 1), prepared, segment, with_loss=True)
+        batches.append(_shaped(shape, rows))
+    return batches
+
+
+def _shaped(layout: Layout, rows: Sequence[Block]) -> Shaped:
+    return layout, as_batch(stacked(layout, rows))
+
+
+def _events(batches: Sequence[Shaped]) -> int:
+    return sum(int((batch["segment"] > 0).sum()) for _, batch in batches)
+
+
+def _slots(batches: Sequence[Shaped]) -> int:
+    """Of events and questions, full or empty: what the model computes."""
+    return sum(batch["segment"].numel() + batch["query_segment"].numel() for _, batch in batches)
+
+
+def _seconds(model: LargeActionModel, batches: Sequence[Shaped]) -> float:
+    """Forward and backward of every batch."""
+    started = time.perf_counter()
+    for layout, batch in batches:
+        model.layout = layout  # no weight depends on the length of a row
+        model.zero_grad(set_to_none=True)
+        loss(model, batch).backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - started
+
+
+def packing(count: int, turns: int) -> dict[str, float]:
+    """Packed beside padded and bucketed, in turns: the same customers, events, questions and model."""
+    config = load_config(REPOSITORY / "conf/telco.yaml")
+    layout = layout_of(config)
+    made = histories(config, layout, count)
+    by_length = sorted(made, key=lambda prepared: len(prepared.customer.events["event_time"]))
+    ways = {
+        "packed": packed(layout, made),
+        "padded": padded(layout, made),
+        "bucketed": padded(layout, by_length),
+    }
+    events = _events(ways["packed"])
+    assert all(_events(batches) == events for batches in ways.values()), "the same events"
+    model = untrained(layout, ModelSize(config.model.width, config.model.layers, config.model.heads, 0.0))
+    for batches in ways.values():
+        _seconds(model, batches[:2])
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(turns):
+        for way, batches in ways.items():
+            seconds[way].append(_seconds(model, batches))
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+    print(f"{events / count:.1f} events a customer of at most {layout.block_events}")
+    for way, batches in ways.items():
+        speed, share = events / median[way], events / _slots(batches)
+        print(f"{way}: {speed:,.0f} events/s, {share:.0%} of the slots are events", flush=True)
+    return {
+        "packed_events_a_second": events / median["packed"],
+        "packed_vs_padded": median["padded"] / median["packed"],
+        "packed_vs_bucketed": median["bucketed"] / median["packed"],
+        "packed_slots_used": events / _slots(ways["packed"]),
+        "padded_slots_used": events / _slots(ways["padded"]),
+        "bucketed_slots_used": events / _slots(ways["bucketed"]),
+    }

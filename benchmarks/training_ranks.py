@@ -1,0 +1,154 @@
+"""Whole trainings of made-up blocks, started as `lam-spark train` starts them: speed of ranks, memory of a rank."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+from blocks import DAYS, blocks, write
+
+from lam_spark.config import TrainingConfig
+from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
+from lam_spark.model.transformer import ModelSize
+from lam_spark.training.launch import launch
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+
+LAYOUT = Layout(
+    categorical=("action", "item", "place"),
+    sizes=(6, 300, 60),
+    numeric=("amount", "quantity"),
+    count_by="action",
+    counted_ids=(3, 4, 5),
+    window_days=(28, 91),
+    block_events=256,
+    queries_per_block=16,
+    targets=(Target("reply"),),
+)
+SIZE = ModelSize(64, 2, 4, 0.1)
+BATCH_BLOCKS = 8
+# Enough for the answers' training, which is not looked at here, to go through.
+QUERIED_BLOCKS = 16
+# Much to read and little to compute: aggregates by the hundred. Who held on to what was read would be seen.
+WIDE = Layout(
+    categorical=("action", "item", "place"),
+    sizes=(64, 300, 60),
+    numeric=("amount", "quantity"),
+    count_by="action",
+    counted_ids=tuple(range(3, 63)),
+    window_days=(7, 28, 91, 365),
+    block_events=64,
+    queries_per_block=16,
+    targets=(Target("reply"),),
+)
+# Launcher, ranks, environment. One rank is a process without Horovod: what a second rank is worth to its user.
+WAYS: dict[str, tuple[str, int, dict[str, str]]] = {
+    "one_rank": ("in_process", 1, {}),
+    "two_ranks": ("horovod", 2, {}),
+    "two_ranks_cycle_1ms": ("horovod", 2, {"HOROVOD_CYCLE_TIME": "1"}),
+    "two_ranks_torch": ("torch", 2, {}),
+}
+
+
+def spec_of(
+    layout: Layout, folder: Path, urls: Sequence[str], queried_urls: Sequence[str], **settings: Any
+) -> TrainingSpec:
+    """A training of the small model; half of the days are for validation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = TrainingConfig(finetune_epochs=1, batch_blocks=BATCH_BLOCKS, **settings)
+    return TrainingSpec(
+        layout,
+        SIZE,
+        chosen.model_dump(mode="json"),
+        tuple(urls),
+        tuple(queried_urls),
+        150 * MICROS_PER_DAY,
+        (DAYS + 1) * MICROS_PER_DAY,
+        (2.0,) * len(layout.numeric),
+        (1.0,) * len(layout.numeric),
+        ((0.0, 1.0, 2.0, 3.0, 4.0),) * len(layout.numeric),
+        "reply",
+        (1.0,),
+        str(folder),
+        {},
+    )
+
+
+def events_a_second(spec: TrainingSpec) -> float:
+    """Of the second epoch of pre-training, all ranks together."""
+    told: list[dict[str, Any]] = []
+    spec.save(Path(spec.folder) / SPEC_FILE)
+    launch(spec, told.append)
+    ends = [r for r in told if r["event"] == "epoch end" and r["phase"] == "pre-training"]
+    return float(ends[-1]["tokens_per_second"])
+
+
+def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
+    """Every way in turn, so that a slow minute hits all of them."""
+    made = blocks(LAYOUT, count)
+    urls, queried = write(folder / "all", made), write(folder / "queried", made[:QUERIED_BLOCKS])
+    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(turns):
+        for way, (launcher, ranks, environment) in WAYS.items():
+            place = folder / f"{way}_{turn}"
+            spec = spec_of(LAYOUT, place, urls, queried, launcher=launcher, ranks=ranks, pretrain_epochs=2)
+            with mock.patch.dict(os.environ, environment):
+                speeds[way].append(events_a_second(spec))
+            print(f"{way}: {speeds[way][-1]:,.0f} events/s", flush=True)
+    median = {way: statistics.median(values) for way, values in speeds.items()}
+    return {
+        "one_rank_events_a_second": median["one_rank"],
+        "two_ranks_events_a_second": median["two_ranks"],
+        "two_ranks": median["two_ranks"] / median["one_rank"],
+        "two_ranks_torch": median["two_ranks_torch"] / median["one_rank"],
+        "cycle_5ms_vs_1ms": median["two_ranks"] / median["two_ranks_cycle_1ms"],
+    }
+
+
+def peak_gib(spec: TrainingSpec) -> float:
+    """Highest resident memory of a training's one rank, from the first import to the last step."""
+    peak, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            peak.extend(_high_water_gib(child.pid) for child in psutil.Process().children(recursive=True))
+
+    watcher = threading.Thread(target=watch, name="watch-memory", daemon=True)
+    watcher.start()
+    try:
+        events_a_second(spec)
+    finally:
+        over.set()
+        watcher.join()
+    return max(peak)
+
+
+def _high_water_gib(pid: int) -> float:
+    """The kernel's own mark: a look that comes late sees what was before it too."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0.0
+    return max((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM:")), default=0.0)
+
+
+def rank_memory(folder: Path, count: int) -> dict[str, float]:
+    """Peak of one rank over `count` blocks and over four times as many."""
+    made, peaks = blocks(WIDE, 512), []
+    queried = write(folder / "queried", made[:128])  # of 64 events: few hold a question
+    for times in (count // len(made), 4 * count // len(made)):
+        place = folder / f"{times}"
+        urls = write(place / "blocks", made, times)
+        held = times * sum(column.nbytes for block in made for column in block.values()) / 2**20
+        spec = spec_of(WIDE, place, urls, queried, launcher="in_process", ranks=1, pretrain_epochs=1)
+        peaks.append(peak_gib(spec))
+        print(
+            f"{times * len(made):,} blocks ({held:,.0f} MiB if one held them): a rank's peak {peaks[-1]:.3f} GiB",
+            flush=True,
+        )
+    return {"rank_peak_gib": peaks[0], "rank_peak_at_4x": peaks[1] / peaks[0]}
