@@ -44,6 +44,8 @@ STAGES = {
 # Stages that `run` leaves out. Vectors say as much about a customer as the events do: nobody should have them lying
 # about because a night made them, so whoever has a use for them asks.
 ON_REQUEST = {"embed": "lam_spark.scoring.embed"}
+# Stages that turn raw ids into pseudonyms.
+_MAKE_PSEUDONYMS = {"ingest", "consent"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,8 +105,11 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
     # Imported late: --help, --dry-run and a wrong configuration answer before a JVM starts.
     from lam_spark.audit.record import Chain
     from lam_spark.session import spark_session
+    from lam_spark.sources.identity import secret_from_environment
     from lam_spark.tables import Tables
 
+    if not _MAKE_PSEUDONYMS.isdisjoint(names):
+        secret_from_environment(config.identity.secret_env)  # before an earlier stage has worked for nothing
     workspace = config.workspace.absolute()
     config = config.model_copy(update={"root": str(workspace)})
     with workspace_lock(workspace, run_id):

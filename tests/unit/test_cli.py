@@ -84,6 +84,17 @@ def test_vectors_are_made_only_when_they_are_asked_for(capsys: Capture, tmp_path
     assert "embed" not in outcome(capsys, "run", *given)[1]["stages"]
 
 
+def test_without_a_secret_no_stage_starts(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LAM_SPARK_SECRET", raising=False)
+    root = tmp_path / "workspace"
+    code, summary, _ = outcome(capsys, "run", "--conf", str(SHIPPED), "--set", f"root={root}")
+    assert (code, summary["exit_code"]) == (2, 2)
+    assert "LAM_SPARK_SECRET" in summary["error"]
+    assert not root.exists()
+
+
 def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path: Path) -> None:
     root = tmp_path / "root"
     code, plan, _ = outcome(
