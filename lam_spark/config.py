@@ -326,7 +326,17 @@ class TrainingConfig(Section):
     patience: int = Field(
         default=1, ge=1, description="epochs without a better validation loss before stopping"
     )
-    batch_blocks: int = Field(default=4, ge=1, description="blocks a rank and step")
+    batch_blocks: int = Field(default=4, ge=1, description="blocks that a rank computes at once")
+    accumulate: int = Field(default=1, ge=1, description="such batches a step: their gradients are added up")
+    learning_rate_scaling: Literal["none", "sqrt", "linear"] = Field(
+        default="none", description="of the learning rates by how many batches all ranks make a step"
+    )
+    compress_gradients: bool = Field(
+        default=False, description="gradients travel between ranks as 16-bit numbers: half the traffic"
+    )
+    recompute: bool = Field(
+        default=False, description="compute a layer again for its gradient: less memory, a third more time"
+    )
     learning_rate: float = Field(default=2e-3, gt=0)
     finetune_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)

@@ -22,6 +22,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
 from lam_spark.tokens import FIRST_VALUE
@@ -93,11 +94,15 @@ class LargeActionModel(nn.Module):
         layout: fields and shapes.
         size: of the transformer.
         normaliser: constants, kept as buffers.
+
+    Attributes:
+        recompute: in training, keep a layer's input only and compute the layer again for its gradient.
     """
 
     def __init__(self, layout: Layout, size: ModelSize, normaliser: Normaliser) -> None:
         super().__init__()
         self.layout, self.size, self.normaliser = layout, size, normaliser
+        self.recompute = False
         width = size.width
         offsets = [0]
         for rows in layout.sizes:
@@ -172,7 +177,10 @@ class LargeActionModel(nn.Module):
         mask_BSS, position_BS = visibility(batch)
         cos, sin = _rotation(position_BS, self.size.width // self.size.heads)
         for block in self.blocks:
-            x_BSD = block(x_BSD, mask_BSS, cos, sin)
+            if self.recompute and self.training:
+                x_BSD = checkpoint(block, x_BSD, mask_BSS, cos, sin, use_reentrant=False)
+            else:
+                x_BSD = block(x_BSD, mask_BSS, cos, sin)
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)

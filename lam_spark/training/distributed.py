@@ -208,16 +208,17 @@ def run_on_spark(work: Callable[[], None], ranks: int, environment: Mapping[str,
     )
 
 
-def sum_gradients(world: World, model: nn.Module) -> None:
+def sum_gradients(world: World, model: nn.Module, compress: bool = False) -> None:
     """Replace each gradient by its sum over the ranks, in one flat collective.
 
-    A rank without a batch this step has no gradients and adds zeros.
+    A rank without a batch this step has no gradients and adds zeros. With `compress`, float16 is what travels and what
+    is summed; a sum above 65,504 becomes infinite, which the caller's check of the norm finds.
     """
     if world.size == 1:
         return
     parameters = [p for p in model.parameters() if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-    summed = world.sum(flat)
+    summed = world.sum(flat.half()).float() if compress else world.sum(flat)
     start = 0
     for p in parameters:
         p.grad = summed[start : start + p.numel()].view_as(p)

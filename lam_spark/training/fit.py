@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import itertools
 import json
 import math
@@ -29,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lam_spark.dataset.layout import SPLIT_IDS
 from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
@@ -54,6 +54,8 @@ from lam_spark.training.standing import Standing
 from lam_spark.training.statistics import query_statistics
 
 CHECKPOINTS = "checkpoints"
+# Exponents of how many batches make a step.
+_SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 # What `_Pass.teaches` looks at.
 _TEACHING_COLUMNS = ("segment", "is_new", "event_time", "query_split")
 
@@ -104,6 +106,9 @@ class Trainer:
         self.model.start_answers_at(constants)
         self.model.to(self.device)
         world.share_weights(self.model)
+        self.model.recompute = self.settings["recompute"]
+        together = world.size * self.settings["accumulate"]
+        self._scale = together ** _SCALING[self.settings["learning_rate_scaling"]]
         if self.settings["compile"]:
             self.model.compile()
         # Of the targets' losses, in the layout's order.
@@ -195,9 +200,9 @@ class Trainer:
 
     def _epochs(self, work: _Pass, stop_after: int | None = None) -> Iterator[int]:
         """Train from where the training stands; yields the number of each finished epoch, from 1."""
-        standing, batch_blocks = self.standing, self.settings["batch_blocks"]
+        standing, step_blocks = self.standing, self.settings["batch_blocks"] * self.settings["accumulate"]
         blocks = count_blocks(work.files, self.spec.layout, work.teaches, _TEACHING_COLUMNS)
-        steps = self.world.largest(math.ceil(blocks / batch_blocks))  # one count for all ranks
+        steps = self.world.largest(math.ceil(blocks / step_blocks))  # one count for all ranks
         if not steps:
             raise ModelError(
                 f"{work.phase}: there is nothing to learn from before "
@@ -214,7 +219,7 @@ class Trainer:
             batches = block_batches(
                 work.files,
                 self.spec.layout,
-                batch_blocks,
+                step_blocks,
                 seed=self.settings["seed"],
                 epoch=standing.epoch,
                 wanted=work.teaches,
@@ -226,7 +231,7 @@ class Trainer:
                 block = next(rest, None)
                 done = (standing.epoch - 1) * steps + standing.step
                 for group in optimiser.param_groups:
-                    group["lr"] = work.learning_rate * _schedule(done, steps * work.epochs)
+                    group["lr"] = work.learning_rate * self._scale * _schedule(done, steps * work.epochs)
                 loss, due = self._step(optimiser, block, work)
                 meter.add(loss, 0 if block is None else int((block["segment"] > 0).sum()))
                 if due:
@@ -248,16 +253,16 @@ class Trainer:
         )
         optimiser.zero_grad(set_to_none=True)
         layout = self.spec.layout
-        batch = None if block is None else as_batch(block, self.device)
+        batches = [] if block is None else [as_batch(part, self.device) for part in self._parts(block)]
         # How much all ranks have to learn is summed while the model computes.
         counts = torch.zeros(2 + len(layout.targets))
         since = time.monotonic() - self._saved
         counts[0] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
-        if batch is not None:
-            counts[1:] = lessons(batch, work.period, layout.targets, work.with_answers)
-        summed = self.world.begin_sum(counts)
+        for batch in batches:
+            counts[1:] += lessons(batch, work.period, layout.targets, work.with_answers)
+        summed = functools.cache(self.world.begin_sum(counts))
         value = 0.0
-        if batch is not None:
+        for batch in batches:
             with self._precision():
                 part = loss_of(
                     self.model,
@@ -266,14 +271,14 @@ class Trainer:
                     with_next=work.next_weight > 0,
                     with_answers=work.with_answers,
                 )
-            due, shares = self._shares(summed())
+            # What one moment or answer of each kind weighs among all ranks'.
+            shares = 1.0 / summed()[1:].clamp_min(1.0).to(self.device)
             answered = (part.answer_sums * shares[1:] * self._weights).sum()
             loss = work.next_weight * part.next_sum * shares[0] + answered
-            value = float(loss.detach())
+            value += float(loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            due, _ = self._shares(summed())
-        sum_gradients(self.world, self.model)
+        due = bool(summed()[0])
+        sum_gradients(self.world, self.model, self.settings["compress_gradients"])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
             raise ModelError(
@@ -284,9 +289,13 @@ class Trainer:
         optimiser.step()
         return value, due
 
-    def _shares(self, counts: Tensor) -> tuple[bool, Tensor]:
-        """Whether a checkpoint is due, and what one moment or answer of each kind weighs among all ranks'."""
-        return bool(counts[0]), 1.0 / counts[1:].clamp_min(1.0).to(self.device)
+    def _parts(self, block: Block) -> list[Block]:
+        """A step's blocks, as many at once as the model computes."""
+        held, most = len(block["segment"]), self.settings["batch_blocks"]
+        return [
+            {name: values[first : first + most] for name, values in block.items()}
+            for first in range(0, held, most)
+        ]
 
     @property
     def _checkpoints(self) -> Path:

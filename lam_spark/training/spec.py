@@ -16,7 +16,7 @@ from lam_spark.model.transformer import ModelSize
 # Its file in the training's folder.
 SPEC_FILE = "spec.json"
 # Settings that change nothing of what comes out.
-NOT_DECISIVE = ("checkpoint_minutes", "experiment")
+NOT_DECISIVE = ("checkpoint_minutes", "experiment", "recompute")
 
 
 def size_of(config: Config) -> ModelSize:

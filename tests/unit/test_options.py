@@ -1,0 +1,111 @@
+"""What the options of a step do: gradients added up, sent in 16 bits, layers computed again, rates scaled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lam_spark.dataset.loader import block_batches, files_of_rank
+from lam_spark.training.distributed import SingleWorld, sum_gradients
+from lam_spark.training.fit import Trainer
+from lam_spark.training.objective import loss_of
+
+from .learnable import SHAPE, blocks, specification, take_steps
+from .test_objective import WHOLE
+from .tiny import DAY, SIZE, START, batch_of, customer, lively_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
+
+Weights = dict[str, Tensor]
+
+
+class TwoAlike(SingleWorld):
+    """Two ranks with the same data; keeps what was sent."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.sent: list[Tensor] = []
+
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        self.sent.append(values)
+        return lambda: values * 2
+
+
+def after_one_epoch(folder: Path, **settings: object) -> tuple[Weights, Weights]:
+    """Weights before and after the steps of one epoch over eight blocks."""
+    spec = specification(folder, [blocks(11)[:8]], **settings)
+    trainer = Trainer(spec, SingleWorld(), lambda record: None)
+    before = {name: values.clone() for name, values in trainer.model.state_dict().items()}
+    together = spec.settings["batch_blocks"] * spec.settings["accumulate"]
+    steps = block_batches(files_of_rank(spec.queried_urls, 0, 1), SHAPE, together, seed=None)
+    return before, take_steps(trainer, list(steps))
+
+
+def test_batches_that_are_added_up_are_one_batch(tmp_path: Path) -> None:
+    _, at_once = after_one_epoch(tmp_path / "a", batch_blocks=4)
+    before, added = after_one_epoch(tmp_path / "b", batch_blocks=1, accumulate=4)
+    for name, values in at_once.items():
+        torch.testing.assert_close(added[name], values, rtol=1e-4, atol=1e-5, msg=name)
+    assert any(not torch.allclose(before[name], values, atol=1e-3) for name, values in added.items())
+
+
+def test_a_layer_computed_again_drops_out_the_same(tmp_path: Path) -> None:
+    people = [
+        customer(SHAPE, [START + day * DAY for day in range(9)], [START + 9 * DAY], n) for n in range(3)
+    ]
+    batch = batch_of(SHAPE, people)
+    gradients = []
+    for recompute in (False, True):
+        model = lively_model(SHAPE, size=dataclasses.replace(SIZE, dropout=0.3)).train()
+        model.recompute = recompute
+        torch.manual_seed(5)
+        part = loss_of(model, batch, WHOLE, with_next=True, with_answers=True)
+        (part.next_sum + part.answer_sums.sum()).backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_gradients_travel_in_sixteen_bits_when_asked() -> None:
+    for compress, kind in ((False, torch.float32), (True, torch.float16)):
+        model, world = torch.nn.Linear(3, 2), TwoAlike()
+        model(torch.tensor([[1.0, 2.0, 1 / 3]])).sum().backward()
+        given = model.weight.grad.clone()
+        sum_gradients(world, model, compress)
+        assert [sent.dtype for sent in world.sent] == [kind]
+        assert model.weight.grad.dtype == torch.float32
+        torch.testing.assert_close(model.weight.grad, 2 * given, rtol=1e-3 if compress else 0, atol=0)
+        assert torch.equal(model.weight.grad, 2 * given) is not compress
+
+
+def test_a_sum_that_sixteen_bits_cannot_hold_is_not_taken_for_a_number() -> None:
+    model = torch.nn.Linear(1, 1)
+    model(torch.tensor([[60_000.0]])).sum().backward()
+    sum_gradients(TwoAlike(), model, compress=True)
+    assert not bool(model.weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_rates_grow_with_the_batches_of_a_step(tmp_path: Path, scaling: str, factor: float) -> None:
+    spec = specification(
+        tmp_path, [blocks(11)[:8]], batch_blocks=1, accumulate=4, learning_rate_scaling=scaling
+    )
+    trainer = Trainer(spec, SingleWorld(), lambda record: None)
+    rates: list[float] = []
+    step = trainer._step
+
+    def watched(optimiser: torch.optim.Optimizer, *rest: object) -> tuple[float, bool]:
+        rates.append(optimiser.param_groups[0]["lr"])
+        return step(optimiser, *rest)  # type: ignore[arg-type]
+
+    trainer._step = watched  # type: ignore[method-assign]
+    trainer.standing.enter("pre-training")
+    next(trainer._epochs(trainer._passes()[0]))
+    assert max(rates) == pytest.approx(factor * spec.settings["learning_rate"], rel=0.2)
