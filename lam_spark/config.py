@@ -61,6 +61,7 @@ RESERVED_COLUMNS = frozenset(
         "row",
         "is_new",
         "aggregates",
+        "owner",
     ]
 )
 
@@ -341,6 +342,9 @@ class TrainingConfig(Section):
     finetune_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     next_event_weight: float = Field(default=0.1, ge=0, description="of the next-event loss in fine-tuning")
+    contrastive_weight: float = Field(
+        default=0.0, ge=0, description="of telling customers' histories apart, in pre-training"
+    )
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of matrix products; bfloat16 (autocast) is for GPUs that have it"

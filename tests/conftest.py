@@ -60,6 +60,17 @@ _MAILING_DAYS = (
     "2023-12-15",  # not over at as_of: unused
 )
 
+ONE_TARGET: Row = {
+    "response": {
+        "says": "answers the mailing while it runs",
+        "population": "action = 'propose'",
+        "later": "action = 'respond'",
+        "label": "later.campaign = query.campaign",
+        "horizon_days": "query.offer_days",
+        "rule_events": "action = 'respond'",
+        "rule_says": "previous responses",
+    },
+}
 # Asked every four weeks of who bought something lately.
 _REGULARLY = {
     "every_days": 28,
@@ -197,15 +208,7 @@ def settings(root: Path) -> Row:
             )
         },
         "targets": {
-            "response": {
-                "says": "answers the mailing while it runs",
-                "population": "action = 'propose'",
-                "later": "action = 'respond'",
-                "label": "later.campaign = query.campaign",
-                "horizon_days": "query.offer_days",
-                "rule_events": "action = 'respond'",
-                "rule_says": "previous responses",
-            },
+            **ONE_TARGET,
             **MORE_TARGETS,
         },
         "split": {

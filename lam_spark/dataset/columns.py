@@ -150,6 +150,7 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         name: kinds[name if name in kinds else f"event_{name}"][0]
         for name in (*_event_arrays(layout), *query_columns(layout))
     }
+    owners = batch["owner"].to_numpy() if "owner" in batch else np.zeros(len(batch), np.int32)
     older_events = batch["older_events"].to_numpy()
     first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}
@@ -165,7 +166,8 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         if before is not None:
             visible = int(np.searchsorted(events["event_time"], before, side="left"))
             events = {name: values[:visible] for name, values in events.items()}
-        yield Customer(events, queries, Older(int(older_events[row]), int(first_times[row])))
+        older = Older(int(older_events[row]), int(first_times[row]))
+        yield Customer(events, queries, older, int(owners[row]))
 
 
 def _array(values: Any, dtype: str, inner: int | None) -> Any:

@@ -94,6 +94,7 @@ class Layout:
         length = self.block_events
         return {
             "segment": ("int32", length),  # 0 = empty slot, 1, 2, ... = a customer's segment
+            "owner": ("int32", length),  # tells customers apart, and says nothing else of them
             "event_time": ("int64", length),  # microseconds UTC
             "hour_of_week": ("int32", length),
             "is_new": ("int32", length),  # 0 where an overlapping earlier segment already trained on it

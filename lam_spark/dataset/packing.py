@@ -30,11 +30,13 @@ class Customer:
         queries: the columns of `Layout.query_columns` but segment, index and aggregates, arrays (q,); a label of
             a `next` target (q, values).
         older: of the events before these.
+        owner: a number that tells customers apart in training; two may share one, rarely.
     """
 
     events: dict[str, Array]
     queries: dict[str, Array]
     older: Older = NOTHING_OLDER
+    owner: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def fill_block(
     rows = slice(segment.start, segment.end)
     to = slice(slot, slot + segment.end - segment.start)
     block["segment"][to] = number
+    block["owner"][to] = customer.owner
     block["is_new"][to] = np.arange(segment.start, segment.end) >= segment.new_from if with_loss else 0
     for name in ("event_time", "hour_of_week"):
         block[name][to] = customer.events[name][rows]

@@ -45,15 +45,17 @@ from lam_spark.training.checkpoint import (
     optimiser_tensors,
     write_checkpoint,
 )
+from lam_spark.training.contrast import contrastive_loss, count_anchors, cut_histories
 from lam_spark.training.distributed import World, sum_gradients
 from lam_spark.training.judging import Judge, Verdict
 from lam_spark.training.meter import Meter, Progress
-from lam_spark.training.objective import Period, asked_answers, in_splits, lessons, loss_of
+from lam_spark.training.objective import Period, asked_answers, in_splits, lessons, loss_of, losses
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.standing import Standing
 from lam_spark.training.statistics import query_statistics
 
 CHECKPOINTS = "checkpoints"
+PRE_TRAINING = "pre-training"
 # Exponents of how many batches make a step.
 _SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 # What `_Pass.teaches` looks at.
@@ -154,7 +156,7 @@ class Trainer:
         early = Period(0, spec.validation_start, ("train",))
         whole = Period(0, spec.test_start, ("train", "straddling", "validation"))
         pre_training = _Pass(
-            "pre-training",
+            PRE_TRAINING,
             self.all_files,
             early,
             settings["pretrain_epochs"],
@@ -255,26 +257,34 @@ class Trainer:
         layout = self.spec.layout
         batches = [] if block is None else [as_batch(part, self.device) for part in self._parts(block)]
         # How much all ranks have to learn is summed while the model computes.
-        counts = torch.zeros(2 + len(layout.targets))
+        contrast = self.settings["contrastive_weight"] if work.phase == PRE_TRAINING else 0.0
+        if contrast:
+            batches = [cut_histories(batch, work.period.end) for batch in batches]
+        counts = torch.zeros(3 + len(layout.targets))
         since = time.monotonic() - self._saved
         counts[0] = self.world.rank == 0 and since >= 60 * self.settings["checkpoint_minutes"]
         for batch in batches:
-            counts[1:] += lessons(batch, work.period, layout.targets, work.with_answers)
+            counts[1] += count_anchors(batch) if contrast else 0.0
+            counts[2:] += lessons(batch, work.period, layout.targets, work.with_answers)
         summed = functools.cache(self.world.begin_sum(counts))
         value = 0.0
         for batch in batches:
             with self._precision():
-                part = loss_of(
+                predictions = self.model(batch)
+                part = losses(
                     self.model,
                     batch,
+                    predictions,
                     work.period,
                     with_next=work.next_weight > 0,
                     with_answers=work.with_answers,
                 )
-            # What one moment or answer of each kind weighs among all ranks'.
+            # What one slice, moment or answer of each kind weighs among all ranks'.
             shares = 1.0 / summed()[1:].clamp_min(1.0).to(self.device)
-            answered = (part.answer_sums * shares[1:] * self._weights).sum()
-            loss = work.next_weight * part.next_sum * shares[0] + answered
+            answered = (part.answer_sums * shares[2:] * self._weights).sum()
+            loss = work.next_weight * part.next_sum * shares[1] + answered
+            if contrast:
+                loss = loss + contrast * shares[0] * contrastive_loss(batch, predictions)
             value += float(loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
         due = bool(summed()[0])

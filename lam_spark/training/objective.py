@@ -57,8 +57,19 @@ class Period:
 def loss_of(
     model: LargeActionModel, batch: Batch, period: Period, with_next: bool, with_answers: bool
 ) -> Loss:
-    """One forward pass and its losses; a part that is not asked for costs nothing and is zero."""
-    predictions = model(batch)
+    """One forward pass and its losses."""
+    return losses(model, batch, model(batch), period, with_next, with_answers)
+
+
+def losses(
+    model: LargeActionModel,
+    batch: Batch,
+    predictions: Predictions,
+    period: Period,
+    with_next: bool,
+    with_answers: bool,
+) -> Loss:
+    """The losses of a forward pass; a part that is not asked for costs nothing and is zero."""
     zero = predictions.event_hidden_BTD.new_zeros(())
     next_sum, next_count = next_moment_loss(model, batch, predictions, period) if with_next else (zero, zero)
     none = zero.new_zeros(len(model.layout.targets))

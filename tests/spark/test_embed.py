@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_builder
+from conftest import ONE_TARGET, run_builder
 from pyspark.sql import SparkSession
 from unit.tiny import lively_model
 
@@ -26,6 +26,7 @@ BOTH = ("opt_in", "opt_in")
 SECTIONS = {
     "sequences": {"max_events": 16},
     "model": {"width": 16, "layers": 2, "heads": 2, "context_events": 8, "window_days": [28]},
+    "targets": ONE_TARGET,
     "fields": {
         "action": {"role": "how", "kind": "categorical", "min_count": 2},
         "amount": {"role": "how", "kind": "numeric"},

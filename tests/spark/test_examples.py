@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import run_builder, settings
+from conftest import ONE_TARGET, run_builder, settings
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
@@ -120,7 +120,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("examples") / "shop"
-    run = run_builder(spark, root)(targets={"response": settings(root)["targets"]["response"]})
+    run = run_builder(spark, root)(targets=ONE_TARGET)
     standings = dict.fromkeys(CASES, BOTH) | {"refused": ("opt_out", "opt_in")}
     publish(run, [row for rows, *_ in CASES.values() for row in rows], standings)
     vocabulary = [("item", "books", 3, 9), ("action", "propose", 3, 9), ("action", "respond", 4, 9)]

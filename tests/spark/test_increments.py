@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PURPOSES, STARTED_AT, run_builder
+from conftest import ONE_TARGET, PURPOSES, STARTED_AT, run_builder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
@@ -33,6 +33,7 @@ SECTIONS = {
     "sequences": {"max_events": KEPT},
     "model": {"width": 16, "layers": 1, "heads": 2, "context_events": 8, "window_days": [28]},
     "quality": {"max_staleness_days": 400},
+    "targets": ONE_TARGET,
     "fields": {
         "action": {"role": "how", "kind": "categorical", "min_count": 3},
         "amount": {"role": "how", "kind": "numeric"},

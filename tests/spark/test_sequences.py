@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import LATE_PRODUCT, REFUSED_PRODUCT, ZONE, run_builder
+from conftest import LATE_PRODUCT, ONE_TARGET, REFUSED_PRODUCT, ZONE, run_builder
 from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
@@ -29,6 +29,7 @@ KEPT = 16
 SECTIONS = {
     "sequences": {"max_events": KEPT},
     "model": {"width": 16, "layers": 1, "heads": 2, "context_events": 8, "window_days": [28]},
+    "targets": ONE_TARGET,
     "fields": {
         "action": {"role": "how", "kind": "categorical", "min_count": 2},
         "amount": {"role": "how", "kind": "numeric"},

@@ -76,7 +76,7 @@ def customer(
         wanted = (len(asked), target.values) if target.kind == "next" else len(asked)
         given = rng.integers(0, 2, wanted) if labels is None else labels
         queries[f"label_{target.name}"] = np.asarray(given, np.float32)
-    return Customer(events, queries)
+    return Customer(events, queries, owner=seed + 1)
 
 
 def blocks_of(shape: Layout, customers: Iterable[Customer]) -> list[Block]:
