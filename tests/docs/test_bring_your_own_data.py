@@ -75,6 +75,7 @@ def lines_of(path: Path) -> int:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_from_a_log_to_a_list(newcomer: Newcomer) -> None:
     summary = newcomer.summaries[0]
     counts = summary["stages"]
@@ -88,6 +89,7 @@ def test_from_a_log_to_a_list(newcomer: Newcomer) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_pseudonyms_become_customers_again(newcomer: Newcomer) -> None:
     (printed,) = (text for text in newcomer.printed if text.startswith("1 C"))
     customers = [line.split()[1] for line in printed.splitlines()]
@@ -96,6 +98,7 @@ def test_pseudonyms_become_customers_again(newcomer: Newcomer) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_a_refused_row_is_shown_with_its_reason(newcomer: Newcomer) -> None:
     (printed,) = (text for text in newcomer.printed if "reason" in text)
     assert re.search(
@@ -104,6 +107,7 @@ def test_a_refused_row_is_shown_with_its_reason(newcomer: Newcomer) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_the_next_night_takes_only_what_is_new(newcomer: Newcomer) -> None:
     first, second = newcomer.summaries
     new = lines_of(newcomer.folder / "purchases" / "2024-12-30.csv")

@@ -27,6 +27,8 @@ from lam_spark.cli import run_stage
 if TYPE_CHECKING:
     from conftest import DataSet
 
+pytestmark = pytest.mark.long
+
 STAGES = ("ingest", "consent", "sequences", "examples", "snapshot")
 COMPARED = (
     "identity",

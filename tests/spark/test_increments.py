@@ -270,6 +270,7 @@ def play(shop: Shop, night: dict[str, Any]) -> dt.date:
     return (FIRST_DAY + dt.timedelta(days=night["as_of"])).date()
 
 
+@pytest.mark.long
 @settings(
     max_examples=2,
     phases=[Phase.generate],  # a failing example takes minutes: it is not made smaller

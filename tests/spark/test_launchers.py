@@ -22,7 +22,7 @@ from lam_spark.training.worker import PROGRESS_FILE
 
 LAUNCHERS = ("horovod", "horovod_spark", "torch", "torch_spark")
 
-pytestmark = pytest.mark.usefixtures("spark")
+pytestmark = [pytest.mark.usefixtures("spark"), pytest.mark.long]
 
 
 def prepared(folder: Path, launcher: str, **settings: Any) -> TrainingSpec:

@@ -147,6 +147,7 @@ def build(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
     return lambda **more: builder(**(sections(tmp_path / "shop") | more))
 
 
+@pytest.mark.long
 def test_the_nights_add_up_to_one_rebuild(build: Callable[..., Run], tmp_path: Path) -> None:
     root, week = tmp_path / "shop", Week.draw(seed=3)
     totals: dict[str, int] = {}
