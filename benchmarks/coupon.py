@@ -48,19 +48,31 @@ def contacts() -> pd.DataFrame:
     redeemed = raw("coupon_redemptions").groupby(["household_id", "campaign_id"]).redemption_date.min()
     rows = rows.merge(redeemed.reset_index(), how="left", on=["household_id", "campaign_id"])
     rows["label"] = rows.redemption_date.between(rows.start_date, rows.end_date).astype(int)
-    over = rows.end_date + pd.Timedelta(days=1)
-    rows["period"] = np.select(
+    rows["period"] = periods(rows.start_date, rows.end_date + pd.Timedelta(days=1))
+    return rows[rows.period != "unused"].reset_index(drop=True)
+
+
+def periods(opens: pd.Series, over: pd.Series) -> np.ndarray:
+    """Into which period a question falls that is asked at the start of one day and answered by that of another."""
+    return np.select(
         [
-            (rows.start_date < TRAIN_START) | (over > DATA_END),
-            rows.start_date >= TEST_START,
+            (opens < TRAIN_START) | (over > DATA_END),
+            opens >= TEST_START,
             over > TEST_START,
-            rows.start_date >= VALIDATION_START,
+            opens >= VALIDATION_START,
             over > VALIDATION_START,
         ],
         ["unused", "test", "unused", "validation", "straddling"],
         default="train",
     )
-    return rows[rows.period != "unused"].reset_index(drop=True)
+
+
+def pseudonyms(secret: str, households: pd.Series) -> list[str]:
+    """What the system calls the households."""
+    return [
+        hmac.new(secret.encode(), f"customer:{h}".encode(), hashlib.sha256).hexdigest()[:32]
+        for h in households
+    ]
 
 
 def features(rows: pd.DataFrame) -> pd.DataFrame:
@@ -178,10 +190,7 @@ def main() -> None:
     }
     secret = secrets.token_hex(32)
     os.environ["LAM_SPARK_SECRET"] = secret
-    keys = [
-        hmac.new(secret.encode(), f"customer:{h}".encode(), hashlib.sha256).hexdigest()[:32]
-        for h in test.household_id
-    ]
+    keys = pseudonyms(secret, test.household_id)
     lam, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "coupon"

@@ -14,8 +14,6 @@ coupons. Intervals are over households. `--small` trains one seed instead of fiv
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import secrets
 import tempfile
@@ -29,7 +27,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from common import REPOSITORY, lam_spark, report, small_asked, stage_records
-from coupon import TEST_START, TRAIN_START, VALIDATION_START, contacts, features, newest_file, peers, raw
+from coupon import (
+    TEST_START,
+    TRAIN_START,
+    VALIDATION_START,
+    WINDOWS,
+    contacts,
+    features,
+    newest_file,
+    peers,
+    periods,
+    pseudonyms,
+    raw,
+)
 from demo import QUICK
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -38,8 +48,6 @@ from sklearn.preprocessing import StandardScaler
 
 Array = npt.NDArray[Any]
 HORIZON, ACTIVE, STEP, CATEGORIES = 28, 91, 28, 20
-WINDOWS = (7, 28, 91, 365)
-DATA_END = pd.Timestamp("2017-12-28")
 PURCHASE = "\"action = 'purchase'\""
 REGULAR = (
     f"every_days: 28, active: {PURCHASE}, active_days: 91, later: {PURCHASE}, horizon_days: '28', "
@@ -93,35 +101,26 @@ def questions(cube: Array) -> pd.DataFrame:
     """Who is asked when (grain: household row and day), with the period that it falls into."""
     start = pd.Timestamp("2017-01-01")
     first = (TEST_START - TRAIN_START).days // STEP
-    days = [TEST_START + pd.Timedelta(days=STEP * k) for k in range(-first, 10)]
+    days = pd.Series([TEST_START + pd.Timedelta(days=STEP * k) for k in range(-first, 10)])
     asked = []
-    for day in days:
+    for day, period in zip(days, periods(days, days + pd.Timedelta(days=HORIZON)), strict=True):
         number = (day - start).days
-        if day > DATA_END or day + pd.Timedelta(days=HORIZON) > DATA_END:
-            continue
-        active = cube[:, max(0, number - ACTIVE) : number, 1].sum(axis=1) > 0
-        over = day + pd.Timedelta(days=HORIZON)
-        period = (
-            "test"
-            if day >= TEST_START
-            else "unused"
-            if over > TEST_START
-            else "validation"
-            if day >= VALIDATION_START
-            else "straddling"
-            if over > VALIDATION_START
-            else "train"
-        )
-        asked += [(row, number, period) for row in np.flatnonzero(active)]
-    rows = pd.DataFrame(asked, columns=["row", "day", "period"])
-    return rows[rows.period != "unused"].reset_index(drop=True)
+        if period != "unused":
+            active = cube[:, max(0, number - ACTIVE) : number, 1].sum(axis=1) > 0
+            asked += [(row, number, period) for row in np.flatnonzero(active)]
+    return pd.DataFrame(asked, columns=["row", "day", "period"])
+
+
+def running(cube: Array) -> Array:
+    """(households, days + 1, K) sums over the days before each."""
+    return np.concatenate([np.zeros((len(cube), 1, cube.shape[2])), cube.cumsum(axis=1)], axis=1)
 
 
 def regular_features(
     rows: pd.DataFrame, cube: Array, kinds: list[str], households: pd.DataFrame
 ) -> pd.DataFrame:
     """Recency, frequency, money and category shares before each question."""
-    sums = np.concatenate([np.zeros((len(cube), 1, cube.shape[2])), cube.cumsum(axis=1)], axis=1)
+    sums = running(cube)
     row, day = rows.row.to_numpy(), rows.day.to_numpy()
     table: dict[str, Array] = {}
     for window in WINDOWS:
@@ -155,7 +154,7 @@ def regular_features(
 
 def answers(rows: pd.DataFrame, cube: Array) -> dict[str, Array]:
     """What followed each question: `lapse` (n,), `spend` (n,), `categories` (n, K)."""
-    sums = np.concatenate([np.zeros((len(cube), 1, cube.shape[2])), cube.cumsum(axis=1)], axis=1)
+    sums = running(cube)
     row, day = rows.row.to_numpy(), rows.day.to_numpy()
     after = sums[row, day + HORIZON] - sums[row, day]
     return {
@@ -257,13 +256,6 @@ class Retailer:
         for stage in ("fetch", "ingest", "consent", "sequences", "examples", "snapshot"):
             lam_spark(stage, self.conf, root, *self.settings)
 
-    def keys(self, households: pd.Series) -> list[str]:
-        """The pseudonyms of households."""
-        secret = self.secret.encode()
-        return [
-            hmac.new(secret, f"customer:{h}".encode(), hashlib.sha256).hexdigest()[:32] for h in households
-        ]
-
     def train(self, seed: int) -> float:
         """Train and evaluate; seconds of the training."""
         trained = lam_spark("train", self.conf, self.root, *self.settings, f"training.seed={seed}")
@@ -278,7 +270,10 @@ class Retailer:
         scores = pd.read_parquet(newest_file(tables / "held_out_scores"))
         scores["day"] = local_day(scores.as_of)
         wanted = pd.DataFrame(
-            {"customer_key": self.keys(contacts_.household_id), "day": contacts_.start_date.dt.date}
+            {
+                "customer_key": pseudonyms(self.secret, contacts_.household_id),
+                "day": contacts_.start_date.dt.date,
+            }
         )
         coupon = wanted.merge(scores, on=["customer_key", "day"], how="left", validate="one_to_one")
         assert coupon.calibrated.notna().all(), "the same contacts on both sides"
@@ -288,7 +283,7 @@ class Retailer:
         start = pd.Timestamp("2017-01-01")
         rows = pd.DataFrame(
             {
-                "customer_key": self.keys(asked.household_id),
+                "customer_key": pseudonyms(self.secret, asked.household_id),
                 "day": [(start + pd.Timedelta(days=int(d))).date() for d in asked.day],
             }
         )

@@ -24,7 +24,8 @@ from lam_spark.training.distributed import World
 
 Float = npt.NDArray[np.float64]
 # Of the logits of `next` answers: two hundredths apart; beyond, they are as good as certain.
-_BIN_LOGITS = np.linspace(-12.0, 12.0, 1201)
+_BINS_A_LOGIT, _MOST_LOGIT = 50, 12
+_BIN_LOGITS = np.arange(-_MOST_LOGIT * _BINS_A_LOGIT, _MOST_LOGIT * _BINS_A_LOGIT + 1) / _BINS_A_LOGIT
 _COMMONEST = 20
 
 
@@ -66,7 +67,7 @@ class Judge:
             if not bool(answers.isfinite().all()):
                 self._histogram[:] = np.nan  # the loss shows it
                 return
-            binned = np.clip(np.rint((answers.double().cpu().numpy() + 12.0) * 50).astype(int), 0, 1200)
+            binned = _bins_of(answers.double().cpu().numpy())
             value = np.broadcast_to(np.arange(self.target.values), binned.shape)
             np.add.at(self._histogram, (value, binned, labels.cpu().numpy().astype(int)), 1.0)
             return
@@ -147,6 +148,12 @@ def _of_binary(rows: Float) -> Verdict:
         {"AUC": auc(logit, label)},
         Calibration(*fit_logistic_calibration(logit, label)),
     )
+
+
+def _bins_of(logits: Float) -> npt.NDArray[np.int64]:
+    """The nearest of `_BIN_LOGITS`."""
+    place: npt.NDArray[np.int64] = np.rint((logits + _MOST_LOGIT) * _BINS_A_LOGIT).astype(np.int64)
+    return place.clip(0, len(_BIN_LOGITS) - 1)
 
 
 def _entropy(share: float) -> float:

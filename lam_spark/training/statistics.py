@@ -29,7 +29,7 @@ def query_statistics(
         answer that fits its labels best. A head that starts there need not learn first how rare the rare is.
     """
     width = len(layout.aggregate_names)
-    total: Float = np.zeros(1 + 2 * width + sum(_sums(target).shape[0] for target in layout.targets))
+    total: Float = np.zeros(1 + 2 * width + sum(map(_length, layout.targets)))
     for block in block_batches(files, layout, _BLOCKS, seed=None):
         asked = block["query_split"] == SPLIT_IDS["train"]
         rows = block["aggregates"][asked].astype(np.float64)
@@ -42,16 +42,19 @@ def query_statistics(
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
     answers, first = {}, 1 + 2 * width
     for target in layout.targets:
-        length = len(_sums(target))
+        length = _length(target)
         answers[target.name] = _constant(target, total[first : first + length])
         first += length
     return (mean, np.where(std > 1e-4, std, 1.0)), answers
 
 
-def _sums(target: Target, block: Block | None = None, asked: npt.NDArray[np.bool_] | None = None) -> Float:
+def _length(target: Target) -> int:
+    """How many numbers `_sums` gives."""
+    return 4 if target.kind == "value" else 1 + target.values
+
+
+def _sums(target: Target, block: Block, asked: npt.NDArray[np.bool_]) -> Float:
     """Of a target's labels, what `_constant` needs: queries, then a sum a value; of `value`, moments of the logs."""
-    if block is None or asked is None:
-        return np.zeros(4 if target.kind == "value" else 1 + target.values)
     labels = block[f"label_{target.name}"][asked].astype(np.float64)
     if target.kind == "next":
         labels = labels[~np.isnan(labels).any(axis=1)]
