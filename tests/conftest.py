@@ -427,6 +427,11 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
     return rows
 
 
+# Most of the tests' Java machines live for a minute: the quick compiler only. It brings a code cache of 48 MB,
+# which the session that all tests share fills: from there on everything is interpreted, and tasks fail.
+JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=512m"
+
+
 @pytest.fixture(scope="session")
 def secret() -> Iterator[str]:
     """The key of the pseudonyms, in the environment of everything that the tests start."""
@@ -434,8 +439,7 @@ def secret() -> Iterator[str]:
         patch.setenv("LAM_SPARK_SECRET", SECRET)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("LAM_SPARK_LOG", raising=False)
-        # Java machines that live for a minute: the quick compiler only.
-        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        patch.setenv("JDK_JAVA_OPTIONS", JAVA_OPTIONS)
         yield SECRET
 
 
