@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import os
 import platform
@@ -46,6 +47,20 @@ def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment
     if done.returncode:
         sys.exit(f"lam-spark {stage} failed: {summary.get('error')}")
     return summary
+
+
+def open_run(conf: Path, root: Path, *overrides: str) -> Any:
+    """A `lam_spark.run.Run` over a workspace that stages have filled, with a session of its own."""
+    from lam_spark.config_file import load_config
+    from lam_spark.journal import Journal
+    from lam_spark.run import Run
+    from lam_spark.session import spark_session
+    from lam_spark.tables import Tables
+
+    config = load_config(conf, overrides=[f"root={root}", *overrides])
+    spark = spark_session(config.spark)
+    tables, journal = Tables(spark, root / "tables"), Journal("benchmark", None)
+    return Run(config, "benchmark", dt.datetime.now(dt.UTC), spark, tables, journal)
 
 
 def stage_records(root: Path, run_id: str) -> dict[str, dict[str, Any]]:

@@ -46,12 +46,15 @@ WIDE = Layout(
     queries_per_block=16,
     targets=(Target("reply"),),
 )
-# Launcher, ranks, environment. One rank is a process without Horovod: what a second rank is worth to its user.
-WAYS: dict[str, tuple[str, int, dict[str, str]]] = {
-    "one_rank": ("in_process", 1, {}),
-    "two_ranks": ("horovod", 2, {}),
-    "two_ranks_cycle_1ms": ("horovod", 2, {"HOROVOD_CYCLE_TIME": "1"}),
-    "two_ranks_torch": ("torch", 2, {}),
+# Settings of the training, environment. One rank is a process without Horovod: what a second one is worth to its user.
+HOROVOD: dict[str, Any] = {"launcher": "horovod", "ranks": 2}
+WAYS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "one_rank": ({"launcher": "in_process", "ranks": 1}, {}),
+    "two_ranks": (HOROVOD, {}),
+    "two_ranks_cycle_1ms": (HOROVOD, {"HOROVOD_CYCLE_TIME": "1"}),
+    "two_ranks_torch": ({"launcher": "torch", "ranks": 2}, {}),
+    "two_ranks_fp16": (HOROVOD | {"compress_gradients": True}, {}),
+    "two_ranks_accumulate_4": (HOROVOD | {"accumulate": 4}, {}),
 }
 
 
@@ -79,13 +82,13 @@ def spec_of(
     )
 
 
-def events_a_second(spec: TrainingSpec) -> float:
-    """Of the second epoch of pre-training, all ranks together."""
+def pre_trained(spec: TrainingSpec) -> tuple[float, float]:
+    """Events a second of the last epoch of pre-training, all ranks together, and the validation loss after it."""
     told: list[dict[str, Any]] = []
     spec.save(Path(spec.folder) / SPEC_FILE)
     launch(spec, told.append)
-    ends = [r for r in told if r["event"] == "epoch end" and r["phase"] == "pre-training"]
-    return float(ends[-1]["tokens_per_second"])
+    last = {r["event"]: r for r in told if r.get("phase") == "pre-training"}
+    return float(last["epoch end"]["tokens_per_second"]), float(last["epoch"]["validation loss"])
 
 
 def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
@@ -93,13 +96,14 @@ def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
     made = blocks(LAYOUT, count)
     urls, queried = write(folder / "all", made), write(folder / "queried", made[:QUERIED_BLOCKS])
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+    losses: dict[str, float] = {}
     for turn in range(turns):
-        for way, (launcher, ranks, environment) in WAYS.items():
-            place = folder / f"{way}_{turn}"
-            spec = spec_of(LAYOUT, place, urls, queried, launcher=launcher, ranks=ranks, pretrain_epochs=2)
+        for way, (settings, environment) in WAYS.items():
+            spec = spec_of(LAYOUT, folder / f"{way}_{turn}", urls, queried, pretrain_epochs=2, **settings)
             with mock.patch.dict(os.environ, environment):
-                speeds[way].append(events_a_second(spec))
-            print(f"{way}: {speeds[way][-1]:,.0f} events/s", flush=True)
+                speed, losses[way] = pre_trained(spec)
+            speeds[way].append(speed)
+            print(f"{way}: {speed:,.0f} events/s, validation loss {losses[way]:.4f}", flush=True)
     median = {way: statistics.median(values) for way, values in speeds.items()}
     return {
         "one_rank_events_a_second": median["one_rank"],
@@ -107,6 +111,9 @@ def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
         "two_ranks": median["two_ranks"] / median["one_rank"],
         "two_ranks_torch": median["two_ranks_torch"] / median["one_rank"],
         "cycle_5ms_vs_1ms": median["two_ranks"] / median["two_ranks_cycle_1ms"],
+        "fp16_vs_float32": median["two_ranks_fp16"] / median["two_ranks"],
+        "fp16_loss_difference": losses["two_ranks_fp16"] - losses["two_ranks"],
+        "accumulate_4_vs_1": median["two_ranks_accumulate_4"] / median["two_ranks"],
     }
 
 
@@ -121,7 +128,7 @@ def peak_gib(spec: TrainingSpec) -> float:
     watcher = threading.Thread(target=watch, name="watch-memory", daemon=True)
     watcher.start()
     try:
-        events_a_second(spec)
+        pre_trained(spec)
     finally:
         over.set()
         watcher.join()

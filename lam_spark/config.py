@@ -181,6 +181,16 @@ class ChannelConfig(Section):
     rules: dict[Name, str] = Field(default_factory=dict)
 
 
+class VectorsConfig(Section):
+    """What is known of a categorical field's values beforehand: features of an image, a sound or a text, as numbers.
+
+    `select` yields `value` (as in the events) and `vector` (an array of `width` numbers), a row a value.
+    """
+
+    select: str
+    width: int = Field(ge=1, le=4096, description="numbers in a vector")
+
+
 class FieldConfig(Section):
     """A declared field of an event.
 
@@ -195,9 +205,12 @@ class FieldConfig(Section):
     min: float | None = Field(default=None, description="a smaller number is refused")
     max: float | None = Field(default=None, description="a larger number is refused")
     values: tuple[str, ...] = Field(default=(), description="any other value is refused; empty: all may come")
+    vectors: VectorsConfig | None = None
 
     @model_validator(mode="after")
     def _rules_fit_the_kind(self) -> FieldConfig:
+        if self.kind != "categorical" and self.vectors is not None:
+            raise ValueError(f"vectors are for the values of categorical fields, this one is {self.kind}")
         if self.kind == "numeric" and self.values:
             raise ValueError("values are for categorical and reference fields; a numeric one has min and max")
         if self.kind != "numeric" and (self.min is not None or self.max is not None):

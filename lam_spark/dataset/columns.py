@@ -43,6 +43,10 @@ def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
             Target(name, target.kind, target.field, _asked_values(target, sizes))
             for name, target in config.targets.items()
         ),
+        vector_widths=tuple(
+            0 if (vectors := config.fields[name].vectors) is None else vectors.width
+            for name in config.categorical
+        ),
     )
 
 

@@ -51,6 +51,7 @@ class Layout:
         block_events: event slots of a block; also the most events that a query sees.
         queries_per_block: query slots of a block.
         targets: the questions, in the order of the label columns.
+        vector_widths: of the fixed vectors of each categorical field's values, 0 where it has none; empty: no field.
     """
 
     categorical: tuple[str, ...]
@@ -62,6 +63,7 @@ class Layout:
     block_events: int
     queries_per_block: int
     targets: tuple[Target, ...]
+    vector_widths: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -73,6 +75,13 @@ class Layout:
         tupled: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         tupled["targets"] = tuple(Target(**target) for target in values["targets"])
         return cls(**tupled)
+
+    @property
+    def vectors(self) -> dict[str, tuple[int, int]]:
+        """Categorical field -> (ids, width) of its values' fixed vectors, for the fields that have them."""
+        widths = self.vector_widths or (0,) * len(self.categorical)
+        shapes = zip(self.sizes, widths, strict=True)
+        return {name: shape for name, shape in zip(self.categorical, shapes, strict=True) if shape[1]}
 
     @property
     def aggregate_names(self) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates.
 
-- An event is the sum of its fields' embeddings, a projection of its numbers (standardised and by quantile bins, missing
-  and zero apart), its hour of the week and the time since the moment before it.
+- An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
+  of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
+  the moment before it.
 - Several customers share a block: attention stays within a segment (block-diagonal) and never looks ahead.
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
@@ -111,6 +112,13 @@ class LargeActionModel(nn.Module):
         self.register_buffer("field_offsets", torch.tensor(offsets[:-1]), persistent=False)
         # One table for all categorical fields: one gather and one sum an event.
         self.embedding = nn.EmbeddingBag(offsets[-1], width, mode="sum")
+        # Given, not learned: what a value looks, sounds or reads like. The same projection serves the rare ones.
+        self.fixed_vectors = nn.ModuleDict(
+            {entry(name): _FixedVectors(ids, inner) for name, (ids, inner) in layout.vectors.items()}
+        )
+        self.vector_projection = nn.ModuleDict(
+            {entry(name): nn.Linear(inner, width, bias=False) for name, (_, inner) in layout.vectors.items()}
+        )
         self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, width)
         self.number_projection = nn.Linear(number_features(layout, size), width)
         self.is_query = nn.Parameter(torch.zeros(width))
@@ -169,6 +177,11 @@ class LargeActionModel(nn.Module):
             for name, constant in constants.items():
                 self.answers[entry(name)].get_parameter("wide.bias").copy_(constant)
 
+    def know_vectors(self, vectors: dict[str, Tensor]) -> None:
+        """Set the fixed vectors of every field that has them, (ids, width) each; a value without one has zeros."""
+        for name in self.layout.vectors:
+            self.fixed_vectors[entry(name)].get_buffer("table").copy_(vectors[name])
+
     def forward(self, batch: Batch) -> Predictions:
         """Read a batch of blocks (columns of `Layout.columns`, as tensors)."""
         events = self._events(batch)
@@ -215,6 +228,9 @@ class LargeActionModel(nn.Module):
         ids = ids.long() + self.field_offsets
         x: Tensor = self.embedding(ids.view(-1, ids.shape[-1])).view(rows, slots, -1)
         x = x + self.hour_embedding(hour.long())
+        for name in self.layout.vectors:
+            known = self.fixed_vectors[entry(name)](batch[prefix + name].long())
+            x = x + self.vector_projection[entry(name)](known)
         features = [_time_features(elapsed)]
         if self.layout.numeric:
             numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
@@ -227,6 +243,18 @@ class LargeActionModel(nn.Module):
             features.append(torch.where(missing[..., None], 0.0, reach).flatten(-2))
         x = x + self.number_projection(torch.cat(features, dim=-1))
         return x
+
+
+class _FixedVectors(nn.Module):
+    """A table of given vectors, a row a token id; it travels with the weights and is not trained."""
+
+    def __init__(self, ids: int, width: int) -> None:
+        super().__init__()
+        self.table: Tensor
+        self.register_buffer("table", torch.zeros(ids, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table[ids]
 
 
 class _Block(nn.Module):

@@ -53,6 +53,7 @@ from lam_spark.training.objective import Period, asked_answers, in_splits, lesso
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.standing import Standing
 from lam_spark.training.statistics import query_statistics
+from lam_spark.training.vectors import load_vectors
 
 CHECKPOINTS = "checkpoints"
 PRE_TRAINING = "pre-training"
@@ -106,6 +107,7 @@ class Trainer:
         )
         self.model = LargeActionModel(spec.layout, spec.size, normaliser)
         self.model.start_answers_at(constants)
+        self.model.know_vectors(load_vectors(Path(spec.folder), spec.vectors_digest))
         self.model.to(self.device)
         world.share_weights(self.model)
         self.model.recompute = self.settings["recompute"]

@@ -139,7 +139,7 @@ def forward_flops(layout: Layout, size: ModelSize) -> float:
     slots = events + queries
     products = 4 * width * width + 3 * width * inner_width(width)
     layer = 2 * slots * products + 4 * slots * slots * width
-    inputs = 2 * slots * number_features(layout, size) * width
+    inputs = 2 * slots * (number_features(layout, size) + sum(layout.vector_widths)) * width
     nexts = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
     summaries = len(layout.aggregate_names)
     inner = (width + summaries) * width

@@ -37,6 +37,7 @@ class TrainingSpec:
         target_weights: of the targets' losses, in the layout's order.
         folder: where the artifact and the progress go.
         facts: kept in the model's card; they do not change what is trained.
+        vectors_digest: of the file of fixed vectors in the folder; empty: no field has any.
     """
 
     layout: Layout
@@ -53,6 +54,7 @@ class TrainingSpec:
     target_weights: tuple[float, ...]
     folder: str
     facts: dict[str, Any]
+    vectors_digest: str = ""
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader finds the old one or the new one."""

@@ -17,11 +17,13 @@ from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import layout_of
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.snapshot import QUERIED
+from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.training.launch import launch
 from lam_spark.training.registry import Tracking
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
+from lam_spark.training.vectors import digest_of, packed_vectors, save_vectors
 from lam_spark.training.worker import PROGRESS_FILE
 
 # Beside the specification: one that an earlier version wrote, or half wrote, need not be read to be told apart.
@@ -42,8 +44,12 @@ def run(run: Run) -> StageResult:
     config = run.config
     # A working folder: what is worth keeping goes to MLflow. It stays when the training does not end.
     folder = config.workspace / "training"
-    spec = _specification(run, folder)
+    vocabulary = run.keep(run.tables.read("vocabulary"))
+    layout = layout_of(config, vocabulary)
+    vectors = packed_vectors(read_vectors(run, layout, vocabulary))
+    spec = specification(run, folder, layout, digest_of(vectors))
     spec = _prepare_folder(run, spec, folder)
+    save_vectors(folder, vectors)
     with Tracking(config, run.run_id, folder, run.journal) as tracking:
         tracking.start(spec, run.tables.read_versions)
         done = _finished(folder)
@@ -100,11 +106,10 @@ def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> TrainingSpec:
     return spec
 
 
-def _specification(run: Run, folder: Path) -> TrainingSpec:
+def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -> TrainingSpec:
     config = run.config
     tables = run.tables
     version = tables.version("training_blocks")
-    layout = layout_of(config, tables.read("vocabulary"))
     _require_fitting_blocks(run, layout, version)
     mean, std, edges = _numeric_scales(run)
     settings = config.training.model_dump(mode="json")
@@ -129,6 +134,7 @@ def _specification(run: Run, folder: Path) -> TrainingSpec:
             "table_versions": {"training_blocks": version},
             "run_id": run.run_id,
         },
+        vectors_digest=vectors_digest,
     )
 
 

@@ -64,6 +64,10 @@ def test_an_unknown_top_level_key_names_the_nearest(changed: Callable[[Change], 
         ("channels.mailing.grian=campaigns", "unknown key 'channels.mailing.grian': did you mean 'grain'?"),
         ("training.batch_block=2", "unknown key 'training.batch_block': did you mean 'batch_blocks'?"),
         ("inputs.products.formt=csv", "unknown key 'inputs.products.formt': did you mean 'format'?"),
+        (
+            "fields.item.vectors={select: a, width: 2, path: b}",
+            "unknown key 'fields.item.vectors.path': expected one of select, width",
+        ),
         ("fetch.argument=1", "unknown key 'fetch.argument': did you mean 'arguments'?"),
         (
             "split.zzzz=1",
@@ -86,6 +90,14 @@ def test_an_unknown_nested_key_names_the_nearest(override: str, message: str) ->
         (
             "fields.item.kind=word",
             "fields.item.kind: Input should be 'categorical', 'numeric' or 'reference'",
+        ),
+        (
+            "fields.sales_value.vectors={select: a, width: 2}",
+            "fields.sales_value: vectors are for the values of categorical fields, this one is numeric",
+        ),
+        (
+            "fields.item.vectors={select: a, width: 0}",
+            "fields.item.vectors.width: Input should be greater than",
         ),
         ("inputs.products=[1]", "inputs.products: Input should be a valid dictionary"),
         (

@@ -1,0 +1,210 @@
+"""What each part of the model is worth: trainings with and without it, judged on the validation period.
+
+    python benchmarks/ablations.py [--small]
+
+On the retailer's four questions (Complete Journey) and on the telecom world's upgrades (10,000 customers), five seeds
+(--small: one seed, 1,000 customers). Each training pre-trains one epoch and fine-tunes up to three; the chosen epoch's
+measures count. The test period is not looked at. Trainings run two at a time, a thread each.
+
+Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
+elapsed time and no hour of the week (the aggregates still know days); `numbers`: no number in any event; `aggregates`:
+the answers see the sequence alone; `pre_training`: fine-tuning from the start. `contrastive` is the other way round:
+what comes of adding it. `accumulate...` are four batches a step, with the learning rate as it is or scaled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from common import REPOSITORY, lam_spark, open_run, report, small_asked
+from quality import TARGETS
+from torch import Tensor
+
+from lam_spark.dataset.columns import layout_of
+from lam_spark.model import transformer
+from lam_spark.model.artifact import as_batch
+from lam_spark.training import fit
+from lam_spark.training.distributed import SingleWorld
+from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.stage import specification
+
+Batch = dict[str, Tensor]
+STAGES = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot")
+SETTINGS: dict[str, Any] = {
+    "launcher": "in_process",
+    "ranks": 1,
+    "threads_per_rank": 1,
+    "pretrain_epochs": 1,
+    "finetune_epochs": 3,
+}
+# Variant -> settings that it changes.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "order": {},
+    "time": {},
+    "numbers": {},
+    "aggregates": {},
+    "pre_training": {"pretrain_epochs": 0},
+    "contrastive": {"contrastive_weight": 1.0},
+    "accumulate": {"accumulate": 4},
+    "accumulate_sqrt": {"accumulate": 4, "learning_rate_scaling": "sqrt"},
+    "accumulate_linear": {"accumulate": 4, "learning_rate_scaling": "linear"},
+}
+
+
+def without_order(batch: Batch) -> Batch:
+    """What happened changes places between two questions of a segment; when something happened stays."""
+    segment = batch["segment"]
+    slot = torch.arange(segment.shape[1])
+    asked = (batch["query_segment"][:, :, None] == segment[:, None]) & (
+        batch["query_index"][:, :, None] <= slot
+    )
+    # Ascending along a block, the empty slots at its end last.
+    group = torch.where(segment > 0, segment.long() * 10_000 + asked.sum(dim=1), 1 << 40)
+    places = (group.double() + torch.rand(group.shape)).argsort(dim=1)
+    moved = {
+        name: batch[name].gather(1, places)
+        for name in batch
+        if name.startswith("event_") and name != "event_time"
+    }
+    return {**batch, **moved}
+
+
+def without_time(batch: Batch) -> Batch:
+    """No hour of the week; that no time passes is `untimed`'s part."""
+    names = ("hour_of_week", "query_hour_of_week")
+    return {**batch, **{name: torch.zeros_like(batch[name]) for name in names}}
+
+
+def without_numbers(batch: Batch) -> Batch:
+    """Every number is missing."""
+    names = [n for n in batch if n.startswith(("event_", "query_")) and batch[n].is_floating_point()]
+    return {**batch, **{name: torch.full_like(batch[name], torch.nan) for name in names}}
+
+
+def without_aggregates(batch: Batch) -> Batch:
+    """The same aggregates for all."""
+    return {**batch, "aggregates": torch.zeros_like(batch["aggregates"])}
+
+
+CHANGES: dict[str, Callable[[Batch], Batch]] = {
+    "order": without_order,
+    "time": without_time,
+    "numbers": without_numbers,
+    "aggregates": without_aggregates,
+}
+
+
+class JudgedError(Exception):
+    """The epoch is chosen: what comes after it is not looked at."""
+
+
+def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
+    """The chosen epoch's measures on the validation period, and the seconds until then."""
+    torch.set_num_threads(1)
+    change = CHANGES.get(variant, dict)
+
+    def stop_at_refit(record: dict[str, Any]) -> None:
+        if record.get("phase") == "refit":
+            raise JudgedError
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(
+            mock.patch.object(fit, "as_batch", lambda block, device: change(as_batch(block, device)))
+        )
+        if variant == "time":
+            untimed = transformer._time_features
+            patches.enter_context(
+                mock.patch.object(transformer, "_time_features", lambda elapsed: untimed(elapsed * 0))
+            )
+        started = time.monotonic()
+        trainer = fit.Trainer(spec, SingleWorld(), stop_at_refit)
+        with contextlib.suppress(JudgedError):
+            trainer.fit()
+    return trainer.standing.validation | {"seconds": time.monotonic() - started}
+
+
+def prepared(conf: Path, root: Path, *settings: str) -> TrainingSpec:
+    """Run the stages up to the snapshot; how its training is specified."""
+    for stage in STAGES:
+        lam_spark(stage, conf, root, *settings)
+    run = open_run(conf, root, *settings)
+    layout = layout_of(run.config, run.tables.read("vocabulary"))
+    spec: TrainingSpec = specification(run, root / "training", layout, "")
+    run.spark.stop()
+    return spec
+
+
+def all_variants(spec: TrainingSpec, folder: Path, seeds: range) -> dict[str, dict[str, list[float]]]:
+    """Variant -> measure -> a value a seed."""
+    found: dict[str, dict[str, list[float]]] = {v: defaultdict(list) for v in VARIANTS}
+    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
+        jobs = {}
+        for seed in seeds:
+            for variant, changed in VARIANTS.items():
+                place = folder / f"{variant}_{seed}"
+                place.mkdir(parents=True)
+                settings = spec.settings | SETTINGS | changed | {"seed": seed}
+                own = dataclasses.replace(spec, settings=settings, folder=str(place))
+                jobs[pool.submit(measures, own, variant)] = variant, seed
+        for job in as_completed(jobs):
+            variant, seed = jobs[job]
+            told = job.result()
+            for name, value in told.items():
+                found[variant][name].append(value)
+            print(f"  seed {seed}, {variant}: {told}", flush=True)
+    return found
+
+
+def worth(found: dict[str, dict[str, list[float]]], prefix: str) -> dict[str, float]:
+    """Figures: the whole model's measures, and how much worse each is without a part (or with the addition)."""
+    figures: dict[str, float] = {}
+    whole = found["whole"]
+    names = [n for n in whole if n.endswith(("AUC", "error"))]
+    for name in names:
+        key = f"{prefix}_{name.removeprefix('validation ').replace(' ', '_')}"
+        figures[key] = statistics.fmean(whole[name])
+        if len(whole[name]) > 1:
+            figures[f"{key}_spread"] = statistics.stdev(whole[name])
+        sign = -1 if name.endswith("error") else 1
+        for variant in VARIANTS:
+            if variant != "whole":
+                lost = sign * (figures[key] - statistics.fmean(found[variant][name]))
+                figures[f"{key}_lost_by_{variant}"] = lost
+    figures[f"{prefix}_seconds"] = statistics.median(whole["seconds"])
+    return figures
+
+
+def main() -> None:
+    small = small_asked(__doc__)
+    seeds = range(1 if small else 5)
+    os.environ["LAM_SPARK_SECRET"] = secrets.token_hex(32)
+    figures: dict[str, float] = {"seeds": len(seeds)}
+    everyone = "fetch.arguments={seed: 20170101, opted_in: 1.0}"
+    worlds = {
+        "retailer": ("conf/complete_journey.yaml", (everyone, *TARGETS)),
+        "telecom": ("conf/telco.yaml", (f"fetch.arguments.customers={1_000 if small else 10_000}",)),
+    }
+    for name, (conf, settings) in worlds.items():
+        with tempfile.TemporaryDirectory(prefix="ablations-") as folder:
+            spec = prepared(REPOSITORY / conf, Path(folder) / name, *settings)
+            figures |= worth(all_variants(spec, Path(folder) / "trainings", seeds), name)
+    report("ablations", figures, {})
+
+
+if __name__ == "__main__":
+    main()

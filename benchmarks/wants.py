@@ -1,0 +1,391 @@
+"""The telecom world's planted wants: the model beside gradient boosting, chains of actions, and the truth itself.
+
+    python benchmarks/wants.py [--small]
+
+100,000 drawn customers (--small: 4,000) through all stages up to `evaluate`, one seed. The target is asked of both
+arms of the telemarketing: of those whom chance had called and of those whom it held back. On the contacts of the test
+period, the same rows on all sides:
+
+- the order-dependent want: AUC of an upgrade by those called. `way` is how far from the best that counts can do
+  to the best of all, both by the truth file's probabilities of these very rows;
+- lift of orders in the first tenth of those called;
+- uplift: the answer to the query with the call less that without it, against the true effect of each contact:
+  rank correlation, and the Qini area by the true effects as a share of the best ranking's;
+- the next action of a sample of customers in the test period, beside the commonest one and Markov chains.
+
+LightGBM gets what its own users would make of the same events: counts by action, touchpoint and subject over
+7/28/91/365 days, money, demographics, the offer; once with days since each action and subject, once without.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from common import REPOSITORY, lam_spark, open_run, report, small_asked, stage_records
+from coupon import pseudonyms
+from pyspark.sql import functions as F
+from quality import BOOSTING
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from lam_spark.consent.eligibility import eligible
+from lam_spark.dataset.columns import collect_queries, customers, event_columns
+from lam_spark.dataset.packing import Block, Packer, prepare, unfold
+from lam_spark.model.artifact import Artifact, as_batch, open_artifact
+from lam_spark.model.transformer import entry
+from lam_spark.run import Run
+from lam_spark.scoring.spark import Champion, champion, predict
+from lam_spark.training.objective import Period, next_moments
+
+Array = npt.NDArray[Any]
+CONF = REPOSITORY / "conf/telco.yaml"
+BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
+WINDOWS = (7, 28, 91, 365)
+# Whose next actions are predicted: enough for a tenth of a percent.
+SAMPLED = 4_000
+STAGES = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot", "train", "evaluate")
+
+
+class World:
+    """A workspace of the telecom world with a trained model, and a session to look into it."""
+
+    def __init__(self, root: Path, customers: int) -> None:
+        self.secret = os.environ["LAM_SPARK_SECRET"] = secrets.token_hex(32)
+        settings = [BOTH_ARMS, f"fetch.arguments.customers={customers}"]
+        self.seconds = {}
+        for name in STAGES:
+            made = stage_records(root, lam_spark(name, CONF, root, *settings)["run_id"])[name]
+            self.seconds[name] = made["seconds"]
+            print(f"  {name:<10} {made['seconds']:7.0f} s  {made['says']}", flush=True)
+        self.root = root
+        self.run: Run = open_run(CONF, root, *settings)
+        self.champion: Champion = champion(self.run.config)
+
+    def contacts(self) -> pd.DataFrame:
+        """Grain: a contact, with its period, label and arm, what is planted in it, and the model's two answers."""
+        examples = self.run.tables.read("examples")
+        ids = {
+            row["value"]: row["token_id"]
+            for row in self.run.tables.read("vocabulary").where("field = 'action'").toLocalIterator()
+        }
+        rows = examples.select("customer_key", "query_id", "as_of", "split", "label", "arm").toPandas()
+        sequences = self.run.tables.read("sequences").select(
+            "customer_key", *event_columns(self.champion.layout)
+        )
+        for answer, action in (("called", "propose"), ("held_back", "hold_back")):
+            asked = examples.where("split = 'test'").withColumn("action", F.lit(ids[action]))
+            queries = sequences.join(collect_queries(asked, self.champion.layout), "customer_key")
+            told = predict(self.run, queries, self.champion).select("customer_key", "query_id", "calibrated")
+            rows = rows.merge(
+                told.toPandas().rename(columns={"calibrated": answer}),
+                on=["customer_key", "query_id"],
+                how="left",
+            )
+        held = (rows.split == "test").to_numpy()
+        assert rows[held][["called", "held_back"]].notna().all().all(), "every held-out contact is answered"
+        return self._with_truth(rows)
+
+    def _with_truth(self, rows: pd.DataFrame) -> pd.DataFrame:
+        queries = pd.read_parquet(self.root / "truth/queries")
+        people = pd.read_parquet(
+            self.root / "truth/customers", columns=["customer_id", "parent", "reluctant", "churn_at"]
+        )
+        queries = queries[queries.arm.notna()].merge(people, on="customer_id", validate="many_to_one")
+        horizon = pd.Timedelta(days=28)
+        stays = (queries.churn_at.isna() | (queries.churn_at >= queries["at"] + horizon)).astype(float)
+        queries["best"] = queries.p_treated * stays
+        queries["true_effect"] = queries.effect * stays
+        state = queries.state.replace({"browse_inquire_buy": "triple", "inquire_buy_browse": "triple"})
+        known = [queries.parent, queries.reluctant, queries.offer == "family"]
+        queries["best_by_counts"] = queries.groupby([state, *known])["best"].transform("mean")
+        queries["best_before_churn"] = queries.groupby([queries.state, *known])["best"].transform("mean")
+        queries["known_effect"] = queries.groupby([queries.state, *known])["true_effect"].transform("mean")
+        queries["customer_key"] = pseudonyms(self.secret, queries.customer_id)
+        told = queries.rename(columns={"at": "as_of"})
+        told["as_of"] = told.as_of.dt.tz_convert(None).astype("datetime64[us]")
+        rows["as_of"] = rows.as_of.astype("datetime64[us]")
+        columns = ["best", "best_by_counts", "best_before_churn", "true_effect", "known_effect", "offer"]
+        both = rows.merge(told[["customer_key", "as_of", *columns]], on=["customer_key", "as_of"], how="left")
+        assert len(both) == len(rows), "a contact is planted once"
+        assert both.best.notna().all(), "every contact stands in the truth file"
+        return both
+
+    def events(self, folder: Path) -> Path:
+        """The events of the contacted, as plain Parquet for the peers."""
+        contacted = self.run.tables.read("examples").select("customer_key").distinct()
+        events = self.run.tables.read("events").join(contacted, "customer_key", "left_semi")
+        events.drop("attributes").write.parquet(str(folder / "events"))
+        return folder / "events"
+
+
+def features(contacts: pd.DataFrame, events: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Hand-made features of each contact, from the events before it; which of them are counts and traits only."""
+    base = duckdb.connect()
+    base.execute("SET TimeZone = 'UTC'; SET threads = 2")
+    base.register("contacts", contacts[["as_of", "customer_key"]].reset_index(names="row"))
+    base.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet('{events}/*.parquet')")
+    base.execute(
+        """
+        CREATE TABLE seen AS
+        SELECT row, action, touchpoint, subject, item, answered, seconds, amount,
+               date_diff('second', event_time::TIMESTAMP, as_of) / 86400.0 AS ago
+        FROM contacts JOIN events USING (customer_key)
+        WHERE event_time::TIMESTAMP < as_of
+        """
+    )
+    kinds = {
+        name: [
+            v
+            for (v,) in base.execute(f"SELECT DISTINCT {name} FROM seen WHERE {name} IS NOT NULL").fetchall()
+        ]
+        for name in ("action", "touchpoint", "subject")
+    }
+    counted, recent = [], []
+    for name, values in kinds.items():
+        for value in sorted(values):
+            is_it = f"{name} = '{value}'"
+            counted += [
+                f'count(*) FILTER ({is_it} AND ago <= {days}) AS "{name}_{value}_{days}"' for days in WINDOWS
+            ]
+            recent.append(f'min(ago) FILTER ({is_it}) AS "since_{name}_{value}"')
+    for days in WINDOWS:
+        counted += [
+            f"count(*) FILTER (ago <= {days}) AS events_{days}",
+            f"sum(amount) FILTER (ago <= {days}) AS amount_{days}",
+            f"sum(seconds) FILTER (ago <= {days}) AS seconds_{days}",
+            f"count(*) FILTER (answered = 'yes' AND ago <= {days}) AS answered_{days}",
+            f"count(*) FILTER (action = 'be_called' AND answered = 'yes' AND ago <= {days}) AS took_calls_{days}",
+        ]
+    recent.append("min(ago) AS since_anything")
+    made = base.execute(f"SELECT row, {', '.join(counted + recent)} FROM seen GROUP BY row ORDER BY row").df()
+    traits = base.execute(
+        """
+        SELECT row, age_band, gender, region, contract_type
+        FROM contacts LEFT JOIN (
+            SELECT customer_key, any_value(age_band) AS age_band, any_value(gender) AS gender,
+                   any_value(region) AS region, any_value(contract_type) AS contract_type
+            FROM events WHERE action = 'sign' GROUP BY customer_key
+        ) USING (customer_key) ORDER BY row
+        """
+    ).df()
+    table = traits[["row"]].merge(made, on="row", how="left").drop(columns="row")
+    for name in ("age_band", "gender", "region", "contract_type"):
+        table[name] = pd.Categorical(traits[name]).codes
+    table["offer"] = pd.Categorical(contacts.offer).codes
+    table["weekday"] = contacts.as_of.dt.weekday.to_numpy()
+    table["called"] = (contacts.arm == "treated").astype(int).to_numpy()
+    since = [name for name in table if str(name).startswith("since_")]
+    return table, [str(name) for name in table if name not in since]
+
+
+def boosted(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[Array, Array]:
+    """LightGBM's answers to the test contacts, called and held back; rounds chosen on the validation period.
+
+    Args:
+        contacts: with periods and labels.
+        table: features, a row a contact; `called` is one of them.
+        rows: (n,) bool, contacts to learn from.
+    """
+    early = rows & contacts.split.isin(["train", "straddling"]).to_numpy()
+    late = rows & (contacts.split == "validation").to_numpy()
+    label = contacts.label.to_numpy()
+    settings = BOOSTING | {"random_state": 0}
+    chosen = lightgbm.LGBMClassifier(**settings).fit(
+        table[early],
+        label[early],
+        eval_set=[(table[late], label[late])],
+        callbacks=[lightgbm.early_stopping(50, verbose=False)],
+    )
+    settings["n_estimators"] = max(20, chosen.best_iteration_)
+    final = lightgbm.LGBMClassifier(**settings).fit(table[early | late], label[early | late])
+    test = table[(contacts.split == "test").to_numpy()]
+    return tuple(final.predict_proba(test.assign(called=arm))[:, 1] for arm in (1, 0))
+
+
+def qini(score: Array, effect: Array) -> float:
+    """Area between the true gain of calling in the order of a score and a random order's line; ties in one step."""
+    values, group = np.unique(-score, return_inverse=True)
+    share = np.bincount(group, minlength=len(values)) / len(score)
+    gain = np.concatenate([[0.0], np.cumsum(np.bincount(group, effect, len(values))) / len(score)])
+    return float((share * (gain[1:] + gain[:-1]) / 2).sum() - gain[-1] / 2)
+
+
+def lift(score: Array, label: Array) -> float:
+    """Orders in the first tenth over those of a random tenth."""
+    first = np.argsort(-score, kind="stable")[: len(score) // 10]
+    return float(label[first].mean() / label.mean())
+
+
+class NextActions:
+    """The next action of sampled customers in the test period: the model's first guess and what chains would guess."""
+
+    def __init__(self, world: World) -> None:
+        run, parts = world.run, world.champion
+        self.layout = parts.layout
+        allowed = eligible(run, run.config.consent.training_purpose)
+        sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
+        rows = sequences.orderBy(F.xxhash64("customer_key")).limit(SAMPLED)
+        names = event_columns(self.layout)
+        no_queries = {name: None for name, _ in self.layout.query_columns.items()}
+        self.batch = rows.select(*names).toPandas().assign(**no_queries)
+        self.cut = run.config.micros(run.config.split.test_start)
+        self.end = run.config.micros(run.config.as_of)
+        self.artifact: Artifact = open_artifact(parts.weights, parts.card, parts.digest)
+
+    def figures(self) -> dict[str, float]:
+        """Top-1 accuracy of each, over the events of moments that begin in the test period."""
+        right: Counter[str] = Counter()
+        commonest, chains = self._chains()
+        period = Period(self.cut, self.end, ())
+        total = 0
+        blocks = self._blocks()
+        while held := [block for _, block in zip(range(8), blocks, strict=False)]:
+            stacked = {name: np.stack([block[name] for block in held]) for name in held[0]}
+            batch = as_batch(unfold(self.layout, stacked))
+            with torch.inference_mode():
+                hidden = self.artifact.model(batch).event_hidden_BTD.flatten(0, 1)
+                source, counted = next_moments(batch, period)
+                logits = self.artifact.model.next_value[entry("action")](hidden[source[counted]])
+            guess = logits.argmax(-1).numpy()
+            before, at = source[counted].numpy(), np.flatnonzero(counted.numpy())
+            happened = stacked["event_action"].reshape(-1)[at]
+            total += len(happened)
+            right["lam"] += int((guess == happened).sum())
+            right["commonest"] += int((happened == commonest).sum())
+            flat = {
+                name: stacked[f"event_{name}"].reshape(-1) for name in ("action", "touchpoint", "subject")
+            }
+            segment = stacked["segment"].reshape(-1)
+            for name, keys in self._states(flat, segment, before).items():
+                told = [chains[name].get(key, commonest) for key in keys]
+                right[name] += int((np.array(told) == happened).sum())
+        return {f"next_action_{name}": count / total for name, count in right.items()} | {
+            "next_actions": total
+        }
+
+    def _states(self, flat: dict[str, Array], segment: Array, at: Array) -> dict[str, list[tuple[int, ...]]]:
+        """What a chain knows after each slot of `at`: the last action; the last two; the last event's three fields."""
+        action = flat["action"]
+        earlier = np.maximum(at - 1, 0)
+        second = np.where((at > 0) & (segment[earlier] == segment[at]), action[earlier], 0)
+        last = action[at].tolist()
+        return {
+            "markov": [(a,) for a in last],
+            "markov_of_two": list(zip(second.tolist(), last, strict=True)),
+            "markov_of_events": list(
+                zip(last, flat["touchpoint"][at].tolist(), flat["subject"][at].tolist(), strict=True)
+            ),
+        }
+
+    def _chains(self) -> tuple[int, dict[str, dict[tuple[int, ...], int]]]:
+        """The commonest action, and what follows each state most often, before the test period."""
+        follows: dict[str, dict[tuple[int, ...], Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
+        every: Counter[int] = Counter()
+        for row in self.batch.itertuples():
+            seen = int(np.searchsorted(row.event_time, self.cut))
+            flat = {
+                name: np.asarray(getattr(row, name))[:seen] for name in ("action", "touchpoint", "subject")
+            }
+            if seen < 2:
+                continue
+            every.update(flat["action"].tolist())
+            at = np.arange(seen - 1)
+            for name, keys in self._states(flat, np.ones(seen, int), at).items():
+                for key, then in zip(keys, flat["action"][1:].tolist(), strict=True):
+                    follows[name][key][then] += 1
+        chains = {
+            name: {key: counts.most_common(1)[0][0] for key, counts in states.items()}
+            for name, states in follows.items()
+        }
+        return every.most_common(1)[0][0], chains
+
+    def _blocks(self) -> Iterator[Block]:
+        packer = Packer(self.layout)
+        for customer in customers(self.layout, self.batch):
+            prepared = prepare(self.layout, customer)
+            for segment in prepared.segments:
+                yield from packer.place(prepared, segment, with_loss=True)
+        yield from packer.flush()
+
+
+def main() -> None:
+    size = 4_000 if small_asked(__doc__) else 100_000
+    with tempfile.TemporaryDirectory(prefix="wants-") as folder:
+        root = Path(folder) / "telco"
+        world = World(root, size)
+        contacts = world.contacts()
+        started = time.monotonic()
+        table, plain = features(contacts, world.events(Path(folder)))
+        print(
+            f"  {len(contacts):,} contacts, {table.shape[1]} features in {time.monotonic() - started:.0f} s"
+        )
+        test = contacts[contacts.split == "test"]
+        every = np.ones(len(contacts), bool)
+        theirs: dict[str, tuple[Array, Array]] = {}
+        started = time.monotonic()
+        theirs["lightgbm"] = boosted(contacts, table, every)
+        boosting_seconds = time.monotonic() - started
+        theirs["counts"] = boosted(contacts, table[plain], every)
+        arms = [boosted(contacts, table, (contacts.arm == arm).to_numpy()) for arm in ("treated", "control")]
+        theirs["two_models"] = (arms[0][0], arms[1][1])
+        next_actions = NextActions(world).figures()
+    answers = {"lam": (test.called.to_numpy(), test.held_back.to_numpy())} | theirs
+    treated = (test.arm == "treated").to_numpy()
+    label, effect = test.label.to_numpy()[treated], test.true_effect.to_numpy()
+
+    def area(score: Array) -> float:
+        return float(roc_auc_score(label, score[treated]))
+
+    figures: dict[str, float] = {
+        "customers": size,
+        "test_called": int(treated.sum()),
+        "test_orders": float(label.sum()),
+        "auc_best": area(test.best.to_numpy()),
+        "auc_best_before_churn": area(test.best_before_churn.to_numpy()),
+        "auc_best_by_counts": area(test.best_by_counts.to_numpy()),
+    }
+    best_qini = qini(test.known_effect.to_numpy(), effect)
+    for name, (called, held_back) in answers.items():
+        uplift = called - held_back
+        figures |= {
+            f"auc_{name}": area(called),
+            f"lift_{name}": lift(called[treated], label),
+            f"effect_correlation_{name}": float(spearmanr(uplift, effect).statistic),
+            f"qini_share_{name}": qini(uplift, effect) / best_qini,
+        }
+    figures["effect_correlation_best"] = float(spearmanr(test.known_effect, effect).statistic)
+    figures["qini_share_by_chance"] = qini(answers["lam"][0], effect) / best_qini
+    by_counts = max(figures["auc_best_by_counts"], figures["auc_counts"])
+    figures["way"] = (figures["auc_lam"] - by_counts) / (figures["auc_best"] - by_counts)
+    figures["lift_vs_lightgbm"] = figures["lift_lam"] / figures["lift_lightgbm"]
+    figures |= next_actions
+    chains = max(value for key, value in next_actions.items() if "markov" in key or "commonest" in key)
+    figures["next_action_vs_chains"] = next_actions["next_action_lam"] / chains
+    figures |= {"train_seconds": world.seconds["train"], "lightgbm_seconds": boosting_seconds}
+    report(
+        "wants",
+        figures,
+        {
+            "way": (">=", 0.9),
+            "lift_lam": (">=", 2.0),
+            "lift_vs_lightgbm": (">=", 1.0),
+            "next_action_vs_chains": (">=", 1.0),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
