@@ -6,6 +6,8 @@
   held in memory. One process, one thread.
 - `two_ranks`: events a second of two Horovod ranks of one thread against one process of one thread, equal batch a
   rank, in the second epoch; 2.0 would be perfect. `two_ranks_torch`: the same by torch.distributed.
+- `two_apart`: two trainings of one process each at once, which share nothing but the machine: the most that a second
+  rank could be worth here.
 - `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `compress_gradients`, and with four batches a step,
   against two without; `fp16_loss_difference`: what the first does to the validation loss.
 - `packed_vs_padded`, `packed_vs_bucketed`: blocks against one customer a row (`training_packing.py`).

@@ -6,6 +6,7 @@ import os
 import statistics
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -97,6 +98,7 @@ def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
     urls, queried = write(folder / "all", made), write(folder / "queried", made[:QUERIED_BLOCKS])
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     losses: dict[str, float] = {}
+    apart: list[float] = []
     for turn in range(turns):
         for way, (settings, environment) in WAYS.items():
             spec = spec_of(LAYOUT, folder / f"{way}_{turn}", urls, queried, pretrain_epochs=2, **settings)
@@ -104,12 +106,22 @@ def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
                 speed, losses[way] = pre_trained(spec)
             speeds[way].append(speed)
             print(f"{way}: {speed:,.0f} events/s, validation loss {losses[way]:.4f}", flush=True)
+        alone = WAYS["one_rank"][0]
+        pair = [
+            spec_of(LAYOUT, folder / f"apart_{turn}_{number}", urls, queried, pretrain_epochs=2, **alone)
+            for number in range(2)
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            apart.append(sum(speed for speed, _ in pool.map(pre_trained, pair)))
+        print(f"two processes that share nothing: {apart[-1]:,.0f} events/s", flush=True)
     median = {way: statistics.median(values) for way, values in speeds.items()}
     return {
         "one_rank_events_a_second": median["one_rank"],
         "two_ranks_events_a_second": median["two_ranks"],
         "two_ranks": median["two_ranks"] / median["one_rank"],
         "two_ranks_torch": median["two_ranks_torch"] / median["one_rank"],
+        "two_apart": statistics.median(apart) / median["one_rank"],
+        "two_ranks_vs_apart": median["two_ranks"] / statistics.median(apart),
         "cycle_5ms_vs_1ms": median["two_ranks"] / median["two_ranks_cycle_1ms"],
         "fp16_vs_float32": median["two_ranks_fp16"] / median["two_ranks"],
         "fp16_loss_difference": losses["two_ranks_fp16"] - losses["two_ranks"],

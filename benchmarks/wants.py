@@ -223,6 +223,11 @@ def qini(score: Array, effect: Array) -> float:
     return float((share * (gain[1:] + gain[:-1]) / 2).sum() - gain[-1] / 2)
 
 
+def rank_correlation(score: Array, effect: Array) -> float:
+    """Spearman's; 0 for a score that is the same for all."""
+    return float(spearmanr(score, effect).statistic) if np.ptp(score) > 0 else 0.0
+
+
 def lift(score: Array, label: Array) -> float:
     """Orders in the first tenth over those of a random tenth."""
     first = np.argsort(-score, kind="stable")[: len(score) // 10]
@@ -363,10 +368,10 @@ def main() -> None:
         figures |= {
             f"auc_{name}": area(called),
             f"lift_{name}": lift(called[treated], label),
-            f"effect_correlation_{name}": float(spearmanr(uplift, effect).statistic),
+            f"effect_correlation_{name}": rank_correlation(uplift, effect),
             f"qini_share_{name}": qini(uplift, effect) / best_qini,
         }
-    figures["effect_correlation_best"] = float(spearmanr(test.known_effect, effect).statistic)
+    figures["effect_correlation_best"] = rank_correlation(test.known_effect.to_numpy(), effect)
     figures["qini_share_by_chance"] = qini(answers["lam"][0], effect) / best_qini
     by_counts = max(figures["auc_best_by_counts"], figures["auc_counts"])
     figures["way"] = (figures["auc_lam"] - by_counts) / (figures["auc_best"] - by_counts)
