@@ -39,7 +39,8 @@ def run(run: Run) -> StageResult:
     the snapshot, the same settings and sizes.
 
     Raises:
-        ModelError: a rank failed; the end of its log is in the message.
+        ConfigError, DataQualityError: what is wrong with the vectors of a field (`dataset.vectors`).
+        ModelError: a rank failed, with the end of its log in the message; or the snapshot does not fit.
     """
     config = run.config
     # A working folder: what is worth keeping goes to MLflow. It stays when the training does not end.
@@ -107,6 +108,17 @@ def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> TrainingSpec:
 
 
 def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -> TrainingSpec:
+    """How the newest snapshot is to be trained on, as the configuration says.
+
+    Args:
+        run: of the stage.
+        folder: where the training works.
+        layout: of the snapshot's blocks.
+        vectors_digest: of the fixed vectors in the folder (`training.vectors`).
+
+    Raises:
+        ModelError: the snapshot was packed for another layout.
+    """
     config = run.config
     tables = run.tables
     version = tables.version("training_blocks")
