@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.bounds import bounds_of, check_as_of, instant, micros
-from lam_spark.sequences.customers import allowed_now, before
+from lam_spark.sequences.customers import allowed_now, before, beside_events
 from lam_spark.sequences.gather import Assembler
 from lam_spark.sequences.increment import Outcome, update
 from lam_spark.sequences.settings import BUILD_SETTINGS
@@ -61,12 +61,13 @@ def _rebuild(run: Run) -> Outcome:
     check_as_of(run, first, last)
     with session_settings(run.spark, BUILD_SETTINGS):
         allowed = allowed_now(run)
+        asked = beside_events(allowed)
         cut = _cut(run)
-        trained = before(events, cut).join(allowed.where("trains"), "customer_key", "left_semi")
+        trained = before(events, cut).join(asked.where("trains"), "customer_key", "left_semi")
         tables.overwrite(count_values(trained, config), "value_counts")
         added = extend_vocabulary(run, tables.read("value_counts"))
         visible = before(events, micros(run.as_of))
-        if visible.join(allowed, "customer_key", "left_semi").isEmpty():
+        if visible.join(asked, "customer_key", "left_semi").isEmpty():
             raise DataQualityError(
                 f"no eligible customer has an event before {config.as_of}: nothing to learn from"
             )

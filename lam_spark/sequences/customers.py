@@ -13,6 +13,9 @@ from lam_spark.run import Run, sql_literal
 from lam_spark.sequences.bounds import instant, micros
 from lam_spark.sequences.state import Built
 
+# More customers than this are not sent to every executor: events are shuffled to them instead.
+MOST_BROADCAST = 2_000_000
+
 
 def allowed_now(run: Run) -> DataFrame:
     """`customer_key, trains, contacts`; grain: a customer who is eligible for training or for contact, or both.
@@ -30,6 +33,11 @@ def allowed_now(run: Run) -> DataFrame:
         if not some:
             raise nobody(purpose)
     return kept
+
+
+def beside_events(customers: DataFrame) -> DataFrame:
+    """Kept customers as one side of a join with events: where they are few, the events stay where they are."""
+    return customers.hint("broadcast") if customers.count() <= MOST_BROADCAST else customers
 
 
 def allowed_of(ledger: DataFrame, at: dt.datetime, config: Config) -> DataFrame:

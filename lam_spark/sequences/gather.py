@@ -14,6 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.run import Run
+from lam_spark.sequences.customers import MOST_BROADCAST
 from lam_spark.sequences.entries import entries_of, entry
 from lam_spark.sequences.heavy import heavy_starts, older_summaries
 from lam_spark.sequences.rows import finished, no_older
@@ -21,8 +22,6 @@ from lam_spark.sequences.vocabulary import same_text
 
 # What a task sorts and writes: some 50 MB of entries, whatever the size of the table.
 _EVENTS_OF_TASK = 250_000
-# More customers than this are not sent to every executor: events are shuffled to them instead.
-_MOST_BROADCAST = 2_000_000
 # A summary of the far past is some kilobytes: so many of them are sent to every executor.
 _MOST_SUMMARIES = 20_000
 
@@ -100,7 +99,7 @@ class Assembler:
             told = numbered.agg(F.count("*"), F.count_distinct("customer")).first()
             assert told is not None  # an aggregate without keys gives one row
             if told[0] == told[1]:
-                return number, numbered, told[0] <= _MOST_BROADCAST
+                return number, numbered, told[0] <= MOST_BROADCAST
         raise AssertionError  # the loop has no other end
 
 
