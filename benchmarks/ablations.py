@@ -30,7 +30,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import REPOSITORY, lam_spark, open_run, report, small_asked
+from common import REPOSITORY, fill, open_run, report, small_asked
+from coupon import EVERYONE
 from quality import TARGETS
 from torch import Tensor
 
@@ -43,7 +44,6 @@ from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import specification
 
 Batch = dict[str, Tensor]
-STAGES = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot")
 SETTINGS: dict[str, Any] = {
     "launcher": "in_process",
     "ranks": 1,
@@ -85,7 +85,7 @@ def without_order(batch: Batch) -> Batch:
 
 
 def without_time(batch: Batch) -> Batch:
-    """No hour of the week; that no time passes is `untimed`'s part."""
+    """No hour of the week; that no time passes, `measures` sees to."""
     names = ("hour_of_week", "query_hour_of_week")
     return {**batch, **{name: torch.zeros_like(batch[name]) for name in names}}
 
@@ -140,8 +140,7 @@ def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
 
 def prepared(conf: Path, root: Path, *settings: str) -> TrainingSpec:
     """Run the stages up to the snapshot; how its training is specified."""
-    for stage in STAGES:
-        lam_spark(stage, conf, root, *settings)
+    fill(conf, root, *settings)
     run = open_run(conf, root, *settings)
     layout = layout_of(run.config, run.tables.read("vocabulary"))
     spec: TrainingSpec = specification(run, root / "training", layout, "")
@@ -194,9 +193,8 @@ def main() -> None:
     seeds = range(1 if small else 5)
     os.environ["LAM_SPARK_SECRET"] = secrets.token_hex(32)
     figures: dict[str, float] = {"seeds": len(seeds)}
-    everyone = "fetch.arguments={seed: 20170101, opted_in: 1.0}"
     worlds = {
-        "retailer": ("conf/complete_journey.yaml", (everyone, *TARGETS)),
+        "retailer": ("conf/complete_journey.yaml", (EVERYONE, *TARGETS)),
         "telecom": ("conf/telco.yaml", (f"fetch.arguments.customers={1_000 if small else 10_000}",)),
     }
     for name, (conf, settings) in worlds.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+UP_TO_SNAPSHOT = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot")
 # One for all calls of this process: the tables of a workspace depend on it.
 _SECRET = secrets.token_hex(32)
 
@@ -47,6 +48,12 @@ def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment
     if done.returncode:
         sys.exit(f"lam-spark {stage} failed: {summary.get('error')}")
     return summary
+
+
+def fill(conf: Path, root: Path, *overrides: str) -> None:
+    """Run the stages up to the training snapshot."""
+    for stage in UP_TO_SNAPSHOT:
+        lam_spark(stage, conf, root, *overrides)
 
 
 def open_run(conf: Path, root: Path, *overrides: str) -> Any:

@@ -17,13 +17,15 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
 import pandas as pd
-from common import REPOSITORY, lam_spark, report, small_asked, stage_records
+from common import REPOSITORY, fill, lam_spark, report, small_asked, stage_records
 from demo import QUICK
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -35,6 +37,8 @@ TRAIN_START, VALIDATION_START, TEST_START = (
 )
 DATA_END = pd.Timestamp("2017-12-28")
 WINDOWS = (7, 28, 91, 365)
+# A ledger in which all opted in.
+EVERYONE = "fetch.arguments={seed: 20170101, opted_in: 1.0}"
 
 
 def raw(name: str) -> pd.DataFrame:
@@ -131,10 +135,30 @@ def features(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out).astype(float)
 
 
+def boosted(
+    kind: Callable[..., Any],
+    settings: dict[str, Any],
+    table: pd.DataFrame,
+    label: np.ndarray,
+    period: pd.Series,
+) -> Any:
+    """LightGBM with its rounds chosen on the validation period, refitted on all but the test period."""
+    early, late, learn = (
+        asked.to_numpy() for asked in (period == "train", period == "validation", period != "test")
+    )
+    chosen = kind(**settings).fit(
+        table[early],
+        label[early],
+        eval_set=[(table[late], label[late])],
+        callbacks=[lightgbm.early_stopping(50, verbose=False)],
+    )
+    rounds = max(20, chosen.best_iteration_)
+    return kind(**settings | {"n_estimators": rounds}).fit(table[learn], label[learn])
+
+
 def peers(rows: pd.DataFrame, table: pd.DataFrame, seeds: range) -> dict[str, np.ndarray]:
     """Test scores of the rule, logistic regression and LightGBM (mean over seeds); seconds printed."""
     label = rows.label.to_numpy()
-    is_train, is_validation = (rows.period == name for name in ("train", "validation"))
     learn, test = (rows.period != "test").to_numpy(), (rows.period == "test").to_numpy()
     logs = np.log1p(table.clip(lower=0)).to_numpy()
     started = time.monotonic()
@@ -161,18 +185,8 @@ def peers(rows: pd.DataFrame, table: pd.DataFrame, seeds: range) -> dict[str, np
             "n_jobs": 2,
             "verbose": -1,
         }
-        chosen = lightgbm.LGBMClassifier(**options).fit(
-            table[is_train],
-            label[is_train],
-            eval_set=[(table[is_validation], label[is_validation])],
-            callbacks=[lightgbm.early_stopping(50, verbose=False)],
-        )
-        options["n_estimators"] = max(20, chosen.best_iteration_)
-        total += (
-            lightgbm.LGBMClassifier(**options)
-            .fit(table[learn], label[learn])
-            .predict_proba(table[test])[:, 1]
-        )
+        model = boosted(lightgbm.LGBMClassifier, options, table, label, rows.period)
+        total += model.predict_proba(table[test])[:, 1]
     print(f"LightGBM, {len(seeds)} seeds: {time.monotonic() - started:.1f} s")
     return scores | {"lightgbm": total}
 
@@ -194,10 +208,9 @@ def main() -> None:
     lam, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "coupon"
-        everyone = ("fetch.arguments={seed: 20170101, opted_in: 1.0}", *(QUICK if small else ()))
+        everyone = (EVERYONE, *(QUICK if small else ()))
         conf = REPOSITORY / "conf/complete_journey.yaml"
-        for stage in ("fetch", "ingest", "consent", "sequences", "examples", "snapshot"):
-            lam_spark(stage, conf, root, *everyone)
+        fill(conf, root, *everyone)
         for seed in range(1 if small else 5):
             trained = lam_spark("train", conf, root, *everyone, f"training.seed={seed}")
             seconds.append(stage_records(root, trained["run_id"])["train"]["seconds"])

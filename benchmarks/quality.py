@@ -26,12 +26,14 @@ import lightgbm
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from common import REPOSITORY, lam_spark, report, small_asked, stage_records
+from common import REPOSITORY, fill, lam_spark, report, small_asked, stage_records
 from coupon import (
+    EVERYONE,
     TEST_START,
     TRAIN_START,
     VALIDATION_START,
     WINDOWS,
+    boosted,
     contacts,
     features,
     newest_file,
@@ -165,23 +167,13 @@ def answers(rows: pd.DataFrame, cube: Array) -> dict[str, Array]:
     }
 
 
-def boosted(
+def boosted_answers(
     kind: Callable[..., Any], table: pd.DataFrame, label: Array, rows: pd.DataFrame, **options: Any
 ) -> Array:
-    """Test predictions of LightGBM: rounds chosen on the validation period, then refitted on all but the test."""
-    early, late, test = ((rows.period == name).to_numpy() for name in ("train", "validation", "test"))
-    settings = BOOSTING | options
-    chosen = kind(**settings).fit(
-        table[early],
-        label[early],
-        eval_set=[(table[late], label[late])],
-        callbacks=[lightgbm.early_stopping(50, verbose=False)],
-    )
-    settings["n_estimators"] = max(20, chosen.best_iteration_)
-    final = kind(**settings).fit(table[~test], label[~test])
-    found: Array = (
-        final.predict(table[test]) if "objective" in options else final.predict_proba(table[test])[:, 1]
-    )
+    """Test predictions of LightGBM."""
+    model = boosted(kind, BOOSTING | options, table, label, rows.period)
+    test = table[(rows.period == "test").to_numpy()]
+    found: Array = model.predict(test) if "objective" in options else model.predict_proba(test)[:, 1]
     return found
 
 
@@ -210,11 +202,11 @@ def regular_peers(
         started = time.monotonic()
         kind = lightgbm.LGBMClassifier if name == "lapse" else lightgbm.LGBMRegressor
         options = {} if name == "lapse" else {"objective": "l1"}
-        found[name]["lightgbm"] = boosted(kind, table, label, rows, random_state=0, **options)
+        found[name]["lightgbm"] = boosted_answers(kind, table, label, rows, random_state=0, **options)
         print(f"LightGBM, {name}: {time.monotonic() - started:.0f} s", flush=True)
     started = time.monotonic()
     every = [
-        boosted(lightgbm.LGBMClassifier, table, label, rows, random_state=0)
+        boosted_answers(lightgbm.LGBMClassifier, table, label, rows, random_state=0)
         for label in labels["categories"].T
     ]
     found["categories"]["lightgbm"] = np.stack(every, axis=1)
@@ -252,10 +244,8 @@ class Retailer:
         self.root, self.conf = root, REPOSITORY / "conf/complete_journey.yaml"
         self.secret = secrets.token_hex(32)
         os.environ["LAM_SPARK_SECRET"] = self.secret
-        everyone = "fetch.arguments={seed: 20170101, opted_in: 1.0}"
-        self.settings = (everyone, *TARGETS, *(QUICK if small else ()))
-        for stage in ("fetch", "ingest", "consent", "sequences", "examples", "snapshot"):
-            lam_spark(stage, self.conf, root, *self.settings)
+        self.settings = (EVERYONE, *TARGETS, *(QUICK if small else ()))
+        fill(self.conf, root, *self.settings)
 
     def train(self, seed: int) -> float:
         """Train and evaluate; seconds of the training."""

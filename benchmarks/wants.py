@@ -34,8 +34,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from common import REPOSITORY, lam_spark, open_run, report, small_asked, stage_records
-from coupon import pseudonyms
+from common import REPOSITORY, UP_TO_SNAPSHOT, lam_spark, open_run, report, small_asked, stage_records
+from coupon import boosted, pseudonyms
 from pyspark.sql import functions as F
 from quality import BOOSTING
 from scipy.stats import spearmanr
@@ -56,7 +56,7 @@ BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
 WINDOWS = (7, 28, 91, 365)
 # Whose next actions are predicted: enough for a tenth of a percent.
 SAMPLED = 4_000
-STAGES = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot", "train", "evaluate")
+STAGES = (*UP_TO_SNAPSHOT, "train", "evaluate")
 
 
 class World:
@@ -191,7 +191,7 @@ def features(contacts: pd.DataFrame, events: Path) -> tuple[pd.DataFrame, list[s
     return table, [str(name) for name in table if name not in since]
 
 
-def boosted(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[Array, Array]:
+def both_answers(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[Array, Array]:
     """LightGBM's answers to the test contacts, called and held back; rounds chosen on the validation period.
 
     Args:
@@ -199,20 +199,15 @@ def boosted(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[A
         table: features, a row a contact; `called` is one of them.
         rows: (n,) bool, contacts to learn from.
     """
-    early = rows & contacts.split.isin(["train", "straddling"]).to_numpy()
-    late = rows & (contacts.split == "validation").to_numpy()
-    label = contacts.label.to_numpy()
-    settings = BOOSTING | {"random_state": 0}
-    chosen = lightgbm.LGBMClassifier(**settings).fit(
-        table[early],
-        label[early],
-        eval_set=[(table[late], label[late])],
-        callbacks=[lightgbm.early_stopping(50, verbose=False)],
+    model = boosted(
+        lightgbm.LGBMClassifier,
+        BOOSTING | {"random_state": 0},
+        table[rows],
+        contacts.label.to_numpy()[rows],
+        contacts.split[rows],
     )
-    settings["n_estimators"] = max(20, chosen.best_iteration_)
-    final = lightgbm.LGBMClassifier(**settings).fit(table[early | late], label[early | late])
     test = table[(contacts.split == "test").to_numpy()]
-    return tuple(final.predict_proba(test.assign(called=arm))[:, 1] for arm in (1, 0))
+    return tuple(model.predict_proba(test.assign(called=arm))[:, 1] for arm in (1, 0))
 
 
 def qini(score: Array, effect: Array) -> float:
@@ -341,10 +336,12 @@ def main() -> None:
         every = np.ones(len(contacts), bool)
         theirs: dict[str, tuple[Array, Array]] = {}
         started = time.monotonic()
-        theirs["lightgbm"] = boosted(contacts, table, every)
+        theirs["lightgbm"] = both_answers(contacts, table, every)
         boosting_seconds = time.monotonic() - started
-        theirs["counts"] = boosted(contacts, table[plain], every)
-        arms = [boosted(contacts, table, (contacts.arm == arm).to_numpy()) for arm in ("treated", "control")]
+        theirs["counts"] = both_answers(contacts, table[plain], every)
+        arms = [
+            both_answers(contacts, table, (contacts.arm == arm).to_numpy()) for arm in ("treated", "control")
+        ]
         theirs["two_models"] = (arms[0][0], arms[1][1])
         next_actions = NextActions(world).figures()
     answers = {"lam": (test.called.to_numpy(), test.held_back.to_numpy())} | theirs
