@@ -39,6 +39,17 @@ DATA_END = pd.Timestamp("2017-12-28")
 WINDOWS = (7, 28, 91, 365)
 # A ledger in which all opted in.
 EVERYONE = "fetch.arguments={seed: 20170101, opted_in: 1.0}"
+COUPON_BOOSTING = {
+    "n_estimators": 600,
+    "learning_rate": 0.03,
+    "num_leaves": 15,
+    "min_child_samples": 20,
+    "subsample": 0.8,
+    "subsample_freq": 1,
+    "colsample_bytree": 0.5,
+    "n_jobs": 2,
+    "verbose": -1,
+}
 
 
 def raw(name: str) -> pd.DataFrame:
@@ -149,7 +160,8 @@ def boosted(
     chosen = kind(**settings).fit(
         table[early],
         label[early],
-        eval_set=[(table[late], label[late])],
+        eval_X=table[late],
+        eval_y=label[late],
         callbacks=[lightgbm.early_stopping(50, verbose=False)],
     )
     rounds = max(20, chosen.best_iteration_)
@@ -173,18 +185,7 @@ def peers(rows: pd.DataFrame, table: pd.DataFrame, seeds: range) -> dict[str, np
     started = time.monotonic()
     total = np.zeros(test.sum())
     for seed in seeds:
-        options = {
-            "n_estimators": 600,
-            "learning_rate": 0.03,
-            "num_leaves": 15,
-            "min_child_samples": 20,
-            "subsample": 0.8,
-            "subsample_freq": 1,
-            "colsample_bytree": 0.5,
-            "random_state": seed,
-            "n_jobs": 2,
-            "verbose": -1,
-        }
+        options = COUPON_BOOSTING | {"random_state": seed}
         model = boosted(lightgbm.LGBMClassifier, options, table, label, rows.period)
         total += model.predict_proba(table[test])[:, 1]
     print(f"LightGBM, {len(seeds)} seeds: {time.monotonic() - started:.1f} s")

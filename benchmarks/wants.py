@@ -37,7 +37,7 @@ import torch
 from common import REPOSITORY, UP_TO_SNAPSHOT, lam_spark, open_run, report, small_asked, stage_records
 from coupon import boosted, pseudonyms
 from pyspark.sql import functions as F
-from quality import BOOSTING
+from quality_peers import BOOSTING
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 

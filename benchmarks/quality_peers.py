@@ -1,0 +1,279 @@
+"""The peers of `quality.py`: questions, hand-made features, and what a rule, linear models and boosting answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from coles import YEAR, embeddings, household_events
+from coupon import TEST_START, TRAIN_START, VALIDATION_START, WINDOWS, boosted, periods, raw
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, mean_absolute_error
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+Array = npt.NDArray[Any]
+HORIZON, ACTIVE, STEP, CATEGORIES = 28, 91, 28, 20
+BOOSTING = {
+    "n_estimators": 600,
+    "learning_rate": 0.04,
+    "num_leaves": 15,
+    "min_child_samples": 40,
+    "subsample": 0.8,
+    "subsample_freq": 1,
+    "colsample_bytree": 0.5,
+    "n_jobs": 2,
+    "verbose": -1,
+}
+# Peer -> its test predictions, one array a training of its own.
+Answers = dict[str, list[Array]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the peers are asked, in the same order everywhere.
+
+    Attributes:
+        name: of the target.
+        rows: `household_id`, `time` (local, days since the year's start), `period`; grain: a question.
+        table: hand-made features.
+        label: (n,), or (n, K) for K labels at once.
+        boosting: LightGBM's settings.
+    """
+
+    name: str
+    rows: pd.DataFrame
+    table: pd.DataFrame
+    label: Array
+    boosting: dict[str, Any]
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether the label is an amount, not a yes or no."""
+        return self.name == "spend"
+
+    def where(self, *wanted: str) -> Array:
+        """(n,) bool: the rows of some periods."""
+        found: Array = self.rows.period.isin(wanted).to_numpy()
+        return found
+
+
+def daily() -> tuple[pd.DataFrame, Array, list[str]]:
+    """Lines with local day and category; (households, days, K) what each did a day; names of the K."""
+    products = raw("products")[["product_id", "product_category"]]
+    lines = raw("transactions").merge(products, on="product_id", how="left")  # not all products are listed
+    clock = lines.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert("America/New_York")
+    lines["day"] = (clock.dt.tz_localize(None).dt.normalize() - YEAR).dt.days
+    households = np.sort(lines.household_id.unique())
+    lines["row"] = np.searchsorted(households, lines.household_id)
+    before = lines[lines.day < (VALIDATION_START - YEAR).days]
+    commonest = before.product_category.value_counts().index[:CATEGORIES].tolist()
+    # Days before the year are a day 0 for a transaction of New Year's Eve, local time.
+    lines["day"] = lines.day.clip(lower=0)
+    kinds = ["visits", "lines", "spend", "discount", "coupons", *commonest]
+    cube = np.zeros((len(households), int(lines.day.max()) + 1, len(kinds)))
+    place = (lines.row.to_numpy(), lines.day.to_numpy())
+    np.add.at(cube[..., 1], place, 1)
+    np.add.at(cube[..., 2], place, lines.sales_value)
+    np.add.at(cube[..., 3], place, lines.retail_disc)
+    np.add.at(cube[..., 4], place, lines.coupon_disc > 0)
+    visits = lines.drop_duplicates("basket_id")
+    np.add.at(cube[..., 0], (visits.row.to_numpy(), visits.day.to_numpy()), 1)
+    for number, name in enumerate(commonest):
+        own = lines[lines.product_category == name]
+        np.add.at(cube[..., 5 + number], (own.row.to_numpy(), own.day.to_numpy()), 1)
+    return pd.DataFrame({"household_id": households}), cube, kinds
+
+
+def questions(cube: Array) -> pd.DataFrame:
+    """Who is asked when (grain: household row and day), with the period that it falls into."""
+    first = (TEST_START - TRAIN_START).days // STEP
+    days = pd.Series([TEST_START + pd.Timedelta(days=STEP * k) for k in range(-first, 10)])
+    asked = []
+    for day, period in zip(days, periods(days, days + pd.Timedelta(days=HORIZON)), strict=True):
+        number = (day - YEAR).days
+        if period != "unused":
+            active = cube[:, max(0, number - ACTIVE) : number, 1].sum(axis=1) > 0
+            asked += [(row, number, period) for row in np.flatnonzero(active)]
+    return pd.DataFrame(asked, columns=["row", "day", "period"])
+
+
+def running(cube: Array) -> Array:
+    """(households, days + 1, K) sums over the days before each."""
+    return np.concatenate([np.zeros((len(cube), 1, cube.shape[2])), cube.cumsum(axis=1)], axis=1)
+
+
+def regular_features(
+    rows: pd.DataFrame, cube: Array, kinds: list[str], households: pd.DataFrame
+) -> pd.DataFrame:
+    """Recency, frequency, money and category shares before each question."""
+    sums = running(cube)
+    row, day = rows.row.to_numpy(), rows.day.to_numpy()
+    table: dict[str, Array] = {}
+    for window in WINDOWS:
+        inside = sums[row, day] - sums[row, np.maximum(0, day - window)]
+        table |= {f"{name}_{window}": inside[:, number] for number, name in enumerate(kinds)}
+        table[f"spend_a_visit_{window}"] = inside[:, 2] / np.maximum(inside[:, 0], 1)
+    bought = cube[..., 1] > 0
+    number = np.arange(cube.shape[1])
+    last = np.maximum.accumulate(np.where(bought, number, -400), axis=1)
+    first = np.where(bought.any(axis=1), bought.argmax(axis=1), 400)
+    table["days_since_visit"] = day - last[row, day - 1]
+    table["days_known"] = day - first[row]
+    gap = [np.diff(np.flatnonzero(bought[r, :d])) for r, d in zip(row, day, strict=True)]
+    table["longest_gap"] = np.array([g.max() if len(g) else 400 for g in gap])
+    table["usual_gap"] = np.array([np.median(g) if len(g) else 400 for g in gap])
+    table["trend"] = table["spend_28"] * 91 / 28 / (table["spend_91"] + 1)
+    table["weeks_with_a_visit"] = np.array(
+        [
+            len(np.unique(np.flatnonzero(bought[r, max(0, d - 91) : d]) // 7))
+            for r, d in zip(row, day, strict=True)
+        ]
+    )
+    asked = households.household_id.to_numpy()[row]
+    people = raw("demographics").set_index("household_id").reindex(asked)  # known of a third of them
+    for name in people:
+        table[str(name)] = pd.Categorical(people[name]).codes
+    made = pd.DataFrame(table)
+    made.attrs["categories"] = kinds[5:]
+    return made
+
+
+def answers(rows: pd.DataFrame, cube: Array) -> dict[str, Array]:
+    """What followed each question: `lapse` (n,), `spend` (n,), `categories` (n, K)."""
+    sums = running(cube)
+    row, day = rows.row.to_numpy(), rows.day.to_numpy()
+    after = sums[row, day + HORIZON] - sums[row, day]
+    return {
+        "lapse": (after[:, 1] == 0).astype(float),
+        "spend": after[:, 2],
+        "categories": (after[:, 5:] > 0).astype(float),
+    }
+
+
+def each_label(question: Question, answer: Callable[[Array], Array]) -> Array:
+    """The answers to a label, or to each of K labels side by side."""
+    if question.label.ndim == 1:
+        return answer(question.label)
+    return np.stack([answer(label) for label in question.label.T], axis=1)
+
+
+def linear(question: Question) -> Array:
+    """Logistic regression on the features' logarithms."""
+    logs = np.sign(question.table) * np.log1p(question.table.abs())
+    test = question.where("test")
+
+    def answer(label: Array) -> Array:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+        found: Array = model.fit(logs[~test], label[~test]).predict_proba(logs[test])[:, 1]
+        return found
+
+    return each_label(question, answer)
+
+
+def by_lightgbm(question: Question, table: pd.DataFrame, seed: int) -> Array:
+    """LightGBM on a table of the question's rows; of an amount its median."""
+    kind, options = (lightgbm.LGBMClassifier, {})
+    if question.is_amount:
+        kind, options = lightgbm.LGBMRegressor, {"objective": "l1"}
+    settings = question.boosting | options | {"random_state": seed}
+    test = table[question.where("test")]
+
+    def answer(label: Array) -> Array:
+        model = boosted(kind, settings, table, label, question.rows.period)
+        found: Array = model.predict(test) if question.is_amount else model.predict_proba(test)[:, 1]
+        return found
+
+    return each_label(question, answer)
+
+
+def by_sklearn(question: Question) -> Array:
+    """scikit-learn's gradient boosting on the features, its rounds chosen as LightGBM's are."""
+    settings: dict[str, Any] = {
+        "learning_rate": 0.04,
+        "max_leaf_nodes": 15,
+        "min_samples_leaf": question.boosting["min_child_samples"],
+        "max_features": 0.5,
+        "early_stopping": False,
+        "random_state": 0,
+    }
+    kind, loss = HistGradientBoostingClassifier, log_loss
+    if question.is_amount:
+        kind, loss = HistGradientBoostingRegressor, mean_absolute_error
+        settings["loss"] = "absolute_error"
+    table = question.table.to_numpy()
+    early, late, test = (question.where(name) for name in ("train", "validation", "test"))
+
+    def answer(label: Array) -> Array:
+        chosen = kind(max_iter=300, **settings).fit(table[early], label[early])
+        staged = chosen.staged_predict if question.is_amount else chosen.staged_predict_proba
+        losses = [loss(label[late], told) for told in staged(table[late])]
+        model = kind(max_iter=max(20, int(np.argmin(losses)) + 1), **settings).fit(table[~test], label[~test])
+        found: Array = model.predict(table[test])
+        return found if question.is_amount else model.predict_proba(table[test])[:, 1]
+
+    return each_label(question, answer)
+
+
+def rule(question: Question) -> Array:
+    """What anyone would guess without a model."""
+    table = question.table[question.where("test")]
+    if question.name == "lapse":
+        found = table.days_since_visit - table.visits_91
+    elif question.name == "spend":
+        found = table.spend_91 * HORIZON / 91
+    else:
+        found = table[[f"{name}_91" for name in question.table.attrs["categories"]]]
+    return found.to_numpy()
+
+
+def timed(what: str, work: Callable[[], Array]) -> Array:
+    """Do it and say how long it took."""
+    started = time.monotonic()
+    found = work()
+    print(f"{what}: {time.monotonic() - started:.0f} s", flush=True)
+    return found
+
+
+def regular_peers(question: Question) -> Answers:
+    """The peers of what is asked every four weeks."""
+    name = question.name
+    found = {
+        "rule": [rule(question)],
+        "lightgbm": [timed(f"LightGBM, {name}", lambda: by_lightgbm(question, question.table, 0))],
+        "sklearn": [timed(f"scikit-learn, {name}", lambda: by_sklearn(question))],
+    }
+    if not question.is_amount:
+        found["logistic"] = [timed(f"logistic regression, {name}", lambda: linear(question))]
+    return found
+
+
+def coles_peers(questions: list[Question], seeds: Iterable[int]) -> dict[str, Answers]:
+    """Target -> answers by CoLES embeddings: LightGBM on them alone, and on them beside the features.
+
+    Many labels at once are asked of the first seed only, and only beside the features: each is a model.
+    """
+    events = household_events()
+    asked = pd.concat([question.rows[["household_id", "time"]] for question in questions], ignore_index=True)
+    ends = np.cumsum([len(question.rows) for question in questions])[:-1]
+    found: dict[str, Answers] = {question.name: {} for question in questions}
+    for turn, seed in enumerate(seeds):
+        given = embeddings(events, asked, seed)
+        for question, vectors in zip(questions, np.split(given, ends), strict=True):
+            own = pd.DataFrame(vectors).add_prefix("coles_")
+            beside = pd.concat([question.table.reset_index(drop=True), own], axis=1)
+            tables = {"coles": own, "coles_lightgbm": beside}
+            if question.label.ndim > 1:
+                tables = {"coles_lightgbm": beside} if turn == 0 else {}
+            for peer, table in tables.items():
+                what = f"{peer}, {question.name}, seed {seed}"
+                answer = timed(what, lambda q=question, t=table, s=seed: by_lightgbm(q, t, s))
+                found[question.name].setdefault(peer, []).append(answer)
+    return found
