@@ -18,7 +18,7 @@ from typing import Any
 from delta.tables import DeltaTable
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError
 from lam_spark.settings import session_settings
@@ -238,35 +238,53 @@ class Tables:
             merge = merge.whenMatchedUpdate(set={column: f"fresh.{column}" for column in update})
         self._commit(merge.execute, name)
 
-    def apply(self, frame: DataFrame, name: str, key: str, note: Mapping[str, Any]) -> dict[str, int]:
-        """Bring the rows of `frame` into the table in one commit that carries `note`.
+    def apply(
+        self, frame: DataFrame, name: str, key: str, note: Mapping[str, Any], leaving: DataFrame | None = None
+    ) -> dict[str, int]:
+        """Insert or replace the rows of `frame`, delete those of `leaving`: all or nothing, with `note` at the end.
 
-        Grain of `frame`: a `key`; the table's columns and `gone BOOLEAN`. A gone row is deleted, a new one
-        inserted, and one that is there replaced if its `seq_hash` differs. Nothing to do still commits,
-        because the note must move on.
+        A row's other columns are not read: the rows that `frame` names are written as it gives them.
+
+        Args:
+            frame: the table's columns; grain: a `key`.
+            name: the table.
+            key: column that names a row.
+            note: kept with the last commit (`note_of`); it moves on also where there is nothing to do.
+            leaving: keys whose rows go, none of them in `frame`; None: none.
 
         Returns:
             Rows inserted, replaced and deleted.
         """
-        columns: dict[str, str | Column] = {c: f"fresh.{c}" for c in frame.columns if c != "gone"}
-        merge = (
-            DeltaTable.forPath(self.spark, self.path(name))
-            .alias("known")
-            .merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
-            .whenMatchedDelete("fresh.gone")
-            .whenMatchedUpdate("known.seq_hash <> fresh.seq_hash", columns)
-            .whenNotMatchedInsert("NOT fresh.gone", columns)
-        )
+        with self.together(name) if leaving is not None else contextlib.nullcontext():
+            # Deletions in a commit of their own. As a clause beside the others they would make Delta carry all
+            # columns of all rows through the merge, the whole table read to change a hundredth of it.
+            deleted = self._delete(leaving, name, key) if leaving is not None else 0
+            merge = (
+                DeltaTable.forPath(self.spark, self.path(name))
+                .alias("known")
+                .merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
+                .whenMatchedUpdateAll()
+                .whenNotMatchedInsertAll()
+            )
+            before = self.version(name)
+            with session_settings(self.spark, {_USER_METADATA: json.dumps(note)}):
+                self._commit(merge.execute, name)
+            if self.version(name) == before:
+                self.renew_note(name, note)
+                return {"inserted": 0, "replaced": 0, "deleted": deleted}
+            return {
+                "inserted": self._rows_of_last_write(name, "numTargetRowsInserted"),
+                "replaced": self._rows_of_last_write(name, "numTargetRowsUpdated"),
+                "deleted": deleted,
+            }
+
+    def _delete(self, keys: DataFrame, name: str, key: str) -> int:
+        """Delete the rows with these keys in one commit; how many they were (no commit where there are none)."""
         before = self.version(name)
-        with session_settings(self.spark, {_USER_METADATA: json.dumps(note)}):
-            self._commit(merge.execute, name)
-        if self.version(name) == before:
-            self.renew_note(name, note)
-            return dict.fromkeys(("inserted", "replaced", "deleted"), 0)
-        return {
-            what: self._rows_of_last_write(name, f"numTargetRows{metric}")
-            for what, metric in (("inserted", "Inserted"), ("replaced", "Updated"), ("deleted", "Deleted"))
-        }
+        target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
+        merge = target.merge(keys.alias("fresh"), f"known.{key} = fresh.{key}").whenMatchedDelete()
+        self._commit(merge.execute, name)
+        return 0 if self.version(name) == before else self._rows_of_last_write(name, "numTargetRowsDeleted")
 
     def renew_note(self, name: str, note: Mapping[str, Any]) -> None:
         """Commit a new note and no rows."""
@@ -277,12 +295,18 @@ class Tables:
 
     def note_of(self, name: str) -> dict[str, Any] | None:
         """The note of the commit that made the table's rows; None where another change came after it."""
-        for version in sorted(self._commits(name), reverse=True):
+        commits = set(self._commits(name))
+        version = max(commits, default=-1)
+        while version in commits:
             commit = self._commit_info(name, version)
             if "userMetadata" in commit:
                 note: dict[str, Any] = json.loads(commit["userMetadata"])
                 return note
-            if commit["operation"] not in _SAME_ROWS:
+            if commit["operation"] == "RESTORE":  # `undo`: the rows are those of an earlier version
+                version = int(commit["operationParameters"]["version"])
+            elif commit["operation"] in _SAME_ROWS:
+                version -= 1
+            else:
                 return None
         return None
 

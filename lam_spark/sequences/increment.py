@@ -34,6 +34,8 @@ from lam_spark.tokens import FIRST_VALUE
 # Where more customers than this share have to be made again, all are: it costs no more.
 _MOST_REMADE = 0.3
 _ADD, _REMAKE, _DELETE = 1, 2, 3
+# A row that is made again is written only if these differ.
+_SAME = ("customer_key", "seq_hash")
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,12 @@ def feed_of(run: Run, built: Built) -> DataFrame:
     return feed.withColumn("sign", F.when(came, 1).otherwise(-1)).select(*events.columns, "sign")
 
 
-def learn_values(step: Increment, cut: int) -> tuple[int, int]:
-    """Bring `value_counts` and the vocabulary up to date.
-
-    Returns:
-        The version of `value_counts`, and how many values the vocabulary gained.
-    """
+def learn_values(step: Increment, cut: int) -> int:
+    """Bring `value_counts` and the vocabulary up to date; returns the version of `value_counts`."""
     run, built, config = step.run, step.built, step.run.config
     late = step.earliest_change is not None and step.earliest_change < built.cut
     if cut == built.cut and step.moved is None and not late:
-        return built.value_counts, 0
+        return built.value_counts
     changed = step.changed_before(built.cut, cut)
     parts = [changed.join(step.among(changed).where("trains"), "customer_key", "left_semi")]
     columns = ["event_time", "sign", *config.categorical]
@@ -139,11 +137,17 @@ def learn_values(step: Increment, cut: int) -> tuple[int, int]:
     weighted = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
     differences = step.run.keep(count_values(weighted, config, F.col("sign")).where("count <> 0"))
     if differences.isEmpty():
-        return built.value_counts, 0
+        return built.value_counts
     known = run.tables.read("value_counts", built.value_counts)
     both = known.unionByName(differences).groupBy("field", "value").agg(F.sum("count").alias("count"))
     run.tables.overwrite(both.where("count > 0"), "value_counts")
-    return run.tables.version("value_counts"), extend_vocabulary(run, run.tables.read("value_counts"))
+    extend_vocabulary(run, run.tables.read("value_counts"))
+    return run.tables.version("value_counts")
+
+
+def values_since(built: Built, tops: dict[str, int]) -> int:
+    """How many values the vocabulary gained since the rows were made; a run that then died may have added them."""
+    return sum(top - built.top_ids.get(name, FIRST_VALUE - 1) for name, top in tops.items())
 
 
 def customers_to_do(step: Increment, as_of: int, values_added: int) -> DataFrame:
@@ -181,11 +185,13 @@ def _with_learnt_values(step: Increment, as_of: int) -> DataFrame:
     return run.tables.read("sequences").select("customer_key").join(found, "customer_key", "left_semi")
 
 
-def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int]) -> DataFrame:
-    """What `Tables.apply` takes: rows of the table, with `gone`."""
+def new_rows(
+    step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int], vocabulary: DataFrame
+) -> DataFrame:
+    """The rows of the table that are not what they were, and new ones; grain: a customer."""
     run, config = step.run, step.run.config
     stored = run.tables.read("sequences")
-    assembler = Assembler(run, run.keep(run.tables.read("vocabulary")))
+    assembler = Assembler(run, vocabulary)
     parts = []
     if counts[_ADD]:
         adding = to_do.where(F.col("task") == _ADD).select("customer_key")
@@ -194,15 +200,28 @@ def new_rows(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, in
         new = assembler.gathered(fresh, adding, fresh.count())
         parts.append(finished(merged(old, new, config), config))
     if counts[_REMAKE]:
-        remaking = to_do.where(F.col("task") == _REMAKE).select("customer_key")
         visible = before(step.events, as_of)
         share = counts[_REMAKE] / max(1, stored.count())
-        made = assembler.rows(visible, remaking, math.ceil(share * step.events.count()))
-        parts.append(remaking.join(made, "customer_key", "left"))
-    rows = reduce(DataFrame.unionByName, parts) if parts else stored.limit(0)
-    leaving = to_do.where(F.col("task") == _DELETE).select("customer_key")
-    rows = rows.unionByName(leaving, allowMissingColumns=True)
-    return rows.withColumn("gone", F.col("seq_len").isNull())
+        made = assembler.rows(visible, _remaking(to_do), math.ceil(share * step.events.count()))
+        held = stored.select(*_SAME).join(_remaking(to_do), "customer_key", "left_semi")
+        parts.append(made.join(held, list(_SAME), "left_anti"))
+    return reduce(DataFrame.unionByName, parts) if parts else stored.limit(0)
+
+
+def leaving(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int]) -> DataFrame | None:
+    """`customer_key` of those whose row goes: not eligible any more, or without an event; None: nobody."""
+    parts = []
+    if counts[_DELETE]:
+        parts.append(to_do.where(F.col("task") == _DELETE).select("customer_key"))
+    if counts[_REMAKE]:
+        visible = before(step.events, as_of).select("customer_key")
+        seen = visible.join(_remaking(to_do), "customer_key", "left_semi").distinct()
+        parts.append(_remaking(to_do).join(seen, "customer_key", "left_anti"))
+    return reduce(DataFrame.unionByName, parts) if parts else None
+
+
+def _remaking(to_do: DataFrame) -> DataFrame:
+    return to_do.where(F.col("task") == _REMAKE).select("customer_key")
 
 
 def update(run: Run, built: Built, cut: int) -> Outcome | str:
@@ -215,7 +234,10 @@ def update(run: Run, built: Built, cut: int) -> Outcome | str:
 
 def _update(step: Increment, cut: int) -> Outcome | str:
     run, built, as_of = step.run, step.built, micros(step.run.as_of)
-    value_counts, values_added = learn_values(step, cut)
+    value_counts = learn_values(step, cut)
+    vocabulary = run.keep(run.tables.read("vocabulary"))
+    tops = top_ids(vocabulary)
+    values_added = values_since(built, tops)
     to_do = step.run.keep(customers_to_do(step, as_of, values_added))
     counted = {row["task"]: row["count"] for row in to_do.groupBy("task").count().toLocalIterator()}
     counts = {task: counted.get(task, 0) for task in (_ADD, _REMAKE, _DELETE)}
@@ -232,11 +254,12 @@ def _update(step: Increment, cut: int) -> Outcome | str:
         cut=cut,
         first_event=step.bounds[0],
         last_event=step.bounds[1],
-        top_ids=top_ids(run.tables.read("vocabulary")) if values_added else built.top_ids,
+        top_ids=tops,
     )
     if any(counts.values()):
-        fresh = new_rows(step, to_do, as_of, counts)
-        rows = run.tables.apply(fresh, "sequences", "customer_key", now.note())
+        fresh = new_rows(step, to_do, as_of, counts, vocabulary)
+        gone = leaving(step, to_do, as_of, counts)
+        rows = run.tables.apply(fresh, "sequences", "customer_key", now.note(), gone)
     else:
         run.tables.renew_note("sequences", now.note())
         rows = dict.fromkeys(("inserted", "replaced", "deleted"), 0)

@@ -18,7 +18,7 @@ import pytest
 from conftest import ONE_TARGET, PURPOSES, STARTED_AT, run_builder
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, DataQualityError
@@ -26,6 +26,7 @@ from lam_spark.run import Run, StageResult
 from lam_spark.sequences import assemble, increment
 from lam_spark.sequences.bounds import micros
 from lam_spark.sequences.vocabulary import MISSING, UNKNOWN
+from lam_spark.tables import Tables
 from spark.conftest import event, events_frame, ledger_frame
 
 KEPT = 16
@@ -468,6 +469,36 @@ def test_events_that_were_replaced_and_a_table_that_was_touched_take_a_rebuild(
     assert check(shop, AS_OF).facts["mode"] == "update"
     shop.night += 7
     assert check(shop, AS_OF).facts["why"] == "the table is more than 6 days old"
+
+
+def test_a_night_that_dies_between_its_commits_leaves_the_rows_and_the_next_one_makes_up_for_it(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    for customer in ("ada", "bob"):
+        for purpose in PURPOSES:
+            shop.state(customer, purpose, "opt_in")
+    shop.add(*many("ada", 5), *many("bob", 2, "rare"))
+    check(shop, AS_OF)
+    before = whole(shop.run(AS_OF))
+    for purpose in PURPOSES:
+        shop.state("ada", purpose, "opt_out")
+    shop.add(("bob", days(2), "rare", 1.0))  # the third: now the vocabulary takes it
+
+    def dies(tables: Tables, keys: DataFrame, name: str, key: str) -> int:
+        assert delete(tables, keys, name, key) == 1
+        raise MemoryError("no space left")
+
+    delete = Tables._delete
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "_delete", dies)
+        with pytest.raises(MemoryError):
+            assemble.run(shop.run(AS_OF))
+    assert whole(shop.run(AS_OF)) == before
+    result = check(shop, AS_OF)
+    assert result.facts["mode"] == "update"
+    counts = result.counts
+    assert (counts["rows_replaced"], counts["rows_deleted"], counts["vocabulary_added"]) == (1, 1, 1)
 
 
 def test_an_update_holds_as_of_against_the_new_bounds(spark: SparkSession, tmp_path: Path) -> None:
