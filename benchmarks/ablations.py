@@ -1,10 +1,11 @@
 """What each part of the model is worth: trainings with and without it, judged on the validation period.
 
-    python benchmarks/ablations.py [--small]
+    python benchmarks/ablations.py [--small] [--folder FOLDER] [--seeds 5] [--worlds retailer telecom]
 
 On the retailer's four questions (Complete Journey) and on the telecom world's upgrades (10,000 customers), five seeds
 (--small: one seed, 1,000 customers). Each training pre-trains one epoch and fine-tunes up to three; the chosen epoch's
-measures count. The test period is not looked at. Trainings run two at a time, a thread each.
+measures count. The test period is not looked at. Trainings run two at a time, a thread each. It takes hours: with
+--folder what is finished stays there, and the same command goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
 elapsed time and no hour of the week (the aggregates still know days); `numbers`: no number in any event; `aggregates`:
@@ -16,13 +17,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
+import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +33,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import REPOSITORY, fill, open_run, report, small_asked
+from common import REPOSITORY, command_line, fill, open_run, report
 from coupon import EVERYONE
 from quality import TARGETS
 from torch import Tensor
@@ -139,33 +142,45 @@ def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
 
 
 def prepared(conf: Path, root: Path, *settings: str) -> TrainingSpec:
-    """Run the stages up to the snapshot; how its training is specified."""
+    """Run the stages up to the snapshot, unless they have run; how its training is specified."""
+    kept = root / "spec.json"
+    if kept.exists():
+        return TrainingSpec.load(kept)
     fill(conf, root, *settings)
     run = open_run(conf, root, *settings)
     layout = layout_of(run.config, run.tables.read("vocabulary"))
     spec: TrainingSpec = specification(run, root / "training", layout, "")
     run.spark.stop()
+    spec.save(kept)
     return spec
 
 
-def all_variants(spec: TrainingSpec, folder: Path, seeds: range) -> dict[str, dict[str, list[float]]]:
-    """Variant -> measure -> a value a seed."""
-    found: dict[str, dict[str, list[float]]] = {v: defaultdict(list) for v in VARIANTS}
+def all_variants(
+    spec: TrainingSpec, folder: Path, seeds: range, variants: Iterable[str]
+) -> dict[str, dict[str, list[float]]]:
+    """Variant -> measure -> a value a seed; trainings that the folder tells of are not run again."""
+    found: dict[str, dict[str, list[float]]] = {v: defaultdict(list) for v in variants}
     with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = {}
+        # The seeds outside: stopped early, each variant has had nearly as many.
         for seed in seeds:
-            for variant, changed in VARIANTS.items():
+            for variant in found:
                 place = folder / f"{variant}_{seed}"
-                place.mkdir(parents=True)
-                settings = spec.settings | SETTINGS | changed | {"seed": seed}
+                settings = spec.settings | SETTINGS | VARIANTS[variant] | {"seed": seed}
                 own = dataclasses.replace(spec, settings=settings, folder=str(place))
-                jobs[pool.submit(measures, own, variant)] = variant, seed
-        for job in as_completed(jobs):
-            variant, seed = jobs[job]
-            told = job.result()
-            for name, value in told.items():
+                if not (place / "measures.json").exists():
+                    shutil.rmtree(place, ignore_errors=True)
+                    place.mkdir(parents=True)
+                    jobs[pool.submit(measures, own, variant)] = place
+        for done, job in enumerate(as_completed(jobs), 1):
+            place, told = jobs[job], job.result()
+            (place / "measures.json").write_text(json.dumps(told), encoding="utf-8")
+            print(f"  {done} of {len(jobs)}, {place.name}: {told}", flush=True)
+    for variant in found:
+        for seed in seeds:
+            kept = folder / f"{variant}_{seed}" / "measures.json"
+            for name, value in json.loads(kept.read_text(encoding="utf-8")).items():
                 found[variant][name].append(value)
-            print(f"  seed {seed}, {variant}: {told}", flush=True)
     return found
 
 
@@ -180,7 +195,7 @@ def worth(found: dict[str, dict[str, list[float]]], prefix: str) -> dict[str, fl
         if len(whole[name]) > 1:
             figures[f"{key}_spread"] = statistics.stdev(whole[name])
         sign = -1 if name.endswith("error") else 1
-        for variant in VARIANTS:
+        for variant in found:
             if variant != "whole":
                 lost = sign * (figures[key] - statistics.fmean(found[variant][name]))
                 figures[f"{key}_lost_by_{variant}"] = lost
@@ -188,19 +203,33 @@ def worth(found: dict[str, dict[str, list[float]]], prefix: str) -> dict[str, fl
     return figures
 
 
+WORLDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "retailer": ("conf/complete_journey.yaml", (EVERYONE, *TARGETS)),
+    "telecom": ("conf/telco.yaml", ("fetch.arguments.customers=10000",)),
+}
+SMALL = "fetch.arguments.customers=1000"
+
+
 def main() -> None:
-    small = small_asked(__doc__)
-    seeds = range(1 if small else 5)
+    parser = command_line(__doc__)
+    parser.add_argument("--folder", type=Path, help="where to keep what is finished, and to go on from")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    asked = parser.parse_args()
+    seeds = range(1 if asked.small else asked.seeds)
     os.environ["LAM_SPARK_SECRET"] = secrets.token_hex(32)
     figures: dict[str, float] = {"seeds": len(seeds)}
-    worlds = {
-        "retailer": ("conf/complete_journey.yaml", (EVERYONE, *TARGETS)),
-        "telecom": ("conf/telco.yaml", (f"fetch.arguments.customers={1_000 if small else 10_000}",)),
-    }
-    for name, (conf, settings) in worlds.items():
-        with tempfile.TemporaryDirectory(prefix="ablations-") as folder:
-            spec = prepared(REPOSITORY / conf, Path(folder) / name, *settings)
-            figures |= worth(all_variants(spec, Path(folder) / "trainings", seeds), name)
+    with contextlib.ExitStack() as stack:
+        folder = asked.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ablations-")))
+        for name in asked.worlds:
+            conf, settings = WORLDS[name]
+            if asked.small and name == "telecom":
+                settings = (*settings, SMALL)
+            root = folder.absolute() / name
+            spec = prepared(REPOSITORY / conf, root, *settings)
+            # How batches are put together is a matter of one world.
+            variants = [v for v in VARIANTS if name == "retailer" or not v.startswith("accumulate")]
+            figures |= worth(all_variants(spec, root / "ablations", seeds, variants), name)
     report("ablations", figures, {})
 
 

@@ -20,13 +20,18 @@ UP_TO_SNAPSHOT = ("fetch", "ingest", "consent", "sequences", "examples", "snapsh
 _SECRET = secrets.token_hex(32)
 
 
-def small_asked(description: str | None) -> bool:
-    """Read the command line; True for --small."""
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark takes: --small."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--small", action="store_true", help="a quick run; its figures are not for the record"
     )
-    return bool(parser.parse_args().small)
+    return parser
+
+
+def small_asked(description: str | None) -> bool:
+    """Read the command line; True for --small."""
+    return bool(command_line(description).parse_args().small)
 
 
 def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment: str) -> dict[str, Any]:
