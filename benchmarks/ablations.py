@@ -19,10 +19,8 @@ import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import shutil
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -33,7 +31,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import REPOSITORY, command_line, fill, open_run, report
+from common import REPOSITORY, command_line, fill, kept_folder, kept_secret, open_run, report
 from coupon import EVERYONE
 from quality import TARGETS
 from torch import Tensor
@@ -217,15 +215,14 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     asked = parser.parse_args()
     seeds = range(1 if asked.small else asked.seeds)
-    os.environ["LAM_SPARK_SECRET"] = secrets.token_hex(32)
     figures: dict[str, float] = {"seeds": len(seeds)}
-    with contextlib.ExitStack() as stack:
-        folder = asked.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ablations-")))
+    with kept_folder(asked.folder, "ablations-") as folder:
+        os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
         for name in asked.worlds:
             conf, settings = WORLDS[name]
             if asked.small and name == "telecom":
                 settings = (*settings, SMALL)
-            root = folder.absolute() / name
+            root = folder / name
             spec = prepared(REPOSITORY / conf, root, *settings)
             # How batches are put together is a matter of one world.
             variants = [v for v in VARIANTS if name == "retailer" or not v.startswith("accumulate")]

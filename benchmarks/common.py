@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
@@ -10,7 +11,8 @@ import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,26 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
 def small_asked(description: str | None) -> bool:
     """Read the command line; True for --small."""
     return bool(command_line(description).parse_args().small)
+
+
+@contextlib.contextmanager
+def kept_folder(asked: Path | None, prefix: str) -> Iterator[Path]:
+    """The folder that was asked for, which stays; or one that goes away at the end."""
+    if asked is None:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield Path(folder)
+    else:
+        asked.mkdir(parents=True, exist_ok=True)
+        yield asked.absolute()
+
+
+def kept_secret(folder: Path) -> str:
+    """The secret of the workspaces in a folder: drawn the first time, the same when a run goes on there."""
+    place = folder / "secret"
+    if not place.exists():
+        place.touch(mode=0o600)
+        place.write_text(secrets.token_hex(32), encoding="utf-8")
+    return place.read_text(encoding="utf-8")
 
 
 def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The telecom world's planted wants: the model beside gradient boosting, chains of actions, and the truth itself.
 
-    python benchmarks/wants.py [--small]
+    python benchmarks/wants.py [--small] [--folder FOLDER]
 
-100,000 drawn customers (--small: 4,000) through all stages up to `evaluate`, one seed. The target is asked of both
+100,000 drawn customers (--small: 4,000) through all stages up to `evaluate`, one seed. With --folder, finished stages
+stay there, and the same command goes on from them. The target is asked of both
 arms of the telemarketing: of those whom chance had called and of those whom it held back. On the contacts of the test
 period, the same rows on all sides:
 
@@ -19,9 +20,8 @@ LightGBM gets what its own users would make of the same events: counts by action
 
 from __future__ import annotations
 
+import json
 import os
-import secrets
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -34,7 +34,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from common import REPOSITORY, UP_TO_SNAPSHOT, lam_spark, open_run, report, small_asked, stage_records
+from common import (
+    REPOSITORY,
+    UP_TO_SNAPSHOT,
+    command_line,
+    kept_folder,
+    kept_secret,
+    lam_spark,
+    open_run,
+    report,
+    stage_records,
+)
 from coupon import boosted, pseudonyms
 from pyspark.sql import functions as F
 from quality_peers import BOOSTING
@@ -63,12 +73,16 @@ class World:
     """A workspace of the telecom world with a trained model, and a session to look into it."""
 
     def __init__(self, root: Path, customers: int) -> None:
-        self.secret = os.environ["LAM_SPARK_SECRET"] = secrets.token_hex(32)
+        self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(root.parent)
         settings = [BOTH_ARMS, f"fetch.arguments.customers={customers}"]
-        self.seconds = {}
+        finished = root.parent / "stages.json"
+        self.seconds: dict[str, float] = json.loads(finished.read_text()) if finished.exists() else {}
         for name in STAGES:
+            if name in self.seconds:
+                continue
             made = stage_records(root, lam_spark(name, CONF, root, *settings)["run_id"])[name]
             self.seconds[name] = made["seconds"]
+            finished.write_text(json.dumps(self.seconds))
             print(f"  {name:<10} {made['seconds']:7.0f} s  {made['says']}", flush=True)
         self.root = root
         self.run: Run = open_run(CONF, root, *settings)
@@ -127,7 +141,7 @@ class World:
         """The events of the contacted, as plain Parquet for the peers."""
         contacted = self.run.tables.read("examples").select("customer_key").distinct()
         events = self.run.tables.read("events").join(contacted, "customer_key", "left_semi")
-        events.drop("attributes").write.parquet(str(folder / "events"))
+        events.drop("attributes").write.mode("overwrite").parquet(str(folder / "events"))
         return folder / "events"
 
 
@@ -322,13 +336,16 @@ class NextActions:
 
 
 def main() -> None:
-    size = 4_000 if small_asked(__doc__) else 100_000
-    with tempfile.TemporaryDirectory(prefix="wants-") as folder:
-        root = Path(folder) / "telco"
+    parser = command_line(__doc__)
+    parser.add_argument("--folder", type=Path, help="where to keep what is finished, and to go on from")
+    asked = parser.parse_args()
+    size = 4_000 if asked.small else 100_000
+    with kept_folder(asked.folder, "wants-") as folder:
+        root = folder / "telco"
         world = World(root, size)
         contacts = world.contacts()
         started = time.monotonic()
-        table, plain = features(contacts, world.events(Path(folder)))
+        table, plain = features(contacts, world.events(folder))
         print(
             f"  {len(contacts):,} contacts, {table.shape[1]} features in {time.monotonic() - started:.0f} s"
         )
