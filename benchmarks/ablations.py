@@ -8,8 +8,9 @@ measures count. The test period is not looked at. Trainings run two at a time, a
 --folder what is finished stays there, and the same command goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
-elapsed time and no hour of the week (the aggregates still know days); `numbers`: no number in any event; `aggregates`:
-the answers see the sequence alone; `pre_training`: fine-tuning from the start. `contrastive` is the other way round:
+elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event;
+`aggregates`: the same for all; `habits`: the same for all; `counts`: both, the answers see the sequence alone;
+`pre_training`: fine-tuning from the start. `contrastive` is the other way round:
 what comes of adding it. `accumulate...` are four batches a step, with the learning rate as it is or scaled.
 """
 
@@ -39,6 +40,7 @@ from torch import Tensor
 from lam_spark.dataset.columns import layout_of
 from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
+from lam_spark.model.habits import Habits
 from lam_spark.training import fit
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.spec import TrainingSpec
@@ -59,6 +61,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "time": {},
     "numbers": {},
     "aggregates": {},
+    "habits": {},
+    "counts": {},
     "pre_training": {"pretrain_epochs": 0},
     "contrastive": {"contrastive_weight": 1.0},
     "accumulate": {"accumulate": 4},
@@ -102,11 +106,20 @@ def without_aggregates(batch: Batch) -> Batch:
     return {**batch, "aggregates": torch.zeros_like(batch["aggregates"])}
 
 
+def no_habits(habits: Habits, batch: Batch, seen_BQT: Tensor) -> Tensor:
+    """The same habits for all."""
+    return torch.zeros_like(_counted(habits, batch, seen_BQT))
+
+
+_counted = Habits.forward
+
+
 CHANGES: dict[str, Callable[[Batch], Batch]] = {
     "order": without_order,
     "time": without_time,
     "numbers": without_numbers,
     "aggregates": without_aggregates,
+    "counts": without_aggregates,
 }
 
 
@@ -132,6 +145,8 @@ def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
             patches.enter_context(
                 mock.patch.object(transformer, "_time_features", lambda elapsed: untimed(elapsed * 0))
             )
+        if variant in ("habits", "counts"):
+            patches.enter_context(mock.patch.object(Habits, "forward", no_habits))
         started = time.monotonic()
         trainer = fit.Trainer(spec, SingleWorld(), stop_at_refit)
         with contextlib.suppress(JudgedError):

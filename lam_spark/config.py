@@ -309,6 +309,11 @@ class ModelConfig(Section):
     )
     window_days: tuple[int, ...] = (28, 91, 365)
     numeric_bins: int = Field(default=8, ge=0, description="quantile bins of a numeric field; 0: none")
+    half_life_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(3.0, 14.0, 60.0, 240.0),
+        min_length=1,
+        description="the answers know how often each value occurred, an event counting half after so long",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:

@@ -21,7 +21,7 @@ from lam_spark.errors import ModelError
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,12 @@ def open_artifact(weights: bytes, card: bytes, expected_digest: str) -> Artifact
     try:
         values = json.loads(card)
         if values["format"] != FORMAT:
-            raise ModelError(f"model.json has format {values['format']}, this version reads {FORMAT}")
+            raise ModelError(
+                f"model.json has format {values['format']}, this version reads {FORMAT}: run the stage 'train' again"
+            )
         model = LargeActionModel(
             Layout.from_json(values["layout"]),
-            ModelSize(**values["size"]),
+            ModelSize.from_json(values["size"]),
             Normaliser.from_json(values["normaliser"]),
         )
         model.load_state_dict(load(weights))

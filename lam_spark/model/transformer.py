@@ -26,22 +26,31 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
+from lam_spark.model.habits import Habits, counted_rows, field_rows
 from lam_spark.tokens import FIRST_VALUE
 
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
 _MOST_DEVIATIONS = 4.0
+# Habits are many and alike: as they are, a step of the optimiser would move an answer by all of them at once.
+_HABIT_SCALE = 0.25
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Width D, layers, heads (D is a multiple of 2 x heads), dropout, bins of a number (0: none)."""
+    """Width D, layers, heads (D is a multiple of 2 x heads), dropout, bins of a number (or 0), half-lives of habits."""
 
     width: int
     layers: int
     heads: int
     dropout: float
     numeric_bins: int = 8
+    half_life_days: tuple[float, ...] = (3.0, 14.0, 60.0, 240.0)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `asdict` and JSON."""
+        return cls(**{**values, "half_life_days": tuple(values["half_life_days"])})
 
 
 @dataclass(frozen=True)
@@ -133,12 +142,9 @@ class LargeActionModel(nn.Module):
         )
         self.next_number = nn.Linear(width, len(layout.numeric))
         self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
-        summaries = len(layout.aggregate_names)
+        self.habits = Habits(layout, size.half_life_days)
         self.answers = nn.ModuleDict(
-            {
-                entry(target.name): _Answer(target, width, summaries, layout, size.dropout)
-                for target in layout.targets
-            }
+            {entry(target.name): _Answer(target, layout, size) for target in layout.targets}
         )
         self.numeric_mean: Tensor
         self.numeric_std: Tensor
@@ -196,11 +202,11 @@ class LargeActionModel(nn.Module):
                 x_BSD = block(x_BSD, mask_BSS, cos, sin)
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
-        summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
         hidden_BQD = x_BSD[:, slots:]
-        seen_BQT = mask_BSS[:, slots:, :slots]
+        summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
+        habits_BQHR = self.habits(batch, mask_BSS[:, slots:, :slots])
         answers = {
-            target.name: self.answers[entry(target.name)](hidden_BQD, summary_BQA, batch, seen_BQT)
+            target.name: self.answers[entry(target.name)](hidden_BQD, summary_BQA, habits_BQHR)
             for target in self.layout.targets
         }
         return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
@@ -285,38 +291,33 @@ class _Block(nn.Module):
 
 
 class _Answer(nn.Module):
-    """Fuses what the sequence says with the summary aggregates: a linear part and a small network.
+    """Fuses what the sequence says with the summary aggregates and the habits.
 
-    An answer of `next` also sees how often each value happened, fading by half in each of the aggregates' windows: how
-    much a habit counts is for the sequence to say.
+    A small network reads all three. What is linear in the aggregates is added, as is, in an answer of `next`, each
+    value's own habit: how much that counts, is for the sequence to say.
     """
 
-    def __init__(self, target: Target, width: int, summaries: int, layout: Layout, dropout: float) -> None:
+    def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
-        self.target, self.half_lives = target, layout.window_days
+        self.target, width, summaries = target, size.width, len(layout.aggregate_names)
+        self.values = slice(0)
+        if target.kind == "next":
+            first = field_rows(layout)[target.field].start + FIRST_VALUE
+            self.values = slice(first, first + target.values)
         self.wide = nn.Linear(summaries, target.outputs)
-        self.first = nn.Linear(width + summaries, width)
-        self.dropout = nn.Dropout(dropout)
+        self.first = nn.Linear(width + summaries + habit_features(layout, size), width)
+        self.dropout = nn.Dropout(size.dropout)
         self.last = nn.Linear(width, target.outputs)
-        self.habit = nn.Linear(width, len(self.half_lives)) if target.kind == "next" else None
+        self.habit = nn.Linear(width, len(size.half_life_days)) if target.kind == "next" else None
 
-    def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor, batch: Batch, seen_BQT: Tensor) -> Tensor:
-        inner_BQD = self.dropout(F.silu(self.first(torch.cat([hidden_BQD, summary_BQA], dim=-1))))
+    def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor, habits_BQHR: Tensor) -> Tensor:
+        known = [hidden_BQD, summary_BQA, _HABIT_SCALE * habits_BQHR.flatten(2)]
+        inner_BQD = self.dropout(F.silu(self.first(torch.cat(known, dim=-1))))
         answer: Tensor = self.wide(summary_BQA) + self.last(inner_BQD)
         if self.habit is not None:
-            weight_BQH = self.habit(inner_BQD)
-            answer = answer + torch.einsum("bqh,bqhv->bqv", weight_BQH, self._habits(batch, seen_BQT))
+            own_BQHV = habits_BQHR[..., self.values]
+            answer = answer + torch.einsum("bqh,bqhv->bqv", self.habit(inner_BQD), own_BQHV)
         return answer.squeeze(-1) if self.target.kind == "binary" else answer
-
-    def _habits(self, batch: Batch, seen_BQT: Tensor) -> Tensor:
-        """(B, Q, H, V): log of one plus the faded count of each value among the events seen, a half-life."""
-        field = batch[f"event_{self.target.field}"].long() - FIRST_VALUE
-        asked_for = (field >= 0) & (field < self.target.values)
-        one_hot_BTV = F.one_hot(field.clamp(0, self.target.values - 1), self.target.values).float()
-        one_hot_BTV = one_hot_BTV * asked_for[..., None]
-        ago_BQT = (batch["query_time"][:, :, None] - batch["event_time"][:, None]).float() / MICROS_PER_DAY
-        fades = [seen_BQT * torch.exp2(-ago_BQT.clamp_min(0) / days) for days in self.half_lives]
-        return torch.stack([(fade_BQT @ one_hot_BTV).log1p() for fade_BQT in fades], dim=2)
 
 
 def visibility(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -362,6 +363,11 @@ def entry(name: str) -> str:
 def number_features(layout: Layout, size: ModelSize) -> int:
     """How many numbers of an event are projected into its vector."""
     return (3 + size.numeric_bins) * len(layout.numeric) + _TIME_FEATURES
+
+
+def habit_features(layout: Layout, size: ModelSize) -> int:
+    """How many numbers of a query's habits an answer reads."""
+    return len(size.half_life_days) * counted_rows(layout)
 
 
 def _bins(edges: tuple[tuple[float, ...], ...], bins: int) -> tuple[Tensor, Tensor]:

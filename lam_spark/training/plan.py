@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser, inner_width, number_features
+from lam_spark.model.habits import counted_rows
+from lam_spark.model.transformer import (
+    LargeActionModel,
+    ModelSize,
+    Normaliser,
+    habit_features,
+    inner_width,
+    number_features,
+)
 
 # Of the system that this one follows: a large telecom operator's.
 REFERENCE_GPU_HOURS = 145
@@ -142,11 +150,9 @@ def forward_flops(layout: Layout, size: ModelSize) -> float:
     inputs = 2 * slots * (number_features(layout, size) + sum(layout.vector_widths)) * width
     nexts = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
     summaries = len(layout.aggregate_names)
-    inner = (width + summaries) * width
+    inner = (width + summaries + habit_features(layout, size)) * width
     answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
-    habits = sum(
-        len(layout.window_days) * events * target.values for target in layout.targets if target.kind == "next"
-    )
+    habits = len(size.half_life_days) * events * counted_rows(layout)
     return float(size.layers * layer + inputs + nexts + 2 * queries * (answers + habits))
 
 

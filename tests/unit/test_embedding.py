@@ -16,7 +16,7 @@ from lam_spark.model.artifact import Artifact
 from lam_spark.model.transformer import LargeActionModel, entry, standardise
 from lam_spark.scoring.predictor import answer_queries, embed_customers
 
-from .tiny import DAY, LAYOUT, SIZE, START, customer, lively_model
+from .tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, lively_model
 
 HOUR = 72  # Wednesday 00:00
 UNKNOWN, MISSING = 1, 2
@@ -142,14 +142,18 @@ def test_of_nobody_there_are_no_vectors(model: LargeActionModel) -> None:
 
 
 @torch.no_grad()
-def test_an_answer_is_what_a_head_makes_of_it_and_the_aggregates(model: LargeActionModel) -> None:
+def test_an_answer_is_what_a_head_makes_of_it_the_aggregates_and_the_habits(model: LargeActionModel) -> None:
     one, at = daily(6, (6,)), START + 6 * DAY
     nothing = {f"query_{name}": np.full(1, MISSING, np.int32) for name in LAYOUT.categorical}
     nothing |= {"query_amount": np.full(1, np.nan, np.float32), "query_hour_of_week": np.full(1, HOUR)}
     asked = dataclasses.replace(one, queries=one.queries | nothing)
     summary = torch.from_numpy(aggregates(LAYOUT, asked.events, asked.queries))
     summary = standardise(summary, model.aggregate_mean, model.aggregate_std)
+    asking = batch_of(LAYOUT, [asked])
+    seen = torch.zeros(1, LAYOUT.queries_per_block, LAYOUT.block_events, dtype=torch.bool)
+    seen[0, 0, :6] = True
+    habits = model.habits(asking, seen)[:, :1]
     head = model.answers[entry("reply")]
-    (expected,) = head(torch.from_numpy(embed(model, [one], at))[None], summary[None], {}, torch.empty(0))
+    (expected,) = head(torch.from_numpy(embed(model, [one], at))[None], summary[None], habits)
     (answers,) = answer_queries(Artifact(model, {}, {}, ""), [asked], "reply")
     np.testing.assert_allclose(answers, expected.numpy(), atol=1e-5)

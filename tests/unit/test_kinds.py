@@ -18,7 +18,6 @@ from lam_spark.dataset.packing import Customer
 from lam_spark.errors import ModelError
 from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
 from lam_spark.model.artifact import open_artifact, read_artifact
-from lam_spark.model.transformer import entry
 from lam_spark.model.value import expected_value, median_value, value_loss
 from lam_spark.scoring.predictor import answer_queries
 from lam_spark.training import worker
@@ -29,7 +28,7 @@ from lam_spark.training.statistics import query_statistics
 
 from .learnable import SHAPE as BINARY
 from .learnable import person, specification
-from .tiny import DAY, START, batch_of, blocks_of, customer, lively_model, write_blocks
+from .tiny import blocks_of, write_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -131,23 +130,6 @@ def test_the_right_spread_has_the_least_loss() -> None:
         loss(*at) > best for at in ((0.8, math.log(0.5)), (1.2, math.log(0.5)), (1.0, -0.9), (1.0, -0.4))
     )
     assert math.isfinite(loss(1.0, -50.0))
-
-
-def test_values_of_the_past_are_counted_as_they_fade() -> None:
-    shape = dataclasses.replace(SHAPE, window_days=(10,), targets=(Target("items", "next", "item", 2),))
-    one = customer(
-        shape,
-        [START, START + 10 * DAY, START + 15 * DAY],
-        [START + 20 * DAY],
-        item=[3, 4, 3],
-        labels=[[0, 0]],
-    )
-    batch = batch_of(shape, [one])
-    seen = torch.zeros(1, 8, 24, dtype=torch.bool)
-    seen[0, 0, :2] = True  # the third is not seen
-    habits = lively_model(shape).answers[entry("items")]._habits(batch, seen)
-    assert habits.shape == (1, 8, 1, 2)
-    assert habits[0, 0, 0].tolist() == pytest.approx([math.log1p(0.25), math.log1p(0.5)], rel=1e-5)
 
 
 def test_a_judge_of_next_gives_what_its_rows_would(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The faded counts that the answers know: by hand, against a slow count, and of nothing that a query does not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lam_spark.dataset.layout import Layout, Target
+from lam_spark.model.habits import HOURS_OF_DAY, Habits, counted_rows, field_rows
+from lam_spark.model.transformer import visibility
+
+from .tiny import DAY, LAYOUT, START, batch_of, customer, lively_model
+
+HALF_LIVES = (2.0, 30.0)
+
+
+def test_an_event_counts_less_the_longer_ago() -> None:
+    one = customer(LAYOUT, [START, START + 10 * DAY, START + 15 * DAY], [START + 20 * DAY], item=[3, 4, 3])
+    batch = batch_of(LAYOUT, [one])
+    seen = torch.zeros(1, LAYOUT.queries_per_block, LAYOUT.block_events, dtype=torch.bool)
+    seen[0, 0, :2] = True  # the third is not seen
+    counts = Habits(LAYOUT, (10.0,))(batch, seen)
+    assert counts.shape == (1, LAYOUT.queries_per_block, 1, counted_rows(LAYOUT))
+    first = field_rows(LAYOUT)["item"].start
+    expected = [math.log1p(0.25), math.log1p(0.5)]
+    assert counts[0, 0, 0, first + 3 : first + 5].tolist() == pytest.approx(expected, rel=1e-5)
+    assert not counts[0, 1:].any()
+
+
+def test_all_fields_and_hours_are_counted_as_a_slow_count_does() -> None:
+    rng = np.random.default_rng(3)
+    people = []
+    for seed in range(6):
+        times = START + np.sort(rng.integers(0, 90 * DAY, 5))
+        asked = START + np.sort(rng.integers(0, 120 * DAY, 3))
+        people.append(customer(LAYOUT, times.tolist(), asked.tolist(), seed=seed))
+    batch = batch_of(LAYOUT, people)
+    mask, _ = visibility(batch)
+    events = LAYOUT.block_events
+    counts = Habits(LAYOUT, HALF_LIVES)(batch, mask[:, events:, :events]).numpy()
+    columns = {name: batch[f"event_{name}"].numpy() for name in LAYOUT.categorical}
+    hour = batch["hour_of_week"].numpy() % HOURS_OF_DAY
+    rows, end = field_rows(LAYOUT), counted_rows(LAYOUT)
+    asked = batch["query_segment"].numpy()
+    assert (asked > 0).sum() > 5
+    for block, query in zip(*np.nonzero(asked), strict=True):
+        slow = np.zeros((len(HALF_LIVES), end))
+        for slot in range(int(batch["query_index"][block, query])):
+            if batch["segment"][block, slot] != asked[block, query]:
+                continue
+            ago = float(batch["query_time"][block, query] - batch["event_time"][block, slot]) / DAY
+            places = [rows[name].start + values[block, slot] for name, values in columns.items()]
+            for number, days in enumerate(HALF_LIVES):
+                slow[number, [*places, end - HOURS_OF_DAY + hour[block, slot]]] += 0.5 ** (ago / days)
+        np.testing.assert_allclose(counts[block, query], np.log1p(slow), rtol=1e-3, atol=1e-5)
+
+
+def test_rare_values_of_a_large_field_are_not_counted() -> None:
+    shape = dataclasses.replace(LAYOUT, sizes=tuple(500 for _ in LAYOUT.categorical))
+    assert counted_rows(shape) == 64 * len(shape.categorical) + HOURS_OF_DAY
+    one = customer(shape, [START, START + DAY], [START + 2 * DAY], action=[63, 64], item=[7, 8])
+    seen = torch.zeros(1, shape.queries_per_block, shape.block_events, dtype=torch.bool)
+    seen[0, 0, :2] = True
+    counts = Habits(shape, (10.0,))(batch_of(shape, [one]), seen)[0, 0, 0]
+    rows = field_rows(shape)
+    assert counts[rows["action"]].nonzero().flatten().tolist() == [63]
+    assert counts[rows["item"]].nonzero().flatten().tolist() == [7, 8]
+
+
+def test_what_a_target_asks_for_is_counted_however_rare() -> None:
+    sizes = tuple(500 for _ in LAYOUT.categorical)
+    shape = dataclasses.replace(LAYOUT, sizes=sizes, targets=(Target("items", "next", "item", 200),))
+    rows = field_rows(shape)["item"]
+    assert rows.stop - rows.start == 203
+
+
+@pytest.mark.parametrize("shape", [LAYOUT, dataclasses.replace(LAYOUT, queries_per_block=1)])
+def test_the_answers_know_of_them(shape: Layout) -> None:
+    """An answer changes with a half-life alone: everything else that goes in is the same."""
+    one = customer(shape, [START, START + DAY], [START + 9 * DAY])
+    batch, model = batch_of(shape, [one]), lively_model(shape)
+    before = model(batch)
+    model.habits.half_life_days *= 2
+    after = model(batch)
+    assert torch.equal(before.query_hidden_BQD, after.query_hidden_BQD)
+    assert not torch.equal(before.answers["reply"][0, 0], after.answers["reply"][0, 0])
