@@ -3,7 +3,7 @@
     python benchmarks/ablations.py [--small] [--folder FOLDER] [--seeds 5] [--worlds retailer telecom]
 
 On the retailer's four questions (Complete Journey) and on the telecom world's upgrades (10,000 customers), five seeds
-(--small: one seed, 1,000 customers). Each training pre-trains one epoch and fine-tunes up to three; the chosen epoch's
+(--small: one seed, 1,000 customers). Each training pre-trains one epoch and fine-tunes up to two; the chosen epoch's
 measures count. The test period is not looked at. Trainings run two at a time, a thread each. It takes hours: with
 --folder what is finished stays there, and the same command goes on from it.
 
@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
     "ranks": 1,
     "threads_per_rank": 1,
     "pretrain_epochs": 1,
-    "finetune_epochs": 3,
+    "finetune_epochs": 2,
 }
 # Variant -> settings that it changes.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A 
 - Several customers share a block: attention stays within a segment (block-diagonal) and never looks ahead.
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
+- An answer is made of the sequence's summary, the aggregates of the full history and the habits (`habits.py`).
 - Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
 - Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
   set, from the last event of the one before.
