@@ -214,7 +214,10 @@ class Trainer:
                 f"event nor an answered question of {', '.join(work.period.splits)}. Move the dates of split"
             )
         optimiser = torch.optim.AdamW(
-            self.model.parameters(), betas=(0.9, 0.98), weight_decay=self.settings["weight_decay"]
+            self.model.parameters(),
+            betas=(0.9, 0.98),
+            weight_decay=self.settings["weight_decay"],
+            fused=True,  # one kernel for all parameters: of a small model's step a tenth
         )
         load_optimiser(optimiser, self._optimiser_state)
         self._optimiser_state = {}
