@@ -2,10 +2,11 @@
 
 1. Pre-training: next moments before the validation period.
 2. Fine-tuning: labelled queries of the training period, all targets at once, next moments kept as a side task;
-   after each epoch the validation period judges; the best epoch is chosen by the targets' losses.
+   after each epoch the validation period judges the average of the last steps' weights; the best epoch is chosen by
+   the targets' losses.
 3. Calibration on the chosen epoch's validation logits.
 4. Refit: from the pre-trained weights, as many epochs as were chosen, on everything that matured before the
-   test period. The test period is never read here: the snapshot does not hold it.
+   test period; the average is kept. The test period is never read here: the snapshot does not hold it.
 
 A checkpoint every `training.checkpoint_minutes` says where this stands; the same training started again goes
 on from the last one, to the same weights.
@@ -37,6 +38,7 @@ from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
 from lam_spark.model.artifact import Calibration, as_batch, save_artifact
 from lam_spark.model.transformer import LargeActionModel, Normaliser
+from lam_spark.training.average import WeightAverage
 from lam_spark.training.checkpoint import (
     Checkpoint,
     Weights,
@@ -119,6 +121,7 @@ class Trainer:
         self._weights = torch.tensor(spec.target_weights, device=self.device)
         self.standing = Standing()
         self._pretrained: Weights = {}
+        self._average = WeightAverage(self.model)
         self._optimiser_state: Weights = {}
         self._started = self._saved = time.monotonic()
 
@@ -144,13 +147,15 @@ class Trainer:
             standing.enter(fine_tuning.phase)
         if standing.phase == fine_tuning.phase:
             for epoch in self._epochs(fine_tuning):
-                self._judge_answers(epoch, late)
+                with self._average.in_use():
+                    self._judge_answers(epoch, late)
                 if epoch - standing.chosen >= self.settings["patience"]:
                     break
             self.model.load_state_dict(self._pretrained)
             standing.enter(refit.phase)
         for epoch in self._epochs(refit, stop_after=standing.chosen):
             self._report(epoch, {})
+        self._average.swap()
         return self._finish()
 
     def _passes(self) -> tuple[_Pass, _Pass, _Pass]:
@@ -240,6 +245,8 @@ class Trainer:
                 for group in optimiser.param_groups:
                     group["lr"] = work.learning_rate * self._scale * _schedule(done, steps * work.epochs)
                 loss, due = self._step(optimiser, block, work)
+                if work.with_answers:
+                    self._average.follow(done)
                 meter.add(loss, 0 if block is None else int((block["segment"] > 0).sum()))
                 if due:
                     self._save(optimiser)
@@ -328,6 +335,7 @@ class Trainer:
         groups = {
             "model": self.model.state_dict(),
             "pretrained": self._pretrained,
+            "average": self._average.weights,
             "optimiser": optimiser_tensors(optimiser),
         }
         tensors = {
@@ -351,12 +359,13 @@ class Trainer:
         found = self.world.share(found)
         if found is None:
             return
-        groups: dict[str, Weights] = {"model": {}, "pretrained": {}, "optimiser": {}}
+        groups: dict[str, Weights] = {"model": {}, "pretrained": {}, "average": {}, "optimiser": {}}
         for key, tensor in found.tensors.items():
             group, _, name = key.partition(".")
             groups[group][name] = tensor
         self.model.load_state_dict(groups["model"])
         self._pretrained, self._optimiser_state = groups["pretrained"], groups["optimiser"]
+        self._average.weights = {name: tensor.to(self.device) for name, tensor in groups["average"].items()}
         self.standing = Standing.from_json(found.state["standing"])
         if self.world.rank == 0:
             place = {name: getattr(self.standing, name) for name in ("phase", "epoch", "step", "seconds")}

@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     folder = tmp_path_factory.mktemp("kinds")
     made = blocks_of(SHAPE, [shopper(number) for number in range(24)])
     url = write_blocks(folder / "all.parquet", SHAPE, made)
-    spec = specification(folder / "unused", [[]], finetune_epochs=8, patience=8)
+    spec = specification(folder / "unused", [[]], finetune_epochs=12, patience=12)
     spec = dataclasses.replace(
         spec,
         layout=SHAPE,
