@@ -10,7 +10,7 @@ measures count. The test period is not looked at. Trainings run two at a time, a
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
 elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event;
 `aggregates`: the same for all; `habits`: the same for all; `counts`: both, the answers see the sequence alone;
-`pre_training`: fine-tuning from the start. `contrastive` is the other way round:
+`pre_training`: fine-tuning from the start; `averaging`: the last step's weights. `contrastive` is the other way round:
 what comes of adding it. `accumulate...` are four batches a step, with the learning rate as it is or scaled.
 """
 
@@ -41,7 +41,7 @@ from lam_spark.dataset.columns import layout_of
 from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.habits import Habits
-from lam_spark.training import fit
+from lam_spark.training import average, fit
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import specification
@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "habits": {},
     "counts": {},
     "pre_training": {"pretrain_epochs": 0},
+    "averaging": {},
     "contrastive": {"contrastive_weight": 1.0},
     "accumulate": {"accumulate": 4},
     "accumulate_sqrt": {"accumulate": 4, "learning_rate_scaling": "sqrt"},
@@ -147,6 +148,8 @@ def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
             )
         if variant in ("habits", "counts"):
             patches.enter_context(mock.patch.object(Habits, "forward", no_habits))
+        if variant == "averaging":
+            patches.enter_context(mock.patch.object(average, "_SPAN", 1 << 40))
         started = time.monotonic()
         trainer = fit.Trainer(spec, SingleWorld(), stop_at_refit)
         with contextlib.suppress(JudgedError):
