@@ -189,8 +189,8 @@ class LargeActionModel(nn.Module):
         for name in self.layout.vectors:
             self.fixed_vectors[entry(name)].get_buffer("table").copy_(vectors[name])
 
-    def forward(self, batch: Batch) -> Predictions:
-        """Read a batch of blocks (columns of `Layout.columns`, as tensors)."""
+    def forward(self, batch: Batch, with_answers: bool = True) -> Predictions:
+        """Read a batch of blocks (columns of `Layout.columns`, as tensors); without answers where nobody asks."""
         events = self._events(batch)
         queries = self._queries(batch)
         x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
@@ -204,6 +204,8 @@ class LargeActionModel(nn.Module):
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         hidden_BQD = x_BSD[:, slots:]
+        if not with_answers:
+            return Predictions(x_BSD[:, :slots], hidden_BQD, {})
         summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
         habits_BQHR = self.habits(batch, mask_BSS[:, slots:, :slots])
         answers = {

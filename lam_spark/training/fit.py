@@ -282,7 +282,7 @@ class Trainer:
         value = 0.0
         for batch in batches:
             with self._precision():
-                predictions = self.model(batch)
+                predictions = self.model(batch, work.with_answers)
                 part = losses(
                     self.model,
                     batch,

@@ -58,7 +58,7 @@ def loss_of(
     model: LargeActionModel, batch: Batch, period: Period, with_next: bool, with_answers: bool
 ) -> Loss:
     """One forward pass and its losses."""
-    return losses(model, batch, model(batch), period, with_next, with_answers)
+    return losses(model, batch, model(batch, with_answers), period, with_next, with_answers)
 
 
 def losses(
