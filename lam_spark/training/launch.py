@@ -44,6 +44,7 @@ _LOG = "worker.log"
 _WORKER = ("-m", "lam_spark.training.worker")
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
+_TORCHRUN_REPORT = "failed (exitcode: "
 
 
 def launch(spec: TrainingSpec, follow: Progress) -> None:
@@ -127,10 +128,11 @@ def _as_processes(command: list[str], spec: TrainingSpec, follow_news: Callable[
 
 
 def _tail(spec: TrainingSpec) -> str:
-    """The ranks' last words, where they were kept."""
+    """The ranks' last words, where they were kept, without the longer report that torchrun writes below them."""
     log = Path(spec.folder) / _LOG
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return "\n".join(lines[-_LOG_TAIL_LINES:])
+    report = next((number for number, line in enumerate(lines) if _TORCHRUN_REPORT in line), len(lines))
+    return "\n".join(lines[: report + 1][-_LOG_TAIL_LINES:])
 
 
 def _horovod_spark(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
