@@ -270,7 +270,7 @@ class NextActions:
             stacked = {name: np.stack([block[name] for block in held]) for name in held[0]}
             batch = as_batch(unfold(self.layout, stacked))
             with torch.inference_mode():
-                hidden = self.artifact.model(batch).event_hidden_BTD.flatten(0, 1)
+                hidden = self.artifact.model(batch, with_answers=False).event_hidden_BTD.flatten(0, 1)
                 source, counted = next_moments(batch, period)
                 logits = self.artifact.model.next_value[entry("action")](hidden[source[counted]])
             guess = logits.argmax(-1).numpy()
