@@ -59,10 +59,11 @@ class Habits(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], seen_BQT: Tensor) -> Tensor:
         """(B, Q, H, R): log of one plus the faded counts."""
         ago_BQT = (batch["query_time"][:, :, None] - batch["event_time"][:, None]).float() / MICROS_PER_DAY
-        fade_BHQT = torch.exp2(-ago_BQT.clamp_min(0)[:, None] / self.half_life_days[:, None, None])
-        fade_BHQT = fade_BHQT * seen_BQT[:, None]
-        counted_BHQR = fade_BHQT @ self._happened(batch)[:, None]
-        return counted_BHQR.transpose(1, 2).log1p()
+        fade_BQHT = torch.exp2(-ago_BQT.clamp_min(0)[:, :, None] / self.half_life_days[:, None])
+        fade_BQHT = fade_BQHT * seen_BQT[:, :, None]
+        # One product a block: with the half-lives beside the blocks, what happened would be copied for each of them.
+        counted = fade_BQHT.flatten(1, 2) @ self._happened(batch)
+        return counted.log1p().unflatten(1, fade_BQHT.shape[1:3])
 
     def _happened(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, R): 1 at the id of each field and at the hour."""
