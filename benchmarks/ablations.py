@@ -227,8 +227,7 @@ SMALL = "fetch.arguments.customers=1000"
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--folder", type=Path, help="where to keep what is finished, and to go on from")
+    parser = command_line(__doc__, keeps_folder=True)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     asked = parser.parse_args()

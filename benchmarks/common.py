@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import hashlib
 import json
 import os
 import platform
@@ -22,12 +23,14 @@ UP_TO_SNAPSHOT = ("fetch", "ingest", "consent", "sequences", "examples", "snapsh
 _SECRET = secrets.token_hex(32)
 
 
-def command_line(description: str | None) -> argparse.ArgumentParser:
-    """What every benchmark takes: --small."""
+def command_line(description: str | None, keeps_folder: bool = False) -> argparse.ArgumentParser:
+    """What every benchmark takes: --small; and --folder, where one keeps what is finished."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--small", action="store_true", help="a quick run; its figures are not for the record"
     )
+    if keeps_folder:
+        parser.add_argument("--folder", type=Path, help="where to keep what is finished, and to go on from")
     return parser
 
 
@@ -38,13 +41,31 @@ def small_asked(description: str | None) -> bool:
 
 @contextlib.contextmanager
 def kept_folder(asked: Path | None, prefix: str) -> Iterator[Path]:
-    """The folder that was asked for, which stays; or one that goes away at the end."""
+    """The folder that was asked for, which stays; or one that goes away at the end.
+
+    Raises:
+        SystemExit: what is in it was made by another lam_spark: figures of two are not to be mixed.
+    """
     if asked is None:
         with tempfile.TemporaryDirectory(prefix=prefix) as folder:
             yield Path(folder)
-    else:
-        asked.mkdir(parents=True, exist_ok=True)
-        yield asked.absolute()
+        return
+    asked.mkdir(parents=True, exist_ok=True)
+    place, code = asked / "code", code_digest()
+    if not any(asked.iterdir()):
+        place.write_text(code, encoding="utf-8")
+    elif not place.exists() or place.read_text(encoding="utf-8") != code:
+        sys.exit(f"{asked} was begun with other code or settings: go on with that, or begin a folder anew")
+    yield asked.absolute()
+
+
+def code_digest() -> str:
+    """Of the package's sources and the configurations."""
+    digest = hashlib.sha256()
+    for path in sorted([*REPOSITORY.glob("lam_spark/**/*.py"), *REPOSITORY.glob("conf/*.yaml")]):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(REPOSITORY)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def kept_secret(folder: Path) -> str:

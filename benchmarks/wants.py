@@ -72,10 +72,11 @@ STAGES = (*UP_TO_SNAPSHOT, "train", "evaluate")
 class World:
     """A workspace of the telecom world with a trained model, and a session to look into it."""
 
-    def __init__(self, root: Path, customers: int) -> None:
-        self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(root.parent)
+    def __init__(self, folder: Path, customers: int) -> None:
+        self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
+        root = folder / "telco"
         settings = [BOTH_ARMS, f"fetch.arguments.customers={customers}"]
-        finished = root.parent / "stages.json"
+        finished = folder / "stages.json"
         self.seconds: dict[str, float] = json.loads(finished.read_text()) if finished.exists() else {}
         for name in STAGES:
             if name in self.seconds:
@@ -336,13 +337,10 @@ class NextActions:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--folder", type=Path, help="where to keep what is finished, and to go on from")
-    asked = parser.parse_args()
+    asked = command_line(__doc__, keeps_folder=True).parse_args()
     size = 4_000 if asked.small else 100_000
     with kept_folder(asked.folder, "wants-") as folder:
-        root = folder / "telco"
-        world = World(root, size)
+        world = World(folder, size)
         contacts = world.contacts()
         started = time.monotonic()
         table, plain = features(contacts, world.events(folder))
