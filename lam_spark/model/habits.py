@@ -63,7 +63,7 @@ class Habits(nn.Module):
         fade_BQHT = fade_BQHT * seen_BQT[:, :, None]
         # One product a block: with the half-lives beside the blocks, what happened would be copied for each of them.
         counted = fade_BQHT.flatten(1, 2) @ self._happened(batch)
-        return counted.log1p().unflatten(1, fade_BQHT.shape[1:3])
+        return counted.log1p().view(*fade_BQHT.shape[:3], self._end)
 
     def _happened(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, R): 1 at the id of each field and at the hour."""
