@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -79,19 +80,26 @@ def household_events() -> pd.DataFrame:
     return events
 
 
-def embeddings(events: pd.DataFrame, asked: pd.DataFrame, seed: int) -> npt.NDArray[np.float32]:
+def embeddings(events: pd.DataFrame, asked: pd.DataFrame, seed: int, keep: Path) -> npt.NDArray[np.float32]:
     """(questions, D): a vector of each question's household before its time, by one training.
 
     Args:
         events: of `household_events`.
         asked: `household_id`, `time` (days).
         seed: of the training.
+        keep: a folder; a training that it tells of, of the same library, script and rows, is not run again.
     """
-    with tempfile.TemporaryDirectory(prefix="coles-") as name:
-        folder = Path(name)
-        events.rename(columns={"household_id": "row"}).to_parquet(folder / "events.parquet")
-        asked.rename(columns={"household_id": "row"}).to_parquet(folder / "asked.parquet")
-        script = Path(__file__).with_name("coles_train.py")
-        subprocess.run([environment(), script, folder, str(seed)], check=True)
-        found: npt.NDArray[np.float32] = np.load(folder / "vectors.npy")
-        return found
+    script = Path(__file__).with_name("coles_train.py")
+    given = hashlib.sha256(_LIBRARY.encode() + script.read_bytes())
+    for table in (events, asked):
+        given.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    kept = keep / f"coles_{given.hexdigest()[:12]}_{seed}.npy"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(prefix="coles-") as name:
+            folder = Path(name)
+            events.rename(columns={"household_id": "row"}).to_parquet(folder / "events.parquet")
+            asked.rename(columns={"household_id": "row"}).to_parquet(folder / "asked.parquet")
+            subprocess.run([environment(), script, folder, str(seed)], check=True)
+            shutil.move(folder / "vectors.npy", kept)
+    found: npt.NDArray[np.float32] = np.load(kept)
+    return found

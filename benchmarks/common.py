@@ -40,8 +40,13 @@ def small_asked(description: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def kept_folder(asked: Path | None, prefix: str) -> Iterator[Path]:
+def kept_folder(asked: Path | None, prefix: str, code: str | None = None) -> Iterator[Path]:
     """The folder that was asked for, which stays; or one that goes away at the end.
+
+    Args:
+        asked: for which folder.
+        prefix: of the other's name.
+        code: what the figures depend on; by default `code_digest`.
 
     Raises:
         SystemExit: what is in it was made by another lam_spark: figures of two are not to be mixed.
@@ -51,7 +56,7 @@ def kept_folder(asked: Path | None, prefix: str) -> Iterator[Path]:
             yield Path(folder)
         return
     asked.mkdir(parents=True, exist_ok=True)
-    place, code = asked / "code", code_digest()
+    place, code = asked / "code", code_digest() if code is None else code
     if not any(asked.iterdir()):
         place.write_text(code, encoding="utf-8")
     elif not place.exists() or place.read_text(encoding="utf-8") != code:

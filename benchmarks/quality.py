@@ -1,6 +1,6 @@
 """Four questions about the retailer's households: the model beside rules, linear models and gradient boosting.
 
-    python benchmarks/quality.py [--small]
+    python benchmarks/quality.py [--small] [--folder FOLDER]
 
 Complete Journey, forward in time, everybody opted in: coupon redemption of a contacted household; and every four weeks,
 of who bought in the 91 days before: lapse (no purchase in 28 days), spend in 28 days, and which of the 20 commonest
@@ -11,14 +11,12 @@ Same rows on all sides. Peers are written as their own users would write them (`
 regression, scikit-learn's and LightGBM's gradient boosting on hand-made features (recency, frequency and money over
 7/28/91/365 days, category shares, trend, gaps, demographics; coupon history and the offer for coupons), and LightGBM on
 embeddings by pytorch-lifestream's CoLES, alone and beside these features. Intervals are over households. `--small`
-trains one seed instead of five.
+trains one seed instead of five. With --folder what was trained stays there, and the same command goes on from it.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from coles import YEAR
-from common import REPOSITORY, fill, lam_spark, report, small_asked, stage_records
+from common import (
+    REPOSITORY,
+    command_line,
+    fill,
+    kept_folder,
+    kept_secret,
+    lam_spark,
+    report,
+    stage_records,
+)
 from coupon import COUPON_BOOSTING, EVERYONE, contacts, features, newest_file, peers, pseudonyms
 from demo import QUICK
 from quality_peers import (
@@ -83,18 +90,29 @@ def paired(target: str, label: Array, ours: Array, theirs: Array, household: Arr
 class Retailer:
     """A workspace of our own system up to the training snapshot."""
 
-    def __init__(self, root: Path, small: bool) -> None:
-        self.root, self.conf = root, REPOSITORY / "conf/complete_journey.yaml"
-        self.secret = secrets.token_hex(32)
-        os.environ["LAM_SPARK_SECRET"] = self.secret
+    def __init__(self, folder: Path, small: bool) -> None:
+        self.folder, self.root = folder, folder / "retailer"
+        self.conf = REPOSITORY / "conf/complete_journey.yaml"
+        self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
         self.settings = (EVERYONE, *TARGETS, *(QUICK if small else ()))
-        fill(self.conf, root, *self.settings)
+        filled = folder / "filled"
+        if not filled.exists():
+            fill(self.conf, self.root, *self.settings)
+            filled.touch()
 
-    def train(self, seed: int) -> float:
-        """Train and evaluate; seconds of the training."""
-        trained = lam_spark("train", self.conf, self.root, *self.settings, f"training.seed={seed}")
-        lam_spark("evaluate", self.conf, self.root, *self.settings)
-        return float(stage_records(self.root, trained["run_id"])["train"]["seconds"])
+    def answers(
+        self, seed: int, contacts_: pd.DataFrame, asked: pd.DataFrame, commonest: list[str]
+    ) -> dict[str, Array]:
+        """What `predictions` says after a training with the seed, and that training's `seconds`."""
+        kept = self.folder / f"seed_{seed}.npz"
+        if not kept.exists():
+            trained = lam_spark("train", self.conf, self.root, *self.settings, f"training.seed={seed}")
+            lam_spark("evaluate", self.conf, self.root, *self.settings)
+            seconds = stage_records(self.root, trained["run_id"])["train"]["seconds"]
+            whole = self.folder / "unfinished.npz"
+            np.savez(whole, seconds=seconds, **self.predictions(contacts_, asked, commonest))
+            whole.rename(kept)
+        return dict(np.load(kept))
 
     def predictions(
         self, contacts_: pd.DataFrame, asked: pd.DataFrame, commonest: list[str]
@@ -175,19 +193,20 @@ def coupon_question() -> Question:
     return Question("coupon", sent, features(sent), sent.label.to_numpy(), COUPON_BOOSTING)
 
 
-def every_peer(regular: list[Question], coupon: Question, seeds: range) -> dict[str, Answers]:
+def every_peer(regular: list[Question], coupon: Question, seeds: range, keep: Path) -> dict[str, Answers]:
     """Target -> peer -> test predictions."""
     found = {question.name: regular_peers(question) for question in regular}
     own = peers(coupon.rows, coupon.table, seeds)
     found["coupon"] = {name: [told] for name, told in own.items()}
     found["coupon"]["sklearn"] = [timed("scikit-learn, coupon", lambda: by_sklearn(coupon))]
-    for name, theirs in coles_peers([coupon, *regular], seeds).items():
+    for name, theirs in coles_peers([coupon, *regular], seeds, keep).items():
         found[name] |= theirs
     return found
 
 
 def main() -> None:
-    small = small_asked(__doc__)
+    command = command_line(__doc__, keeps_folder=True).parse_args()
+    small = command.small
     seeds = range(1 if small else 5)
     regular, commonest = asked_questions()
     coupon = coupon_question()
@@ -196,16 +215,21 @@ def main() -> None:
     held = {name: question.rows[question.where("test")] for name, question in every.items()}
     sent = held["coupon"].reset_index(drop=True)
     asked = held["lapse"].reset_index(drop=True).assign(lapse=truth["lapse"], spend=truth["spend"])
-    predictions = every_peer(regular, coupon, seeds)
     seconds = []
-    for name in every:
-        predictions[name]["lam"] = []
-    with tempfile.TemporaryDirectory() as folder:
-        retailer = Retailer(Path(folder) / "retailer", small)
+    # The peers know nothing of our own code: what they trained stays when it changes.
+    with (
+        kept_folder(command.folder and command.folder / "peers", "quality-peers-", code="") as keep,
+        kept_folder(command.folder and command.folder / "model", "quality-") as folder,
+    ):
+        predictions = every_peer(regular, coupon, seeds, keep)
+        for name in every:
+            predictions[name]["lam"] = []
+        retailer = Retailer(folder, small)
         for seed in seeds:
-            seconds.append(retailer.train(seed))
-            for name, found in retailer.predictions(sent, asked, commonest).items():
-                predictions[name]["lam"].append(found)
+            found = retailer.answers(seed, sent, asked, commonest)
+            seconds.append(float(found["seconds"]))
+            for name in every:
+                predictions[name]["lam"].append(found[name])
             scored = {
                 n: measure(n, truth[n], predictions[n]["lam"][-1], np.ones(len(truth[n]))) for n in every
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightgbm
@@ -254,17 +255,18 @@ def regular_peers(question: Question) -> Answers:
     return found
 
 
-def coles_peers(questions: list[Question], seeds: Iterable[int]) -> dict[str, Answers]:
+def coles_peers(questions: list[Question], seeds: Iterable[int], keep: Path) -> dict[str, Answers]:
     """Target -> answers by CoLES embeddings: LightGBM on them alone, and on them beside the features.
 
-    Many labels at once are asked of the first seed only, and only beside the features: each is a model.
+    Many labels at once are asked of the first seed only, and only beside the features: each is a model. The embeddings
+    stay in the folder `keep`.
     """
     events = household_events()
     asked = pd.concat([question.rows[["household_id", "time"]] for question in questions], ignore_index=True)
     ends = np.cumsum([len(question.rows) for question in questions])[:-1]
     found: dict[str, Answers] = {question.name: {} for question in questions}
     for turn, seed in enumerate(seeds):
-        given = embeddings(events, asked, seed)
+        given = embeddings(events, asked, seed, keep)
         for question, vectors in zip(questions, np.split(given, ends), strict=True):
             own = pd.DataFrame(vectors).add_prefix("coles_")
             beside = pd.concat([question.table.reset_index(drop=True), own], axis=1)
