@@ -52,6 +52,8 @@ class Layout:
         queries_per_block: query slots of a block.
         targets: the questions, in the order of the label columns.
         vector_widths: of the fixed vectors of each categorical field's values, 0 where it has none; empty: no field.
+        who: those of the fields that say who the customer is. What an event says of them holds until another says
+            otherwise, so a query that does not say them is asked of what was last said (`packing.prepare`).
     """
 
     categorical: tuple[str, ...]
@@ -64,6 +66,7 @@ class Layout:
     queries_per_block: int
     targets: tuple[Target, ...]
     vector_widths: tuple[int, ...] = ()
+    who: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

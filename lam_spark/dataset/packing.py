@@ -6,6 +6,7 @@ history (or all there is). Segments go to the open block that they fill best.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from lam_spark.dataset.aggregates import NOTHING_OLDER, Older, aggregates
 from lam_spark.dataset.layout import Layout
+from lam_spark.tokens import MISSING, PADDING
 
 Array = npt.NDArray[Any]
 Block = dict[str, Array]
@@ -93,12 +95,34 @@ class Prepared:
 
 
 def prepare(layout: Layout, customer: Customer) -> Prepared:
-    """Cut a customer into segments and compute the aggregates of the queries."""
+    """Cut a customer into segments, compute the aggregates of the queries, and let them say who asks (`Layout.who`)."""
     times, asked = customer.events["event_time"], customer.queries["query_time"]
     upto = np.searchsorted(times, asked, side="left")
     segments = cut_segments(len(times), upto, layout.block_events, layout.queries_per_block)
     summary = aggregates(layout, customer.events, customer.queries, customer.older)
-    return Prepared(customer, segments, summary)
+    known = {f"query_{name}": _who(customer, name, upto) for name in layout.who}
+    return Prepared(dataclasses.replace(customer, queries={**customer.queries, **known}), segments, summary)
+
+
+def _who(customer: Customer, name: str, upto: npt.NDArray[np.intp]) -> Array:
+    """What each query says of the field; where it says nothing, what the last event before it did that said something.
+
+    A block may begin long after the event that told who the customer is.
+    """
+    happened, asked = customer.events[name], customer.queries[f"query_{name}"]
+    last = np.maximum.accumulate(np.where(_said(happened), np.arange(len(happened)), -1))
+    last = np.concatenate([[-1], last])[upto]
+    taken = ~_said(asked) & (last >= 0)
+    filled = asked.copy()
+    filled[taken] = happened[last[taken]]
+    return filled
+
+
+def _said(values: Array) -> npt.NDArray[np.bool_]:
+    given: npt.NDArray[np.bool_] = (
+        ~np.isnan(values) if values.dtype.kind == "f" else (values != PADDING) & (values != MISSING)
+    )
+    return given
 
 
 class Packer:

