@@ -195,7 +195,8 @@ class FieldConfig(Section):
     """A declared field of an event.
 
     `categorical` values become tokens, `numeric` ones stay numbers, `reference` ones are carried in the
-    events (to match a label to its proposal, say) and are never shown to the model.
+    events (to match a label to its proposal, say) and are never shown to the model. What an event says of a field of
+    the role `who` holds until another says otherwise (`Layout.who`).
     """
 
     role: Role

@@ -12,6 +12,7 @@ import yaml
 
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
+from lam_spark.dataset.columns import layout_with
 from lam_spark.dataset.layout import Layout, Target
 from lam_spark.errors import ConfigError
 
@@ -277,6 +278,22 @@ def test_no_accepted_field_overwrites_a_column_of_a_block() -> None:
     )
     without = Layout((), (), (), "action", (), (), 8, 4, (Target("t"),))
     assert len(with_fields.columns) == len(without.columns) + 2 * len(fields)
+
+
+def test_what_the_model_reads_of_the_role_who_stays_known() -> None:
+    config = load_config(SHIPPED)
+    sizes = dict.fromkeys(config.categorical, 9)
+    assert layout_with(config, sizes).who == (
+        *("age", "income", "home_ownership", "marital_status"),
+        *("household_size", "household_comp", "kids_count"),
+    )
+    more = (
+        *("fields.visits={role: who, kind: numeric}", "fields.card={role: who, kind: reference}"),
+        "fields.age={role: what, kind: categorical}",
+    )
+    who = layout_with(load_config(SHIPPED, overrides=more), sizes).who
+    assert who[0] == "income"
+    assert who[-1] == "visits"
 
 
 ASKED = "says: x, later: 'true', horizon_days: '7'"

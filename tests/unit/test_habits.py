@@ -71,6 +71,18 @@ def test_rare_values_of_a_large_field_are_not_counted() -> None:
     assert counts[rows["item"]].nonzero().flatten().tolist() == [7, 8]
 
 
+def test_who_somebody_is_is_no_habit_unless_a_target_asks_for_it() -> None:
+    shape = dataclasses.replace(LAYOUT, who=("item",))
+    assert list(field_rows(shape)) == ["action"]
+    assert counted_rows(shape) == LAYOUT.sizes[0] + HOURS_OF_DAY
+    batch = batch_of(shape, [customer(shape, [START], [START + DAY], action=[4])])
+    events = shape.block_events
+    counts = Habits(shape, (10.0,))(batch, visibility(batch)[0][:, events:, :events])
+    assert counts[0, 0, 0, : LAYOUT.sizes[0]].nonzero().flatten().tolist() == [4]
+    asked = dataclasses.replace(shape, targets=(Target("items", "next", "item", 4),))
+    assert field_rows(asked)["item"] == slice(LAYOUT.sizes[0], LAYOUT.sizes[0] + 7)
+
+
 def test_what_a_target_asks_for_is_counted_however_rare() -> None:
     sizes = tuple(500 for _ in LAYOUT.categorical)
     shape = dataclasses.replace(LAYOUT, sizes=sizes, targets=(Target("items", "next", "item", 200),))

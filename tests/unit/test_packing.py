@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lam_spark.dataset.aggregates import aggregates
 from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block, Customer, cut_segments, pack_queries
+from lam_spark.tokens import MISSING, PADDING, UNKNOWN
 
 from .tiny import DAY, START, blocks_of, customer, layout
 
@@ -174,3 +175,43 @@ def test_blocks_are_more_than_nine_tenths_full() -> None:
     blocks = blocks_of(shape, customers)
     filled = sum(int((block["segment"] > 0).sum()) for block in blocks)
     assert filled / (len(blocks) * shape.block_events) > 0.9
+
+
+def test_a_query_is_asked_of_whom_the_last_event_before_it_described() -> None:
+    """However long ago, beyond the block too; what the query says itself goes first, and nothing later is known."""
+    shape = layout(who=("item", "amount"))
+    days = [0, *range(10, 50)]
+    one = customer(
+        shape,
+        [START + day * DAY for day in days],
+        [START + day * DAY for day in (0, 5, 45, 46, 60)],
+        item=[7] + [MISSING] * 39 + [UNKNOWN],
+        amount=[2.5] + [np.nan] * 40,
+        query_item=[MISSING, MISSING, PADDING, 4, MISSING],
+    )
+    one.queries["query_amount"] = np.array([np.nan, np.nan, np.nan, 0, np.nan], np.float32)
+    asked = {name: one.queries[name].copy() for name in ("query_item", "query_amount")}
+    blocks = blocks_of(shape, [one])
+    assert len(blocks) > 1  # the last queries do not see the first event
+    found = {
+        int(row): (int(block["query_item"][slot]), float(block["query_amount"][slot]))
+        for block in blocks
+        for slot, row in enumerate(block["query_row"])
+        if row >= 0
+    }
+    assert found[0][0] == MISSING  # an event of that instant is not seen
+    assert np.isnan(found[0][1])
+    assert [found[row] for row in (1, 2, 3, 4)] == [(7, 2.5), (7, 2.5), (4, 0.0), (UNKNOWN, 2.5)]
+    for name, values in asked.items():
+        np.testing.assert_array_equal(one.queries[name], values)  # the customer's own stay as they are
+
+
+def test_fields_of_other_roles_are_as_the_query_says_them() -> None:
+    one = customer(layout(), [START], [START + DAY], item=[7], query_item=[MISSING])
+    assert blocks_of(layout(), [one])[0]["query_item"][0] == MISSING
+
+
+def test_nobody_without_events_is_described() -> None:
+    shape = layout(who=("item", "amount"))
+    one = customer(shape, [], [START], query_item=[MISSING])
+    assert blocks_of(shape, [one])[0]["query_item"][0] == MISSING
