@@ -7,6 +7,8 @@ share. Plain data, saved as JSON beside the weights; no Spark and no torch in he
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -78,6 +80,13 @@ class Layout:
         tupled: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         tupled["targets"] = tuple(Target(**target) for target in values["targets"])
         return cls(**tupled)
+
+    @property
+    def packing(self) -> str:
+        """Digest of what decides what a block holds. Not among it: how many ids are in use, and vectors."""
+        parts = self.to_json()
+        del parts["sizes"], parts["vector_widths"]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def vectors(self) -> dict[str, tuple[int, int]]:

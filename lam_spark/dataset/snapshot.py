@@ -36,7 +36,7 @@ _BLOCKS_PER_FRAME = 64
 
 @stage
 def run(run: Run) -> StageResult:
-    """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind).
+    """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind, `Layout.packing`).
 
     Raises:
         ConsentError: nobody is eligible for training.
@@ -64,6 +64,7 @@ def run(run: Run) -> StageResult:
         .drop("customer_key")
     )
     blocks = _pack(rows, layout, config.micros(config.split.test_start))
+    blocks = blocks.withColumn("packing", F.lit(layout.packing))
     with session_settings(run.spark, {"parquet.block.row.count.limit": str(config.snapshot.rows_per_group)}):
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])
     used = [

@@ -152,15 +152,11 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
 
 def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:
     blocks = run.tables.read("training_blocks", version)
-    expected = {name: length for name, (_, length) in layout.columns.items()}
-    found: dict[str, int] = {}
-    if set(expected) <= set(blocks.columns):
-        first = blocks.select(*(F.size(name).alias(name) for name in expected)).first()
-        found = first.asDict() if first else {}
-    if found != expected:
+    first = blocks.select("packing").first() if "packing" in blocks.columns else None
+    if first is None or first["packing"] != layout.packing:
         raise ModelError(
-            "the training snapshot was packed for other fields, targets or sizes than the configuration and the "
-            "vocabulary now give: run the stage 'snapshot' again"
+            "the training snapshot was packed for other fields, targets, windows or sizes than the configuration and "
+            "the vocabulary now give: run the stage 'snapshot' again"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from pyspark.sql import functions as F
 from lam_spark.dataset import snapshot
 from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
 from lam_spark.dataset.packing import prepare
-from lam_spark.errors import ConfigError
+from lam_spark.errors import ConfigError, ModelError
 from lam_spark.run import Run, sql_literal
 from lam_spark.sources.identity import keyed_pseudonym
+from lam_spark.training.stage import specification
 from spark.conftest import Prepared
 
 
@@ -106,6 +108,20 @@ def test_there_are_as_many_files_as_asked_for(spark: SparkSession, prepared: Pre
     version = run.tables.version("training_blocks")
     queried = run.tables.files("training_blocks", version, "block_kind = 'queried'")
     assert len(queried) == partitions
+
+
+@pytest.mark.parametrize("change", ["model.window_days=[29, 91, 365]", "fields.item.role=who"])
+def test_training_refuses_a_snapshot_that_was_packed_otherwise(
+    prepared: Prepared, tmp_path: Path, change: str
+) -> None:
+    """Even where all columns are as long: what is in them would be read as something else."""
+    build = run_builder(prepared.run.spark, prepared.data.root)
+    vocabulary = prepared.run.tables.read("vocabulary")
+    same = build(prepared.data.config())
+    assert specification(same, tmp_path, layout_of(same.config, vocabulary), "").all_urls
+    other = build(prepared.data.config(change))
+    with pytest.raises(ModelError, match="was packed for other fields"):
+        specification(other, tmp_path, layout_of(other.config, vocabulary), "")
 
 
 def test_the_snapshot_needs_sequences(make_run: Callable[..., Run]) -> None:
