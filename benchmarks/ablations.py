@@ -32,7 +32,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import REPOSITORY, command_line, fill, kept_folder, kept_secret, open_run, report
+from common import REPOSITORY, command_line, fill, kept_folder, kept_secret, open_run, origin_digest, report
 from coupon import EVERYONE
 from quality import TARGETS
 from torch import Tensor
@@ -233,7 +233,7 @@ def main() -> None:
     asked = parser.parse_args()
     seeds = range(1 if asked.small else asked.seeds)
     figures: dict[str, float] = {"seeds": len(seeds)}
-    with kept_folder(asked.folder, "ablations-") as folder:
+    with kept_folder(asked.folder, "ablations-", origin_digest(asked.small)) as folder:
         os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
         for name in asked.worlds:
             conf, settings = WORLDS[name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -95,11 +94,11 @@ def embeddings(events: pd.DataFrame, asked: pd.DataFrame, seed: int, keep: Path)
         given.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
     kept = keep / f"coles_{given.hexdigest()[:12]}_{seed}.npy"
     if not kept.exists():
-        with tempfile.TemporaryDirectory(prefix="coles-") as name:
+        with tempfile.TemporaryDirectory(prefix="coles-", dir=keep) as name:
             folder = Path(name)
             events.rename(columns={"household_id": "row"}).to_parquet(folder / "events.parquet")
             asked.rename(columns={"household_id": "row"}).to_parquet(folder / "asked.parquet")
             subprocess.run([environment(), script, folder, str(seed)], check=True)
-            shutil.move(folder / "vectors.npy", kept)
+            (folder / "vectors.npy").rename(kept)
     found: npt.NDArray[np.float32] = np.load(kept)
     return found

@@ -40,33 +40,33 @@ def small_asked(description: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def kept_folder(asked: Path | None, prefix: str, code: str | None = None) -> Iterator[Path]:
+def kept_folder(asked: Path | None, prefix: str, origin: str) -> Iterator[Path]:
     """The folder that was asked for, which stays; or one that goes away at the end.
 
     Args:
         asked: for which folder.
         prefix: of the other's name.
-        code: what the figures depend on; by default `code_digest`.
+        origin: what the figures depend on, say `origin_digest`.
 
     Raises:
-        SystemExit: what is in it was made by another lam_spark: figures of two are not to be mixed.
+        SystemExit: what is in it came of something else: figures of two are not to be mixed.
     """
     if asked is None:
         with tempfile.TemporaryDirectory(prefix=prefix) as folder:
             yield Path(folder)
         return
     asked.mkdir(parents=True, exist_ok=True)
-    place, code = asked / "code", code_digest() if code is None else code
+    place = asked / "origin"
     if not any(asked.iterdir()):
-        place.write_text(code, encoding="utf-8")
-    elif not place.exists() or place.read_text(encoding="utf-8") != code:
+        place.write_text(origin, encoding="utf-8")
+    elif not place.exists() or place.read_text(encoding="utf-8") != origin:
         sys.exit(f"{asked} was begun with other code or settings: go on with that, or begin a folder anew")
     yield asked.absolute()
 
 
-def code_digest() -> str:
-    """Of the package's sources and the configurations."""
-    digest = hashlib.sha256()
+def origin_digest(small: bool) -> str:
+    """Of the package's sources, the configurations, and whether --small was asked for."""
+    digest = hashlib.sha256(b"small" if small else b"whole")
     for path in sorted([*REPOSITORY.glob("lam_spark/**/*.py"), *REPOSITORY.glob("conf/*.yaml")]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(REPOSITORY)} {len(content)}\n".encode() + content)

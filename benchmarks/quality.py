@@ -31,6 +31,7 @@ from common import (
     kept_folder,
     kept_secret,
     lam_spark,
+    origin_digest,
     report,
     stage_records,
 )
@@ -218,8 +219,8 @@ def main() -> None:
     seconds = []
     # The peers know nothing of our own code: what they trained stays when it changes.
     with (
-        kept_folder(command.folder and command.folder / "peers", "quality-peers-", code="") as keep,
-        kept_folder(command.folder and command.folder / "model", "quality-") as folder,
+        kept_folder(command.folder and command.folder / "peers", "quality-peers-", "") as keep,
+        kept_folder(command.folder and command.folder / "model", "quality-", origin_digest(small)) as folder,
     ):
         predictions = every_peer(regular, coupon, seeds, keep)
         for name in every:

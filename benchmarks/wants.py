@@ -42,6 +42,7 @@ from common import (
     kept_secret,
     lam_spark,
     open_run,
+    origin_digest,
     report,
     stage_records,
 )
@@ -339,7 +340,7 @@ class NextActions:
 def main() -> None:
     asked = command_line(__doc__, keeps_folder=True).parse_args()
     size = 4_000 if asked.small else 100_000
-    with kept_folder(asked.folder, "wants-") as folder:
+    with kept_folder(asked.folder, "wants-", origin_digest(asked.small)) as folder:
         world = World(folder, size)
         contacts = world.contacts()
         started = time.monotonic()
