@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, Self
 
 MICROS_PER_DAY = 86_400_000_000
@@ -83,9 +84,13 @@ class Layout:
 
     @property
     def packing(self) -> str:
-        """Digest of what decides what a block holds. Not among it: how many ids are in use, and vectors."""
+        """Digest of what decides what a block holds.
+
+        Not among it: how many ids are in use, vectors, and the targets' order (a label's column has its name).
+        """
         parts = self.to_json()
         del parts["sizes"], parts["vector_widths"]
+        parts["targets"] = sorted(parts["targets"], key=itemgetter("name"))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

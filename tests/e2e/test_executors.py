@@ -92,7 +92,7 @@ def cluster(local: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Cluster
         "settings": content["spark"]["settings"] | record | {"spark.eventLog.compress": "false"},
     }
     (folder / "events").mkdir()
-    (folder / "shop.yaml").write_text(yaml.safe_dump(content))
+    (folder / "shop.yaml").write_text(yaml.safe_dump(content, sort_keys=False))  # the order of fields counts
     process = subprocess.Popen(
         [sys.executable, "-c", ALL_STAGES, "--conf", str(folder / "shop.yaml")],
         stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lam_spark.dataset.aggregates import aggregates
-from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.layout import Layout, Target
 from lam_spark.dataset.packing import Block, Customer, cut_segments, pack_queries
 from lam_spark.tokens import MISSING, PADDING, UNKNOWN
 
@@ -215,3 +215,23 @@ def test_nobody_without_events_is_described() -> None:
     shape = layout(who=("item", "amount"))
     one = customer(shape, [], [START], query_item=[MISSING])
     assert blocks_of(shape, [one])[0]["query_item"][0] == MISSING
+
+
+@pytest.mark.parametrize(
+    ("changes", "other"),
+    [
+        ({"window_days": (7, 91)}, True),
+        ({"who": ("item",)}, True),
+        ({"categorical": ("item", "action")}, True),  # the aggregates are in the fields' order
+        ({"targets": (Target("reply"), Target("buy", "value"))}, True),
+        ({"sizes": (7, 12)}, False),
+        ({"vector_widths": (0, 4)}, False),
+    ],
+)
+def test_a_snapshot_is_known_by_what_decides_its_blocks(changes: dict[str, Any], other: bool) -> None:
+    assert (layout(**changes).packing != layout().packing) == other
+
+
+def test_the_order_of_the_targets_does_not_decide_what_a_block_holds() -> None:
+    targets = (Target("reply"), Target("buy", "value"))
+    assert layout(targets=targets).packing == layout(targets=targets[::-1]).packing
