@@ -24,8 +24,15 @@ def untrained(layout: Layout, size: ModelSize) -> LargeActionModel:
     """Always the same weights; what starts as the identity is made to count."""
     torch.manual_seed(0)
     numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
-    edges = (tuple(np.linspace(0, 4, 9).tolist()),) * numbers
-    constants = Normaliser((2.0,) * numbers, (1.0,) * numbers, edges, (0.0,) * summaries, (1.0,) * summaries)
+    edges = tuple(np.linspace(0, 4, 9).tolist())
+    constants = Normaliser(
+        (2.0,) * numbers,
+        (1.0,) * numbers,
+        (edges,) * numbers,
+        (0.0,) * summaries,
+        (1.0,) * summaries,
+        (edges,) * summaries,
+    )
     model = LargeActionModel(layout, size, constants)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -309,7 +309,9 @@ class ModelConfig(Section):
         default="action", description="categorical field whose values the aggregates count"
     )
     window_days: tuple[int, ...] = (28, 91, 365)
-    numeric_bins: int = Field(default=8, ge=0, description="quantile bins of a numeric field; 0: none")
+    numeric_bins: int = Field(
+        default=8, ge=0, description="quantile bins of each number and aggregate; 0: none"
+    )
     half_life_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(3.0, 14.0, 60.0, 240.0),
         min_length=1,

@@ -1,6 +1,7 @@
 """A causal transformer over customers' events, with query events that ask what follows.
 
-Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates.
+Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates, H half-lives and R rows of
+habits, V values of an answer.
 
 - An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
   of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
@@ -8,7 +9,8 @@ Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A 
 - Several customers share a block: attention stays within a segment (block-diagonal) and never looks ahead.
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
-- An answer is made of the sequence's summary, the aggregates of the full history and the habits (`habits.py`).
+- An answer is made of the sequence's summary, the aggregates of the full history (standardised and by quantile bins,
+  as an event's numbers) and the habits (`habits.py`).
 - Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
 - Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
   set, from the last event of the one before.
@@ -39,7 +41,7 @@ _HABIT_SCALE = 0.25
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Width D, layers, heads (D is a multiple of 2 x heads), dropout, bins of a number (or 0), half-lives of habits."""
+    """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0), half-lives of habits."""
 
     width: int
     layers: int
@@ -62,6 +64,7 @@ class Normaliser:
         numeric_mean, numeric_std: of each numeric field's signed log, (F,).
         numeric_edges: of the same, the quantiles that bound its bins, ascending: at most one more than there are bins.
         aggregate_mean, aggregate_std: of each aggregate, (A,).
+        aggregate_edges: the quantiles that bound each aggregate's bins, as `numeric_edges`.
     """
 
     numeric_mean: tuple[float, ...]
@@ -69,6 +72,7 @@ class Normaliser:
     numeric_edges: tuple[tuple[float, ...], ...]
     aggregate_mean: tuple[float, ...]
     aggregate_std: tuple[float, ...]
+    aggregate_edges: tuple[tuple[float, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -78,7 +82,8 @@ class Normaliser:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
         tupled: dict[str, Any] = {key: tuple(value) for key, value in values.items()}
-        tupled["numeric_edges"] = tuple(tuple(edges) for edges in values["numeric_edges"])
+        for key in ("numeric_edges", "aggregate_edges"):
+            tupled[key] = tuple(tuple(edges) for edges in values[key])
         return cls(**tupled)
 
 
@@ -153,11 +158,8 @@ class LargeActionModel(nn.Module):
         self.aggregate_std: Tensor
         for name in ("numeric_mean", "numeric_std", "aggregate_mean", "aggregate_std"):
             self.register_buffer(name, torch.tensor(getattr(normaliser, name)), persistent=False)
-        self.bin_start_FN: Tensor
-        self.bin_width_FN: Tensor
-        starts, widths = _bins(normaliser.numeric_edges, size.numeric_bins)
-        self.register_buffer("bin_start_FN", starts, persistent=False)
-        self.register_buffer("bin_width_FN", widths, persistent=False)
+        self.numeric_bins = _Bins(normaliser.numeric_edges, size.numeric_bins)
+        self.aggregate_bins = _Bins(normaliser.aggregate_edges, size.numeric_bins)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -175,8 +177,8 @@ class LargeActionModel(nn.Module):
             elif isinstance(module, _Answer):
                 nn.init.zeros_(module.wide.weight)
                 nn.init.zeros_(module.last.weight)
-                if module.habit is not None:
-                    nn.init.zeros_(module.habit.weight)
+            elif isinstance(module, _OwnHabit):
+                nn.init.zeros_(module.by_sequence.weight)
 
     def start_answers_at(self, constants: dict[str, Tensor]) -> None:
         """Let each target's untrained answer be a constant, (outputs,)."""
@@ -206,10 +208,21 @@ class LargeActionModel(nn.Module):
         hidden_BQD = x_BSD[:, slots:]
         if not with_answers:
             return Predictions(x_BSD[:, :slots], hidden_BQD, {})
-        summary_BQA = standardise(batch["aggregates"], self.aggregate_mean, self.aggregate_std)
+        aggregates_BQA = batch["aggregates"]
+        summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
         habits_BQHR = self.habits(batch, mask_BSS[:, slots:, :slots])
+        # One for all targets.
+        known_BQK = torch.cat(
+            [
+                hidden_BQD,
+                summary_BQA,
+                self.aggregate_bins(aggregates_BQA).flatten(2),
+                _HABIT_SCALE * habits_BQHR.flatten(2),
+            ],
+            dim=-1,
+        )
         answers = {
-            target.name: self.answers[entry(target.name)](hidden_BQD, summary_BQA, habits_BQHR)
+            target.name: self.answers[entry(target.name)](known_BQK, summary_BQA, habits_BQHR)
             for target in self.layout.targets
         }
         return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
@@ -247,11 +260,32 @@ class LargeActionModel(nn.Module):
             logs = signed_log(numbers)
             standard = standardise(logs, self.numeric_mean, self.numeric_std)
             features += [torch.where(missing, 0.0, standard), missing.float(), (numbers == 0).float()]
-            # How far into each bin a number reaches: 1 below its own, 0 above (Gorishniy et al. 2022, 2203.05556).
-            reach = ((logs[..., None] - self.bin_start_FN) / self.bin_width_FN).clamp(0, 1)
-            features.append(torch.where(missing[..., None], 0.0, reach).flatten(-2))
+            features.append(torch.where(missing[..., None], 0.0, self.numeric_bins(logs)).flatten(-2))
         x = x + self.number_projection(torch.cat(features, dim=-1))
         return x
+
+
+class _Bins(nn.Module):
+    """How far numbers reach into each of their bins: 1 below a number's own, 0 above.
+
+    By Gorishniy et al. (2022, arXiv 2203.05556). Where equal quantiles leave fewer bins, the rest starts where no
+    number reaches.
+    """
+
+    def __init__(self, edges: tuple[tuple[float, ...], ...], bins: int) -> None:
+        super().__init__()
+        starts, widths = torch.full((len(edges), bins), 1e9), torch.ones(len(edges), bins)
+        for row, bounds in enumerate(edges):
+            for column, (low, high) in enumerate(itertools.pairwise(bounds)):
+                starts[row, column], widths[row, column] = low, high - low
+        self.start_FN: Tensor
+        self.width_FN: Tensor
+        self.register_buffer("start_FN", starts, persistent=False)
+        self.register_buffer("width_FN", widths, persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(..., F) -> (..., F, N) in [0, 1]."""
+        return ((numbers[..., None] - self.start_FN) / self.width_FN).clamp(0, 1)
 
 
 class _FixedVectors(nn.Module):
@@ -297,30 +331,40 @@ class _Answer(nn.Module):
     """Fuses what the sequence says with the summary aggregates and the habits.
 
     A small network reads all three. What is linear in the aggregates is added, as is, in an answer of `next`, each
-    value's own habit: how much that counts, is for the sequence to say.
+    value's own habit.
     """
 
     def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
-        self.target, width, summaries = target, size.width, len(layout.aggregate_names)
-        self.values = slice(0)
-        if target.kind == "next":
-            first = field_rows(layout)[target.field].start + FIRST_VALUE
-            self.values = slice(first, first + target.values)
-        self.wide = nn.Linear(summaries, target.outputs)
-        self.first = nn.Linear(width + summaries + habit_features(layout, size), width)
+        self.target, width = target, size.width
+        self.wide = nn.Linear(len(layout.aggregate_names), target.outputs)
+        self.first = nn.Linear(answer_features(layout, size), width)
         self.dropout = nn.Dropout(size.dropout)
         self.last = nn.Linear(width, target.outputs)
-        self.habit = nn.Linear(width, len(size.half_life_days)) if target.kind == "next" else None
+        self.own_habit = _OwnHabit(target, layout, size) if target.kind == "next" else None
 
-    def forward(self, hidden_BQD: Tensor, summary_BQA: Tensor, habits_BQHR: Tensor) -> Tensor:
-        known = [hidden_BQD, summary_BQA, _HABIT_SCALE * habits_BQHR.flatten(2)]
-        inner_BQD = self.dropout(F.silu(self.first(torch.cat(known, dim=-1))))
+    def forward(self, known_BQK: Tensor, summary_BQA: Tensor, habits_BQHR: Tensor) -> Tensor:
+        inner_BQD = self.dropout(F.silu(self.first(known_BQK)))
         answer: Tensor = self.wide(summary_BQA) + self.last(inner_BQD)
-        if self.habit is not None:
-            own_BQHV = habits_BQHR[..., self.values]
-            answer = answer + torch.einsum("bqh,bqhv->bqv", self.habit(inner_BQD), own_BQHV)
+        if self.own_habit is not None:
+            answer = answer + self.own_habit(inner_BQD, habits_BQHR)
         return answer.squeeze(-1) if self.target.kind == "binary" else answer
+
+
+class _OwnHabit(nn.Module):
+    """What each value's own habit adds to its answer: how much it counts is for the value and the sequence to say."""
+
+    def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
+        super().__init__()
+        first = field_rows(layout)[target.field].start + FIRST_VALUE
+        self.values = slice(first, first + target.values)
+        self.by_sequence = nn.Linear(size.width, len(size.half_life_days))
+        self.by_value_HV = nn.Parameter(torch.zeros(len(size.half_life_days), target.values))
+
+    def forward(self, inner_BQD: Tensor, habits_BQHR: Tensor) -> Tensor:
+        weight_BQHV = self.by_sequence(inner_BQD)[..., None] + self.by_value_HV
+        added: Tensor = (weight_BQHV * habits_BQHR[..., self.values]).sum(dim=-2)
+        return added
 
 
 def visibility(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -368,18 +412,10 @@ def number_features(layout: Layout, size: ModelSize) -> int:
     return (3 + size.numeric_bins) * len(layout.numeric) + _TIME_FEATURES
 
 
-def habit_features(layout: Layout, size: ModelSize) -> int:
-    """How many numbers of a query's habits an answer reads."""
-    return len(size.half_life_days) * counted_rows(layout)
-
-
-def _bins(edges: tuple[tuple[float, ...], ...], bins: int) -> tuple[Tensor, Tensor]:
-    """(F, N) starts and widths; where equal quantiles leave fewer bins, the rest starts where no number reaches."""
-    starts, widths = torch.full((len(edges), bins), 1e9), torch.ones(len(edges), bins)
-    for row, bounds in enumerate(edges):
-        for column, (low, high) in enumerate(itertools.pairwise(bounds)):
-            starts[row, column], widths[row, column] = low, high - low
-    return starts, widths
+def answer_features(layout: Layout, size: ModelSize) -> int:
+    """K: how many numbers an answer reads: of the sequence, the aggregates and their bins, and the habits."""
+    summaries = (1 + size.numeric_bins) * len(layout.aggregate_names)
+    return size.width + summaries + len(size.half_life_days) * counted_rows(layout)
 
 
 def _time_features(elapsed: Tensor) -> Tensor:

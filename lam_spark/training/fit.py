@@ -103,12 +103,12 @@ class Trainer:
         self.queried_files = files_of_rank(spec.queried_urls, world.rank, world.size)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(self.settings["seed"])
-        (mean, std), constants = query_statistics(self.queried_files, spec.layout, world)
+        asked = query_statistics(self.queried_files, spec.layout, world, spec.size.numeric_bins)
         normaliser = Normaliser(
-            spec.numeric_mean, spec.numeric_std, spec.numeric_edges, tuple(mean.tolist()), tuple(std.tolist())
+            spec.numeric_mean, spec.numeric_std, spec.numeric_edges, asked.mean, asked.std, asked.edges
         )
         self.model = LargeActionModel(spec.layout, spec.size, normaliser)
-        self.model.start_answers_at(constants)
+        self.model.start_answers_at(asked.constants)
         self.model.know_vectors(load_vectors(Path(spec.folder), spec.vectors_digest))
         self.model.to(self.device)
         world.share_weights(self.model)

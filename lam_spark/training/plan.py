@@ -17,7 +17,7 @@ from lam_spark.model.transformer import (
     LargeActionModel,
     ModelSize,
     Normaliser,
-    habit_features,
+    answer_features,
     inner_width,
     number_features,
 )
@@ -135,7 +135,12 @@ def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
     """The model without memory for its weights (torch's device `meta`)."""
     numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
     nothing = Normaliser(
-        (0.0,) * numbers, (1.0,) * numbers, ((),) * numbers, (0.0,) * summaries, (1.0,) * summaries
+        (0.0,) * numbers,
+        (1.0,) * numbers,
+        ((),) * numbers,
+        (0.0,) * summaries,
+        (1.0,) * summaries,
+        ((),) * summaries,
     )
     with torch.device("meta"):
         return LargeActionModel(layout, size, nothing)
@@ -150,7 +155,7 @@ def forward_flops(layout: Layout, size: ModelSize) -> float:
     inputs = 2 * slots * (number_features(layout, size) + sum(layout.vector_widths)) * width
     nexts = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
     summaries = len(layout.aggregate_names)
-    inner = (width + summaries + habit_features(layout, size)) * width
+    inner = answer_features(layout, size) * width
     answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
     habits = len(size.half_life_days) * events * counted_rows(layout)
     return float(size.layers * layer + inputs + nexts + 2 * queries * (answers + habits))

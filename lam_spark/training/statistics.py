@@ -1,9 +1,11 @@
 """What the training period's queries look like on the whole: constants that the model starts from.
 
-One pass over the files with queries; memory: one row group and a few numbers an aggregate and target.
+One pass over the files with queries; memory: one row group, a histogram (16 KiB) an aggregate, some numbers a target.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,35 +19,84 @@ from lam_spark.training.distributed import World
 
 Float = npt.NDArray[np.float64]
 _BLOCKS = 64
+# Aggregates are logarithms: a bin is 3 % of what they are of, and all ranks' histograms add up to one.
+_BINS_A_UNIT, _MOST = 32, 32
+_BIN_STARTS = np.arange(-_MOST * _BINS_A_UNIT, _MOST * _BINS_A_UNIT) / _BINS_A_UNIT
 
 
-def query_statistics(
-    files: BlockFiles, layout: Layout, world: World
-) -> tuple[tuple[Float, Float], dict[str, Tensor]]:
+@dataclass(frozen=True)
+class QueryStatistics:
     """Over all ranks' queries of the training period.
 
-    Returns:
-        (A,) means and deviations of the aggregates (1 where they do not vary), and target -> (outputs,) the constant
-        answer that fits its labels best. A head that starts there need not learn first how rare the rare is.
+    Attributes:
+        mean, std: (A,) of the aggregates (deviation 1 where they do not vary).
+        edges: of each aggregate, the quantiles that bound equally full bins, ascending; to 1/32.
+        constants: target -> (outputs,) the constant answer that fits its labels best. A head that starts there need
+            not learn first how rare the rare is.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    edges: tuple[tuple[float, ...], ...]
+    constants: dict[str, Tensor]
+
+
+def query_statistics(files: BlockFiles, layout: Layout, world: World, bins: int) -> QueryStatistics:
+    """One pass over the rank's files, and a sum over all ranks.
+
+    Args:
+        files: of this rank.
+        layout: of the blocks.
+        world: all ranks come here.
+        bins: how many the `edges` bound; 0: none.
     """
     width = len(layout.aggregate_names)
     total: Float = np.zeros(1 + 2 * width + sum(map(_length, layout.targets)))
+    histogram: Float = np.zeros((width, len(_BIN_STARTS)))
     for block in block_batches(files, layout, _BLOCKS, seed=None):
         asked = block["query_split"] == SPLIT_IDS["train"]
         rows = block["aggregates"][asked].astype(np.float64)
         labels = [_sums(target, block, asked) for target in layout.targets]
         total += np.concatenate([[len(rows)], rows.sum(0), (rows**2).sum(0), *labels])
+        histogram += _counted(rows)
     total = world.sum(torch.from_numpy(total)).numpy()
+    histogram = world.sum(torch.from_numpy(histogram.ravel())).numpy().reshape(histogram.shape)
     count = max(1.0, total[0])
     mean = total[1 : 1 + width] / count
     square = total[1 + width : 1 + 2 * width] / count
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
-    answers, first = {}, 1 + 2 * width
+    constants, first = {}, 1 + 2 * width
     for target in layout.targets:
         length = _length(target)
-        answers[target.name] = _constant(target, total[first : first + length])
+        constants[target.name] = _constant(target, total[first : first + length])
         first += length
-    return (mean, np.where(std > 1e-4, std, 1.0)), answers
+    return QueryStatistics(
+        tuple(mean.tolist()),
+        tuple(np.where(std > 1e-4, std, 1.0).tolist()),
+        tuple(_edges(row, bins) for row in histogram),
+        constants,
+    )
+
+
+def _counted(rows: Float) -> Float:
+    """(n, A) -> (A, bins) how many of each aggregate fall into each bin."""
+    width = rows.shape[1]
+    # What is not finite shows in the mean, and so in the loss.
+    reached = np.floor(np.nan_to_num(rows) * _BINS_A_UNIT) + _MOST * _BINS_A_UNIT
+    bins = reached.clip(0, len(_BIN_STARTS) - 1).astype(np.int64)
+    flat = (bins + np.arange(width) * len(_BIN_STARTS)).ravel()
+    found: Float = np.bincount(flat, minlength=width * len(_BIN_STARTS)).astype(np.float64)
+    return found.reshape(width, -1)
+
+
+def _edges(counts: Float, bins: int) -> tuple[float, ...]:
+    """The quantiles 0, 1/bins, ... 1 of a histogram; equal ones once."""
+    reached = counts.cumsum()
+    if not bins or not reached[-1]:
+        return ()
+    # The bin in which the n-th of all is, from the first to the last.
+    wanted = np.maximum(1.0, reached[-1] * np.arange(bins + 1) / bins)
+    return tuple(np.unique(_BIN_STARTS[np.searchsorted(reached, wanted)]).tolist())
 
 
 def _length(target: Target) -> int:

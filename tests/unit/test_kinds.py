@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from lam_spark.dataset.layout import Layout, Target
+from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
 from lam_spark.dataset.loader import files_of_rank
-from lam_spark.dataset.packing import Customer
+from lam_spark.dataset.packing import Customer, unfold
 from lam_spark.errors import ModelError
 from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
 from lam_spark.model.artifact import open_artifact, read_artifact
+from lam_spark.model.habits import counted_rows, field_rows
+from lam_spark.model.transformer import _OwnHabit
 from lam_spark.model.value import expected_value, median_value, value_loss
 from lam_spark.scoring.predictor import answer_queries
+from lam_spark.tokens import FIRST_VALUE
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.judging import Judge
@@ -28,7 +31,7 @@ from lam_spark.training.statistics import query_statistics
 
 from .learnable import SHAPE as BINARY
 from .learnable import person, specification
-from .tiny import blocks_of, write_blocks
+from .tiny import SIZE, blocks_of, write_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -188,7 +191,7 @@ def test_a_score_that_is_no_number_shows_in_the_loss() -> None:
 def test_untrained_answers_are_the_constants_of_the_training_period(tmp_path: Path) -> None:
     people = [shopper(number) for number in range(10)]
     url = write_blocks(tmp_path / "a.parquet", SHAPE, blocks_of(SHAPE, people))
-    _, constants = query_statistics(files_of_rank([url], 0, 1), SHAPE, WORLD)
+    constants = query_statistics(files_of_rank([url], 0, 1), SHAPE, WORLD, bins=8).constants
     early = slice(0, 4)  # the training period's
     yes = np.concatenate([one.queries["label_reply"][early] for one in people])
     odds = (yes.sum() + 0.5) / ((1 - yes).sum() + 0.5)
@@ -205,3 +208,46 @@ def test_untrained_answers_are_the_constants_of_the_training_period(tmp_path: Pa
 
 def test_a_layout_comes_back_from_json() -> None:
     assert Layout.from_json(json.loads(json.dumps(SHAPE.to_json()))) == SHAPE
+
+
+@pytest.mark.parametrize("bins", [4, 0])
+def test_the_bins_of_an_aggregate_are_equally_full_in_the_training_period(tmp_path: Path, bins: int) -> None:
+    made = blocks_of(SHAPE, [shopper(number) for number in range(30)])
+    url = write_blocks(tmp_path / "a.parquet", SHAPE, made)
+    found = query_statistics(files_of_rank([url], 0, 1), SHAPE, WORLD, bins)
+    whole = unfold(SHAPE, {name: np.stack([block[name] for block in made]) for name in made[0]})
+    rows = whole["aggregates"][whole["query_split"] == SPLIT_IDS["train"]]
+    assert len(rows) == 120
+    assert len(found.edges) == rows.shape[1]
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-5)
+    if not bins:
+        assert not any(found.edges)
+        return
+    assert max(map(len, found.edges)) == bins + 1
+    for edges, values in zip(found.edges, rows.T, strict=True):
+        assert list(edges) == sorted(set(edges))
+        exact = np.quantile(values, np.arange(bins + 1) / bins, method="inverted_cdf")
+        for wanted in exact:  # each to a 32nd below it
+            assert any(0 <= wanted - edge <= 1 / 32 for edge in edges)
+        assert all(np.any((exact >= edge) & (exact <= edge + 1 / 32)) for edge in edges)
+
+
+def test_habits_count_by_value_and_by_what_the_sequence_says() -> None:
+    target = SHAPE.targets[2]
+    own = _OwnHabit(target, SHAPE, SIZE)
+    torch.nn.init.zeros_(own.by_sequence.weight)
+    torch.nn.init.zeros_(own.by_sequence.bias)
+    inner, habits = (
+        torch.randn(1, 2, SIZE.width),
+        torch.rand(1, 2, len(SIZE.half_life_days), counted_rows(SHAPE)),
+    )
+    assert not own(inner, habits).any()
+    with torch.no_grad():
+        own.by_value_HV[1, 4] = 2.0
+        added = own(inner, habits)
+        first = field_rows(SHAPE)["item"].start + FIRST_VALUE
+        assert added[0, :, 4].tolist() == (2 * habits[0, :, 1, first + 4]).tolist()
+        assert added.count_nonzero() == 2
+        own.by_sequence.bias[0] = 1.0
+        moved = own(inner, habits) - added
+    torch.testing.assert_close(moved, habits[:, :, 0, first : first + target.values])
