@@ -7,11 +7,13 @@ of who bought in the 91 days before: lapse (no purchase in 28 days), spend in 28
 categories are bought in 28 days. Labels of training mature before 2017-10-02, the test period begins there; what there
 is to choose (rounds, epochs) is chosen on the period from 2017-07-12. One training answers all four.
 
-Same rows on all sides. Peers are written as their own users would write them (`quality_peers.py`): a rule, logistic
-regression, scikit-learn's and LightGBM's gradient boosting on hand-made features (recency, frequency and money over
-7/28/91/365 days, category shares, trend, gaps, demographics; coupon history and the offer for coupons), and LightGBM on
-embeddings by pytorch-lifestream's CoLES, alone and beside these features. Intervals are over households. `--small`
-trains one seed instead of five. With --folder what was trained stays there, and the same command goes on from it.
+Same rows of the test period on all sides. The model learns from the regular questions asked every week, the peers from
+the same asked every four weeks, LightGBM also from every week, as a peer of its own. Peers are written as their own
+users would write them (`quality_peers.py`): a rule, logistic regression, scikit-learn's and LightGBM's gradient boosting
+on hand-made features (recency, frequency and money over 7/28/91/365 days, category shares, trend, gaps, demographics;
+coupon history and the offer for coupons), and LightGBM on embeddings by pytorch-lifestream's CoLES, alone and beside
+these features. Intervals are over households. `--small` trains one seed instead of five. With --folder what was trained
+stays there, and the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from coupon import COUPON_BOOSTING, EVERYONE, contacts, features, newest_file, p
 from demo import QUICK
 from quality_peers import (
     BOOSTING,
+    STEP,
     Answers,
     Question,
     answers,
@@ -55,13 +58,15 @@ from sklearn.metrics import roc_auc_score
 Array = npt.NDArray[Any]
 PURCHASE = "\"action = 'purchase'\""
 REGULAR = (
-    f"every_days: 28, active: {PURCHASE}, active_days: 91, later: {PURCHASE}, horizon_days: '28', "
+    # What is learned from; the test period's answers are compared every `STEP` days.
+    f"every_days: 7, active: {PURCHASE}, active_days: 91, later: {PURCHASE}, horizon_days: '28', "
     f"rule_events: {PURCHASE}"
 )
 TARGETS = (
     f"targets.lapse={{says: buys nothing for four weeks, absent: true, rule: -count(*), {REGULAR}}}",
     f"targets.spend={{says: spends in four weeks, kind: value, value: sum(later.sales_value), {REGULAR}}}",
     f"targets.categories={{says: buys in four weeks, kind: next, field: item, most_values: 64, {REGULAR}}}",
+    "snapshot.queries_per_block=64",
 )
 
 
@@ -142,7 +147,7 @@ class Retailer:
         found: dict[str, Array] = {"coupon": coupon.calibrated.to_numpy()}
         ids = vocabulary_ids(tables / "vocabulary", "item")
         for target in ("lapse", "spend", "categories"):
-            own = held[held.target == target]
+            own = held[(held.target == target) & held.day.isin(rows.day)]
             both = rows.merge(own, on=["customer_key", "day"], how="left", validate="one_to_one")
             assert both.answer.notna().all(), f"the same questions of {target} on both sides"
             assert len(own) == len(rows), f"the same questions of {target} on both sides"
@@ -172,10 +177,10 @@ def vocabulary_ids(table: Path, field: str) -> dict[str, int]:
     return dict(zip(own.value, own.token_id.astype(int), strict=True))
 
 
-def asked_questions() -> tuple[list[Question], list[str]]:
-    """The three regular questions, and the names of the categories in the order of their labels."""
+def asked_questions(step: int) -> tuple[list[Question], list[str]]:
+    """The three regular questions, every so many days, and the names of the categories in their labels' order."""
     households, cube, kinds = daily()
-    rows = questions(cube)
+    rows = questions(cube, step)
     rows["household_id"] = households.household_id.to_numpy()[rows.row]
     rows["time"] = rows.day.astype(float)
     table = regular_features(rows, cube, kinds, households)
@@ -194,9 +199,11 @@ def coupon_question() -> Question:
     return Question("coupon", sent, features(sent), sent.label.to_numpy(), COUPON_BOOSTING)
 
 
-def every_peer(regular: list[Question], coupon: Question, seeds: range, keep: Path) -> dict[str, Answers]:
+def every_peer(
+    regular: list[Question], weekly: list[Question], coupon: Question, seeds: range, keep: Path
+) -> dict[str, Answers]:
     """Target -> peer -> test predictions."""
-    found = {question.name: regular_peers(question) for question in regular}
+    found = {one.name: regular_peers(one, often) for one, often in zip(regular, weekly, strict=True)}
     own = peers(coupon.rows, coupon.table, seeds)
     found["coupon"] = {name: [told] for name, told in own.items()}
     found["coupon"]["sklearn"] = [timed("scikit-learn, coupon", lambda: by_sklearn(coupon))]
@@ -209,7 +216,8 @@ def main() -> None:
     command = command_line(__doc__, keeps_folder=True).parse_args()
     small = command.small
     seeds = range(1 if small else 5)
-    regular, commonest = asked_questions()
+    regular, commonest = asked_questions(STEP)
+    weekly, _ = asked_questions(7)
     coupon = coupon_question()
     every = {question.name: question for question in (*regular, coupon)}
     truth = {name: question.label[question.where("test")] for name, question in every.items()}
@@ -222,7 +230,7 @@ def main() -> None:
         kept_folder(command.folder and command.folder / "peers", "quality-peers-", "") as keep,
         kept_folder(command.folder and command.folder / "model", "quality-", origin_digest(small)) as folder,
     ):
-        predictions = every_peer(regular, coupon, seeds, keep)
+        predictions = every_peer(regular, weekly, coupon, seeds, keep)
         for name in every:
             predictions[name]["lam"] = []
         retailer = Retailer(folder, small)

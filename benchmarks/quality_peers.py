@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from coles import YEAR, embeddings, household_events
-from coupon import TEST_START, TRAIN_START, VALIDATION_START, WINDOWS, boosted, periods, purchases, raw
+from coupon import TEST_START, VALIDATION_START, WINDOWS, boosted, periods, purchases, raw
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, mean_absolute_error
@@ -21,7 +21,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 Array = npt.NDArray[Any]
-HORIZON, ACTIVE, STEP, CATEGORIES = 28, 91, 28, 20
+HORIZON, ACTIVE, CATEGORIES = 28, 91, 20
+# Days between two questions of the test period.
+STEP = 28
 BOOSTING = {
     "n_estimators": 600,
     "learning_rate": 0.04,
@@ -92,10 +94,14 @@ def daily() -> tuple[pd.DataFrame, Array, list[str]]:
     return pd.DataFrame({"household_id": households}), cube, kinds
 
 
-def questions(cube: Array) -> pd.DataFrame:
-    """Who is asked when (grain: household row and day), with the period that it falls into."""
-    first = (TEST_START - TRAIN_START).days // STEP
-    days = pd.Series([TEST_START + pd.Timedelta(days=STEP * k) for k in range(-first, 10)])
+def questions(cube: Array, step: int) -> pd.DataFrame:
+    """Who is asked when (grain: household row and day), with the period that it falls into.
+
+    Before the test period every `step` days; in it always every `STEP` days.
+    """
+    year = 13 * STEP
+    numbers = [k for k in range(-year, year, step) if k < 0 or k % STEP == 0]
+    days = pd.Series([TEST_START + pd.Timedelta(days=k) for k in numbers])
     asked = []
     for day, period in zip(days, periods(days, days + pd.Timedelta(days=HORIZON)), strict=True):
         number = (day - YEAR).days
@@ -242,12 +248,13 @@ def timed(what: str, work: Callable[[], Array]) -> Array:
     return found
 
 
-def regular_peers(question: Question) -> Answers:
-    """The peers of what is asked every four weeks."""
+def regular_peers(question: Question, weekly: Question) -> Answers:
+    """The peers of what is asked every four weeks; LightGBM also learns from the same asked every week."""
     name = question.name
     found = {
         "rule": [rule(question)],
         "lightgbm": [timed(f"LightGBM, {name}", lambda: by_lightgbm(question, question.table, 0))],
+        "lightgbm_weekly": [timed(f"LightGBM, {name}, weekly", lambda: by_lightgbm(weekly, weekly.table, 0))],
         "sklearn": [timed(f"scikit-learn, {name}", lambda: by_sklearn(question))],
     }
     if not question.is_amount:
