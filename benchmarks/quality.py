@@ -9,8 +9,8 @@ is to choose (rounds, epochs) is chosen on the period from 2017-07-12. One train
 
 Same rows of the test period on all sides. The model learns from the regular questions asked every week, the peers from
 the same asked every four weeks, LightGBM also from every week, as a peer of its own. Peers are written as their own
-users would write them (`quality_peers.py`): a rule, logistic regression, scikit-learn's and LightGBM's gradient boosting
-on hand-made features (recency, frequency and money over 7/28/91/365 days, category shares, trend, gaps, demographics;
+users would write them (`quality_peers.py`): a rule, logistic regression, scikit-learn's and LightGBM's boosting on
+hand-made features (recency, frequency and money over 7/28/91/365 days, category shares, trend, gaps, demographics;
 coupon history and the offer for coupons), and LightGBM on embeddings by pytorch-lifestream's CoLES, alone and beside
 these features. Intervals are over households. `--small` trains one seed instead of five. With --folder what was trained
 stays there, and the same command goes on from it.
