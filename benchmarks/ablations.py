@@ -8,16 +8,19 @@ measures count. The test period is not looked at. Trainings run two at a time, a
 --folder what is finished stays there, and the same command goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
-elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event;
-`aggregates`: the same for all; `habits`: the same for all; `counts`: both, the answers see the sequence alone;
-`pre_training`: fine-tuning from the start; `averaging`: the last step's weights. `contrastive` is the other way round:
-what comes of adding it. `accumulate...` are four batches a step, with the learning rate as it is or scaled.
+elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event; `who`:
+no query says who asks (the event that said it is seen while it is among the last); `bins`: neither numbers nor
+aggregates by their quantile bins; `aggregates`: the same for all; `habits`: the same for all; `counts`: both, the
+answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
+`contrastive` is the other way round: what comes of adding it. `accumulate...` are four batches a step, with the
+learning rate as it is or scaled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -38,9 +41,11 @@ from quality import TARGETS
 from torch import Tensor
 
 from lam_spark.dataset.columns import layout_of
+from lam_spark.dataset.layout import Layout
 from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.habits import Habits
+from lam_spark.tokens import MISSING
 from lam_spark.training import average, fit
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.spec import TrainingSpec
@@ -60,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "order": {},
     "time": {},
     "numbers": {},
+    "who": {},
+    "bins": {},
     "aggregates": {},
     "habits": {},
     "counts": {},
@@ -102,6 +109,13 @@ def without_numbers(batch: Batch) -> Batch:
     return {**batch, **{name: torch.full_like(batch[name], torch.nan) for name in names}}
 
 
+def without_who(layout: Layout, batch: Batch) -> Batch:
+    """No query says who asks."""
+    asked = [f"query_{name}" for name in layout.who]
+    nothing = {name: torch.nan if batch[name].is_floating_point() else MISSING for name in asked}
+    return {**batch, **{name: torch.full_like(batch[name], value) for name, value in nothing.items()}}
+
+
 def without_aggregates(batch: Batch) -> Batch:
     """The same aggregates for all."""
     return {**batch, "aggregates": torch.zeros_like(batch["aggregates"])}
@@ -132,6 +146,10 @@ def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
     """The chosen epoch's measures on the validation period, and the seconds until then."""
     torch.set_num_threads(1)
     change = CHANGES.get(variant, dict)
+    if variant == "who":
+        change = functools.partial(without_who, spec.layout)
+    if variant == "bins":
+        spec = dataclasses.replace(spec, size=dataclasses.replace(spec.size, numeric_bins=0))
 
     def stop_at_refit(record: dict[str, Any]) -> None:
         if record.get("phase") == "refit":
