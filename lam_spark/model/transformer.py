@@ -208,24 +208,22 @@ class LargeActionModel(nn.Module):
         hidden_BQD = x_BSD[:, slots:]
         if not with_answers:
             return Predictions(x_BSD[:, :slots], hidden_BQD, {})
-        aggregates_BQA = batch["aggregates"]
-        summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
         habits_BQHR = self.habits(batch, mask_BSS[:, slots:, :slots])
-        # One for all targets.
-        known_BQK = torch.cat(
-            [
-                hidden_BQD,
-                summary_BQA,
-                self.aggregate_bins(aggregates_BQA).flatten(2),
-                _HABIT_SCALE * habits_BQHR.flatten(2),
-            ],
-            dim=-1,
-        )
-        answers = {
+        answers = self.answers_of(hidden_BQD, batch["aggregates"], habits_BQHR)
+        return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
+
+    def answers_of(
+        self, hidden_BQD: Tensor, aggregates_BQA: Tensor, habits_BQHR: Tensor
+    ) -> dict[str, Tensor]:
+        """Target -> answers (`Predictions.answers`), from what is known at each query."""
+        summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
+        bins_BQN = self.aggregate_bins(aggregates_BQA).flatten(2)
+        known = [hidden_BQD, summary_BQA, bins_BQN, _HABIT_SCALE * habits_BQHR.flatten(2)]
+        known_BQK = torch.cat(known, dim=-1)  # one for all targets
+        return {
             target.name: self.answers[entry(target.name)](known_BQK, summary_BQA, habits_BQHR)
             for target in self.layout.targets
         }
-        return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
 
     def _events(self, batch: Batch) -> Tensor:
         time = batch["event_time"]

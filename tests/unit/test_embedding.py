@@ -13,7 +13,7 @@ import torch
 from lam_spark.dataset.aggregates import aggregates
 from lam_spark.dataset.packing import Customer
 from lam_spark.model.artifact import Artifact
-from lam_spark.model.transformer import LargeActionModel, entry, standardise
+from lam_spark.model.transformer import LargeActionModel
 from lam_spark.scoring.predictor import answer_queries, embed_customers
 
 from .tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, lively_model
@@ -147,13 +147,12 @@ def test_an_answer_is_what_a_head_makes_of_it_the_aggregates_and_the_habits(mode
     nothing = {f"query_{name}": np.full(1, MISSING, np.int32) for name in LAYOUT.categorical}
     nothing |= {"query_amount": np.full(1, np.nan, np.float32), "query_hour_of_week": np.full(1, HOUR)}
     asked = dataclasses.replace(one, queries=one.queries | nothing)
-    summary = torch.from_numpy(aggregates(LAYOUT, asked.events, asked.queries))
-    summary = standardise(summary, model.aggregate_mean, model.aggregate_std)
+    counted = torch.from_numpy(aggregates(LAYOUT, asked.events, asked.queries))
     asking = batch_of(LAYOUT, [asked])
     seen = torch.zeros(1, LAYOUT.queries_per_block, LAYOUT.block_events, dtype=torch.bool)
     seen[0, 0, :6] = True
     habits = model.habits(asking, seen)[:, :1]
-    head = model.answers[entry("reply")]
-    (expected,) = head(torch.from_numpy(embed(model, [one], at))[None], summary[None], habits)
+    vector = torch.from_numpy(embed(model, [one], at))
+    (expected,) = model.answers_of(vector[None], counted[None], habits)["reply"]
     (answers,) = answer_queries(Artifact(model, {}, {}, ""), [asked], "reply")
     np.testing.assert_allclose(answers, expected.numpy(), atol=1e-5)
