@@ -4,8 +4,9 @@
 
 On the retailer's four questions (Complete Journey) and on the telecom world's upgrades (10,000 customers), five seeds
 (--small: one seed, 1,000 customers). Each training pre-trains one epoch and fine-tunes up to two; the chosen epoch's
-measures count. The test period is not looked at. Trainings run two at a time, a thread each. It takes hours: with
---folder what is finished stays there, and the same command goes on from it.
+measures count. The test period is not looked at. As many trainings at a time as there are cores, a thread each, on a
+GPU if torch sees one. On two cores it takes hours: with --folder what is finished stays there, and the same command
+goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
 elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event; `who`:
@@ -82,13 +83,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def without_order(batch: Batch) -> Batch:
     """What happened changes places between two questions of a segment; when something happened stays."""
     segment = batch["segment"]
-    slot = torch.arange(segment.shape[1])
+    slot = torch.arange(segment.shape[1], device=segment.device)
     asked = (batch["query_segment"][:, :, None] == segment[:, None]) & (
         batch["query_index"][:, :, None] <= slot
     )
     # Ascending along a block, the empty slots at its end last.
     group = torch.where(segment > 0, segment.long() * 10_000 + asked.sum(dim=1), 1 << 40)
-    places = (group.double() + torch.rand(group.shape)).argsort(dim=1)
+    places = (group.double() + torch.rand(group.shape, device=group.device)).argsort(dim=1)
     moved = {
         name: batch[name].gather(1, places)
         for name in batch
@@ -149,7 +150,9 @@ def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
     if variant == "who":
         change = functools.partial(without_who, spec.layout)
     if variant == "bins":
-        spec = dataclasses.replace(spec, size=dataclasses.replace(spec.size, numeric_bins=0))
+        nothing: tuple[tuple[float, ...], ...] = ((),) * len(spec.numeric_edges)
+        size = dataclasses.replace(spec.size, numeric_bins=0)
+        spec = dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
     def stop_at_refit(record: dict[str, Any]) -> None:
         if record.get("phase") == "refit":
@@ -194,7 +197,7 @@ def all_variants(
 ) -> dict[str, dict[str, list[float]]]:
     """Variant -> measure -> a value a seed; trainings that the folder tells of are not run again."""
     found: dict[str, dict[str, list[float]]] = {v: defaultdict(list) for v in variants}
-    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = {}
         # The seeds outside: stopped early, each variant has had nearly as many.
         for seed in seeds:
@@ -207,6 +210,10 @@ def all_variants(
                     place.mkdir(parents=True)
                     jobs[pool.submit(measures, own, variant)] = place
         for done, job in enumerate(as_completed(jobs), 1):
+            if job.exception():
+                pool.shutdown(
+                    cancel_futures=True
+                )  # else the others are waited for, and what they say is lost
             place, told = jobs[job], job.result()
             (place / "measures.json").write_text(json.dumps(told), encoding="utf-8")
             print(f"  {done} of {len(jobs)}, {place.name}: {told}", flush=True)

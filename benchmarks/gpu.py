@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--small]
 
 Blocks are made up, and fed from memory: this looks at the device, `training.py` at the feeding. It needs torch and the
-project's model and training code, nothing of Spark. Without a GPU it says so and ends with code 1.
+project's model, training code and configuration, nothing of Spark. Without a GPU it says so and ends with code 1.
 
 - `fit`: the whole training of a small world, on the CPU and on the GPU in float32 and bfloat16; losses beside each
   other, and the artifact opened on the CPU.
@@ -34,6 +34,7 @@ from common import report, small_asked
 from steps import loss, stacked, untrained
 from torch.utils.flop_counter import FlopCounterMode
 
+from lam_spark.config import TrainingConfig
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
@@ -54,23 +55,15 @@ LAYOUT = Layout(
 )
 # Width, layers, heads, blocks a step.
 SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "large": (1024, 24, 16, 32)}
-SETTINGS = {
-    "seed": 1,
-    "pretrain_epochs": 2,
-    "finetune_epochs": 3,
-    "patience": 3,
-    "batch_blocks": 8,
-    "learning_rate": 2e-3,
-    "finetune_learning_rate": 1e-3,
-    "weight_decay": 0.05,
-    "next_event_weight": 0.1,
-    "clip_norm": 1.0,
-    "precision": "float32",
-    "compile": False,
-    "checkpoint_minutes": 10,
-    "experiment": "gpu",
-    "threads_per_rank": 4,
-}
+SETTINGS = TrainingConfig(
+    seed=1,
+    threads_per_rank=4,
+    pretrain_epochs=2,
+    finetune_epochs=3,
+    patience=3,
+    batch_blocks=8,
+    experiment="gpu",
+).model_dump(mode="json")
 
 
 @functools.cache
