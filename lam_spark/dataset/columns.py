@@ -47,6 +47,7 @@ def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
             0 if (vectors := config.fields[name].vectors) is None else vectors.width
             for name in config.categorical
         ),
+        half_life_days=config.model.half_life_days,
         who=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
     )
 

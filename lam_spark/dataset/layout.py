@@ -13,8 +13,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, Self
 
+from lam_spark.tokens import FIRST_VALUE
+
 MICROS_PER_DAY = 86_400_000_000
 HOURS_OF_WEEK = 168
+HOURS_OF_DAY = 24
+
+# Ids follow the frequency of their values: of a field with more, habits are of the commonest.
+_MOST_HABIT_IDS = 64
 
 # Splits of a query in a block. 0 marks an empty slot.
 SPLIT_IDS = {"train": 1, "validation": 2, "straddling": 3, "test": 4, "score": 5}
@@ -55,6 +61,7 @@ class Layout:
         queries_per_block: query slots of a block.
         targets: the questions, in the order of the label columns.
         vector_widths: of the fixed vectors of each categorical field's values, 0 where it has none; empty: no field.
+        half_life_days: of habits: an event counts as one, after so many days as a half.
         who: those of the fields that say who the customer is. What an event says of them holds until another says
             otherwise, so a query that does not say them is asked of what was last said (`packing.prepare`).
     """
@@ -70,6 +77,7 @@ class Layout:
     targets: tuple[Target, ...]
     vector_widths: tuple[int, ...] = ()
     who: tuple[str, ...] = ()
+    half_life_days: tuple[float, ...] = (3.0, 14.0, 60.0, 240.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -115,6 +123,24 @@ class Layout:
         )
 
     @property
+    def habit_ids(self) -> dict[str, int]:
+        """Categorical field -> how many of its ids habits are of, at most; all that a `next` target asks for.
+
+        Who somebody is, is no habit: those fields are left out, unless a target asks for their values. However many
+        ids are in use: a vocabulary that grows leaves the blocks as they are.
+        """
+        most = dict.fromkeys((name for name in self.categorical if name not in self.who), _MOST_HABIT_IDS)
+        for target in self.targets:
+            if target.kind == "next":
+                most[target.field] = max(most.get(target.field, 0), FIRST_VALUE + target.values)
+        return {name: most[name] for name in self.categorical if name in most}
+
+    @property
+    def carried_rows(self) -> int:
+        """How many counts a half-life are carried over: of each field's `habit_ids`, then of the hours of the day."""
+        return sum(self.habit_ids.values()) + HOURS_OF_DAY
+
+    @property
     def event_columns(self) -> dict[str, tuple[str, int]]:
         """Column -> (numpy dtype, length): event slots of a block."""
         length = self.block_events
@@ -152,6 +178,18 @@ class Layout:
         return {**nexts, "aggregates": len(self.aggregate_names)}
 
     @property
+    def carried_columns(self) -> dict[str, tuple[str, int]]:
+        """Column -> (numpy dtype, length): the habits from before a segment that does not begin at the beginning.
+
+        Of one segment: such a one fills more than half a block.
+        """
+        return {
+            "carried_segment": ("int32", 1),  # 0 = there is none
+            "carried_time": ("int64", 1),  # when the counts were as they are
+            "carried_counts": ("float32", len(self.half_life_days) * self.carried_rows),
+        }
+
+    @property
     def columns(self) -> dict[str, tuple[str, int]]:
         """All columns of a block."""
-        return self.event_columns | self.query_columns
+        return self.event_columns | self.query_columns | self.carried_columns

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lam_spark.dataset.aggregates import NOTHING_OLDER, Older, aggregates
+from lam_spark.dataset.carried import carried_counts
 from lam_spark.dataset.layout import Layout
 from lam_spark.tokens import MISSING, PADDING
 
@@ -65,7 +66,7 @@ def cut_segments(
     """Windows over `events` events that together cover each event as new once and each query once.
 
     The windows lie on a grid that starts at the first event: how much history a query sees must not tell how
-    much is still to come.
+    much is still to come. One that does not begin at the first event holds more than half of `block_events`.
     """
     half = max(1, block_events // 2)
     segments = []
@@ -87,21 +88,32 @@ def cut_segments(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A customer ready to pack: the segments, and the aggregates of every query, (q, A)."""
+    """A customer ready to pack.
+
+    Attributes:
+        segments: of the customer's events.
+        summary: aggregates of every query, (q, A).
+        carried: a segment's start -> habits of the events before it (`carried_counts`); none of a start at 0.
+    """
 
     customer: Customer
     segments: list[Segment]
     summary: Array
+    carried: dict[int, npt.NDArray[np.float32]]
 
 
 def prepare(layout: Layout, customer: Customer) -> Prepared:
-    """Cut a customer into segments, compute the aggregates of the queries, and let them say who asks (`Layout.who`)."""
+    """Cut a customer into segments, compute the aggregates of the queries and the habits from before the segments, and
+    let the queries say who asks (`Layout.who`).
+    """
     times, asked = customer.events["event_time"], customer.queries["query_time"]
     upto = np.searchsorted(times, asked, side="left")
     segments = cut_segments(len(times), upto, layout.block_events, layout.queries_per_block)
     summary = aggregates(layout, customer.events, customer.queries, customer.older)
+    carried = carried_counts(layout, customer.events, (s.start for s in segments if s.start))
     known = {f"query_{name}": _who(customer, name, upto) for name in layout.who}
-    return Prepared(dataclasses.replace(customer, queries={**customer.queries, **known}), segments, summary)
+    asking = dataclasses.replace(customer, queries={**customer.queries, **known})
+    return Prepared(asking, segments, summary, carried)
 
 
 def _who(customer: Customer, name: str, upto: npt.NDArray[np.intp]) -> Array:
@@ -193,6 +205,10 @@ def fill_block(
         block[name][to] = customer.events[name][rows]
     for name in (*layout.categorical, *layout.numeric):
         block[f"event_{name}"][to] = customer.events[name][rows]
+    if segment.start:  # there is no other such segment in the block: see `cut_segments`
+        block["carried_segment"][:] = number
+        block["carried_time"][:] = customer.events["event_time"][segment.start]
+        block["carried_counts"][:] = prepared.carried[segment.start].ravel()
     asked = slice(query_slot, query_slot + len(segment.queries))
     block["query_segment"][asked] = number
     block["query_index"][asked] = slot + segment.upto - segment.start

@@ -21,7 +21,7 @@ from lam_spark.errors import ModelError
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def open_artifact(weights: bytes, card: bytes, expected_digest: str) -> Artifact
             )
         model = LargeActionModel(
             Layout.from_json(values["layout"]),
-            ModelSize.from_json(values["size"]),
+            ModelSize(**values["size"]),
             Normaliser.from_json(values["normaliser"]),
         )
         model.load_state_dict(load(weights))

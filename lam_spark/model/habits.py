@@ -1,41 +1,29 @@
-"""What a customer is used to: faded counts of all that a query sees, by value and by hour of the day.
+"""What a customer is used to: faded counts of all that happened before a query, by value and by hour of the day.
 
 Attention answers what came when and after what; how often something happens over weeks or months it has to learn from
-many examples, and trees on hand-made counts know it from the start. These counts are made inside the model, from the
-events of the block alone, so that no column of the snapshot is needed for them.
+many examples, and trees on hand-made counts know it from the start. These counts are made inside the model from the
+events of the block; of a history that began before the block, the counts until then come with it (`carried.py`).
 
 Shapes: B blocks, T event slots, Q query slots, H half-lives, R counted rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
-from lam_spark.tokens import FIRST_VALUE
-
-HOURS_OF_DAY = 24
-# Ids follow the frequency of their values: of a field with more, the commonest are counted.
-_MOST_IDS = 64
+from lam_spark.dataset.layout import HOURS_OF_DAY, MICROS_PER_DAY, Layout
 
 
 def field_rows(layout: Layout) -> dict[str, slice]:
-    """Categorical field -> the rows that count its ids, from 0 on; all that a `next` target asks for are among them.
-
-    Who somebody is, is no habit: those fields are left out, unless a target asks for their values.
-    """
-    most = dict.fromkeys((name for name in layout.categorical if name not in layout.who), _MOST_IDS)
-    for target in layout.targets:
-        if target.kind == "next":
-            most[target.field] = max(most.get(target.field, 0), FIRST_VALUE + target.values)
+    """Categorical field -> the rows that count its ids in use, from 0 on (`Layout.habit_ids`)."""
+    ids = dict(zip(layout.categorical, layout.sizes, strict=True))
     rows, first = {}, 0
-    for name, ids in zip(layout.categorical, layout.sizes, strict=True):
-        if name in most:
-            rows[name] = slice(first, first + min(ids, most[name]))
-            first = rows[name].stop
+    for name, most in layout.habit_ids.items():
+        rows[name] = slice(first, first + min(ids[name], most))
+        first = rows[name].stop
     return rows
 
 
@@ -48,17 +36,17 @@ class Habits(nn.Module):
     """Nothing in here is learned.
 
     Args:
-        layout: fields and shapes.
-        half_life_days: an event counts as one, after so many days as a half.
+        layout: fields, shapes and half-lives.
     """
 
-    def __init__(self, layout: Layout, half_life_days: Sequence[float]) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
         self._rows, self._end = field_rows(layout), counted_rows(layout)
         self.half_life_days: Tensor
-        self.register_buffer(
-            "half_life_days", torch.tensor(half_life_days, dtype=torch.float32), persistent=False
-        )
+        half_lives = torch.tensor(layout.half_life_days, dtype=torch.float32)
+        self.register_buffer("half_life_days", half_lives, persistent=False)
+        self._carried_from: Tensor
+        self.register_buffer("_carried_from", torch.tensor(_carried_from(layout)), persistent=False)
 
     def forward(self, batch: Mapping[str, Tensor], seen_BQT: Tensor) -> Tensor:
         """(B, Q, H, R): log of one plus the faded counts."""
@@ -67,7 +55,18 @@ class Habits(nn.Module):
         fade_BQHT = fade_BQHT * seen_BQT[:, :, None]
         # One product a block: with the half-lives beside the blocks, what happened would be copied for each of them.
         counted = fade_BQHT.flatten(1, 2) @ self._happened(batch)
-        return counted.log1p().view(*fade_BQHT.shape[:3], self._end)
+        counted_BQHR = counted.view(*fade_BQHT.shape[:3], self._end)
+        return (counted_BQHR + self._carried(batch)).log1p()
+
+    def _carried(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, Q, H, R): what the events before a query's segment count when it is asked."""
+        ago_BQ = (batch["query_time"] - batch["carried_time"]).float() / MICROS_PER_DAY
+        own_BQ = (batch["query_segment"] > 0) & (batch["query_segment"] == batch["carried_segment"])
+        fade_BQH = torch.exp2(-ago_BQ.clamp_min(0)[..., None] / self.half_life_days) * own_BQ[..., None]
+        counts_BHC = batch["carried_counts"].view(len(fade_BQH), len(self.half_life_days), -1)
+        counts_BHR = counts_BHC[..., self._carried_from]
+        carried: Tensor = fade_BQH[..., None] * counts_BHR[:, None]
+        return carried
 
     def _happened(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, R): 1 at the id of each field and at the hour."""
@@ -80,3 +79,13 @@ class Habits(nn.Module):
         # One row more than are given: for what is not counted.
         happened = torch.zeros(*at_BTF.shape[:2], self._end + 1, device=at_BTF.device)
         return happened.scatter_(2, at_BTF, 1.0)[..., : self._end]
+
+
+def _carried_from(layout: Layout) -> list[int]:
+    """(R,): the place of each row among the carried counts, which have room for ids that are not in use yet."""
+    places: list[int] = []
+    first = 0
+    for most, rows in zip(layout.habit_ids.values(), field_rows(layout).values(), strict=True):
+        places += range(first, first + int(rows.stop - rows.start))
+        first += most
+    return [*places, *range(first, first + HOURS_OF_DAY)]

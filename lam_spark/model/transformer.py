@@ -41,19 +41,13 @@ _HABIT_SCALE = 0.25
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0), half-lives of habits."""
+    """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0)."""
 
     width: int
     layers: int
     heads: int
     dropout: float
     numeric_bins: int = 8
-    half_life_days: tuple[float, ...] = (3.0, 14.0, 60.0, 240.0)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `asdict` and JSON."""
-        return cls(**{**values, "half_life_days": tuple(values["half_life_days"])})
 
 
 @dataclass(frozen=True)
@@ -113,12 +107,15 @@ class LargeActionModel(nn.Module):
 
     Attributes:
         recompute: in training, keep a layer's input only and compute the layer again for its gradient.
+        usual_amount: of each `value` target, the geometric mean of what is more than nothing, which training measures
+            errors in.
     """
 
     def __init__(self, layout: Layout, size: ModelSize, normaliser: Normaliser) -> None:
         super().__init__()
         self.layout, self.size, self.normaliser = layout, size, normaliser
         self.recompute = False
+        self.usual_amount = {target.name: 1.0 for target in layout.targets if target.kind == "value"}
         width = size.width
         offsets = [0]
         for rows in layout.sizes:
@@ -148,7 +145,7 @@ class LargeActionModel(nn.Module):
         )
         self.next_number = nn.Linear(width, len(layout.numeric))
         self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
-        self.habits = Habits(layout, size.half_life_days)
+        self.habits = Habits(layout)
         self.answers = nn.ModuleDict(
             {entry(target.name): _Answer(target, layout, size) for target in layout.targets}
         )
@@ -185,6 +182,8 @@ class LargeActionModel(nn.Module):
         with torch.no_grad():
             for name, constant in constants.items():
                 self.answers[entry(name)].get_parameter("wide.bias").copy_(constant)
+                if name in self.usual_amount:
+                    self.usual_amount[name] = math.exp(float(constant[1]))
 
     def know_vectors(self, vectors: dict[str, Tensor]) -> None:
         """Set the fixed vectors of every field that has them, (ids, width) each; a value without one has zeros."""
@@ -356,8 +355,8 @@ class _OwnHabit(nn.Module):
         super().__init__()
         first = field_rows(layout)[target.field].start + FIRST_VALUE
         self.values = slice(first, first + target.values)
-        self.by_sequence = nn.Linear(size.width, len(size.half_life_days))
-        self.by_value_HV = nn.Parameter(torch.zeros(len(size.half_life_days), target.values))
+        self.by_sequence = nn.Linear(size.width, len(layout.half_life_days))
+        self.by_value_HV = nn.Parameter(torch.zeros(len(layout.half_life_days), target.values))
 
     def forward(self, inner_BQD: Tensor, habits_BQHR: Tensor) -> Tensor:
         weight_BQHV = self.by_sequence(inner_BQD)[..., None] + self.by_value_HV
@@ -413,7 +412,7 @@ def number_features(layout: Layout, size: ModelSize) -> int:
 def answer_features(layout: Layout, size: ModelSize) -> int:
     """K: how many numbers an answer reads: of the sequence, the aggregates and their bins, and the habits."""
     summaries = (1 + size.numeric_bins) * len(layout.aggregate_names)
-    return size.width + summaries + len(size.half_life_days) * counted_rows(layout)
+    return size.width + summaries + len(layout.half_life_days) * counted_rows(layout)
 
 
 def _time_features(elapsed: Tensor) -> Tensor:

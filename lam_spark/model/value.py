@@ -39,7 +39,20 @@ def expected_value(answer: Tensor) -> Tensor:
 def median_value(answer: Tensor) -> Tensor:
     """(..., 3) -> (...) median of the distribution: the guess with the least absolute error."""
     logit, mean, log_std = _parts(answer)
-    chance = logit.sigmoid()
+    return _median(logit.sigmoid(), mean, log_std)
+
+
+def median_error(answer: Tensor, label: Tensor) -> Tensor:
+    """(..., 3), (...) amounts -> (...) how far the median is off.
+
+    The chance of anything at all is taken as it is: near a half the median runs to nothing, and so would the gradient
+    to infinity.
+    """
+    logit, mean, log_std = _parts(answer)
+    return (_median(logit.detach().sigmoid(), mean, log_std) - label).abs()
+
+
+def _median(chance: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     # The amount that half of all, those with nothing included, stay below.
     above = torch.special.ndtri((1 - 0.5 / chance.clamp_min(0.5)).clamp(1e-6, 1 - 1e-6))
     return torch.where(chance > 0.5, (mean + log_std.exp() * above).exp(), 0.0)

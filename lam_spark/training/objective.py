@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS, Target
 from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, entry, signed_log, standardise
-from lam_spark.model.value import value_loss
+from lam_spark.model.value import median_error, value_loss
 
 # Padding-like scale of time: a moment less than a minute after the last is as good as at once.
 _MINUTE_IN_DAYS = 1 / 1440
@@ -157,14 +157,16 @@ def answer_loss(
 ) -> tuple[Tensor, Tensor]:
     """Losses of the labelled queries of the period's splits: (K,) sums and counts a target.
 
-    `binary`: cross-entropy; `value`: likelihood of how much; `next`: mean cross-entropy of the values asked for.
+    `binary`: cross-entropy; `value`: likelihood of how much, and how far the median is off in usual amounts; `next`:
+    mean cross-entropy of the values asked for.
     """
     allowed = in_splits(batch, period.splits)
     sums, counts = [], []
     for target in model.layout.targets:
         answers, labels = asked_answers(target, batch, predictions, allowed)
         if target.kind == "value":
-            losses = value_loss(answers, labels)
+            missed = median_error(answers, labels) / model.usual_amount[target.name]
+            losses = value_loss(answers, labels) + missed
         else:
             losses = F.binary_cross_entropy_with_logits(answers, labels, reduction="none")
         # The zero keeps a batch without such a query a part of the graph.

@@ -157,7 +157,7 @@ def forward_flops(layout: Layout, size: ModelSize) -> float:
     summaries = len(layout.aggregate_names)
     inner = answer_features(layout, size) * width
     answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
-    habits = len(size.half_life_days) * events * counted_rows(layout)
+    habits = len(layout.half_life_days) * events * counted_rows(layout)
     return float(size.layers * layer + inputs + nexts + 2 * queries * (answers + habits))
 
 

@@ -22,9 +22,7 @@ NOT_DECISIVE = ("checkpoint_minutes", "experiment", "recompute")
 def size_of(config: Config) -> ModelSize:
     """The size of the model that a configuration asks for."""
     model = config.model
-    return ModelSize(
-        model.width, model.layers, model.heads, model.dropout, model.numeric_bins, model.half_life_days
-    )
+    return ModelSize(model.width, model.layers, model.heads, model.dropout, model.numeric_bins)
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class TrainingSpec:
         saved = json.loads(path.read_text())
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
         values["layout"] = Layout.from_json(saved["layout"])
-        values["size"] = ModelSize.from_json(saved["size"])
+        values["size"] = ModelSize(**saved["size"])
         values["numeric_edges"] = tuple(tuple(edges) for edges in saved["numeric_edges"])
         return cls(**values)
 

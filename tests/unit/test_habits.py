@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lam_spark.dataset.layout import Layout, Target
-from lam_spark.model.habits import HOURS_OF_DAY, Habits, counted_rows, field_rows
+from lam_spark.dataset.layout import HOURS_OF_DAY, Layout, Target
+from lam_spark.dataset.packing import Customer
+from lam_spark.model.habits import Habits, counted_rows, field_rows
 from lam_spark.model.transformer import visibility
 
-from .tiny import DAY, LAYOUT, START, batch_of, customer, lively_model
+from .tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
 
 HALF_LIVES = (2.0, 30.0)
 
@@ -23,7 +24,7 @@ def test_an_event_counts_less_the_longer_ago() -> None:
     batch = batch_of(LAYOUT, [one])
     seen = torch.zeros(1, LAYOUT.queries_per_block, LAYOUT.block_events, dtype=torch.bool)
     seen[0, 0, :2] = True  # the third is not seen
-    counts = Habits(LAYOUT, (10.0,))(batch, seen)
+    counts = Habits(layout(half_life_days=(10.0,)))(batch, seen)
     assert counts.shape == (1, LAYOUT.queries_per_block, 1, counted_rows(LAYOUT))
     first = field_rows(LAYOUT)["item"].start
     expected = [math.log1p(0.25), math.log1p(0.5)]
@@ -38,10 +39,11 @@ def test_all_fields_and_hours_are_counted_as_a_slow_count_does() -> None:
         times = START + np.sort(rng.integers(0, 90 * DAY, 5))
         asked = START + np.sort(rng.integers(0, 120 * DAY, 3))
         people.append(customer(LAYOUT, times.tolist(), asked.tolist(), seed=seed))
-    batch = batch_of(LAYOUT, people)
+    shape = layout(half_life_days=HALF_LIVES)
+    batch = batch_of(shape, people)
     mask, _ = visibility(batch)
-    events = LAYOUT.block_events
-    counts = Habits(LAYOUT, HALF_LIVES)(batch, mask[:, events:, :events]).numpy()
+    events = shape.block_events
+    counts = Habits(shape)(batch, mask[:, events:, :events]).numpy()
     columns = {name: batch[f"event_{name}"].numpy() for name in LAYOUT.categorical}
     hour = batch["hour_of_week"].numpy() % HOURS_OF_DAY
     rows, end = field_rows(LAYOUT), counted_rows(LAYOUT)
@@ -65,7 +67,7 @@ def test_rare_values_of_a_large_field_are_not_counted() -> None:
     one = customer(shape, [START, START + DAY], [START + 2 * DAY], action=[63, 64], item=[7, 8])
     seen = torch.zeros(1, shape.queries_per_block, shape.block_events, dtype=torch.bool)
     seen[0, 0, :2] = True
-    counts = Habits(shape, (10.0,))(batch_of(shape, [one]), seen)[0, 0, 0]
+    counts = Habits(dataclasses.replace(shape, half_life_days=(10.0,)))(batch_of(shape, [one]), seen)[0, 0, 0]
     rows = field_rows(shape)
     assert counts[rows["action"]].nonzero().flatten().tolist() == [63]
     assert counts[rows["item"]].nonzero().flatten().tolist() == [7, 8]
@@ -77,7 +79,8 @@ def test_who_somebody_is_is_no_habit_unless_a_target_asks_for_it() -> None:
     assert counted_rows(shape) == LAYOUT.sizes[0] + HOURS_OF_DAY
     batch = batch_of(shape, [customer(shape, [START], [START + DAY], action=[4])])
     events = shape.block_events
-    counts = Habits(shape, (10.0,))(batch, visibility(batch)[0][:, events:, :events])
+    shape = dataclasses.replace(shape, half_life_days=(10.0,))
+    counts = Habits(shape)(batch, visibility(batch)[0][:, events:, :events])
     assert counts[0, 0, 0, : LAYOUT.sizes[0]].nonzero().flatten().tolist() == [4]
     asked = dataclasses.replace(shape, targets=(Target("items", "next", "item", 4),))
     assert field_rows(asked)["item"] == slice(LAYOUT.sizes[0], LAYOUT.sizes[0] + 7)
@@ -100,3 +103,48 @@ def test_the_answers_know_of_them(shape: Layout) -> None:
     after = model(batch)
     assert torch.equal(before.query_hidden_BQD, after.query_hidden_BQD)
     assert not torch.equal(before.answers["reply"][0, 0], after.answers["reply"][0, 0])
+
+
+def habits_by_row(shape: Layout, people: list[Customer]) -> dict[int, np.ndarray]:
+    """`query_row` -> the habits of that query."""
+    batch = batch_of(shape, people)
+    events = shape.block_events
+    counts = Habits(shape)(batch, visibility(batch)[0][:, events:, :events])
+    rows = batch["query_row"]
+    return {int(rows[at]): counts[at].numpy() for at in (rows >= 0).nonzero().unbind(0) for at in [tuple(at)]}
+
+
+@pytest.mark.parametrize("events", [3, 16, 17, 100])
+def test_a_short_block_knows_the_habits_of_the_whole_history(events: int) -> None:
+    """Whatever a block holds, the counts are those of all that happened before; other customers share the blocks."""
+    rng = np.random.default_rng(events)
+    people = []
+    for seed in range(3):
+        times = START + np.sort(rng.integers(0, 400 * DAY, events)) // 7 * 7
+        asked = START + np.sort(rng.integers(0, 450 * DAY, 9))
+        one = customer(LAYOUT, times.tolist(), asked.tolist(), seed=seed)
+        rows = np.arange(9, dtype=np.int32) + 100 * seed
+        people.append(dataclasses.replace(one, queries={**one.queries, "query_row": rows}))
+    short = habits_by_row(layout(half_life_days=HALF_LIVES), people)
+    whole = habits_by_row(layout(half_life_days=HALF_LIVES, block_events=512, queries_per_block=64), people)
+    assert len(short) == 27
+    assert set(short) == set(whole)
+    for row, counts in short.items():
+        np.testing.assert_allclose(counts, whole[row], rtol=1e-4, atol=1e-5)
+
+
+def test_a_vocabulary_that_grows_leaves_the_carried_counts_where_they_are() -> None:
+    """The snapshot is of a day's vocabulary, and the training perhaps of the next day's."""
+    times = [START + day * DAY for day in range(40)]
+    one = customer(LAYOUT, times, [START + 50 * DAY])
+    block = batch_of(LAYOUT, [one])
+    grown = layout(sizes=tuple(size + 2 for size in LAYOUT.sizes))
+    assert grown.columns == LAYOUT.columns
+    events = LAYOUT.block_events
+    seen = visibility(block)[0][:, events:, :events]
+    before, after = Habits(LAYOUT)(block, seen), Habits(grown)(block, seen)
+    for name, rows in field_rows(LAYOUT).items():
+        wider = field_rows(grown)[name]
+        torch.testing.assert_close(after[..., wider.start : wider.stop - 2], before[..., rows])
+        assert not after[..., wider.stop - 2 : wider.stop].any()
+    torch.testing.assert_close(after[..., -HOURS_OF_DAY:], before[..., -HOURS_OF_DAY:])

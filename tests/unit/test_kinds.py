@@ -20,7 +20,7 @@ from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
 from lam_spark.model.artifact import open_artifact, read_artifact
 from lam_spark.model.habits import counted_rows, field_rows
 from lam_spark.model.transformer import _OwnHabit
-from lam_spark.model.value import expected_value, median_value, value_loss
+from lam_spark.model.value import expected_value, median_error, median_value, value_loss
 from lam_spark.scoring.predictor import answer_queries
 from lam_spark.tokens import FIRST_VALUE
 from lam_spark.training import worker
@@ -31,7 +31,7 @@ from lam_spark.training.statistics import query_statistics
 
 from .learnable import SHAPE as BINARY
 from .learnable import person, specification
-from .tiny import SIZE, blocks_of, write_blocks
+from .tiny import SIZE, blocks_of, lively_model, write_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -133,6 +133,35 @@ def test_the_right_spread_has_the_least_loss() -> None:
         loss(*at) > best for at in ((0.8, math.log(0.5)), (1.2, math.log(0.5)), (1.0, -0.9), (1.0, -0.4))
     )
     assert math.isfinite(loss(1.0, -50.0))
+
+
+def test_the_right_median_has_the_least_error() -> None:
+    torch.manual_seed(0)
+    label = torch.exp(1.0 + 0.5 * torch.randn(10_000)) * (torch.rand(10_000) < 0.8)
+
+    def error(mean: float) -> float:
+        answer = torch.tensor([math.log(0.8 / 0.2), mean, math.log(0.5)]).expand(len(label), 3)
+        assert torch.equal(median_error(answer, label), (median_value(answer) - label).abs())
+        return float(median_error(answer, label).mean())
+
+    assert all(error(mean) > error(1.0) for mean in (0.8, 1.2))
+
+
+@pytest.mark.parametrize("logit", [-2.0, 0.0, 1e-6, 2.0])
+def test_the_gradient_of_the_medians_error_stays_finite(logit: float) -> None:
+    answer = torch.tensor([logit, 3.0, 0.0], requires_grad=True)
+    median_error(answer, torch.tensor(5.0)).backward()
+    assert answer.grad is not None
+    assert bool(answer.grad.isfinite().all())
+    assert float(answer.grad[0]) == 0.0  # the chance is for the likelihood to say
+    assert bool(answer.grad[1] != 0) == (logit > 0)
+
+
+def test_errors_are_measured_in_a_usual_amount() -> None:
+    model = lively_model(SHAPE)
+    constant = torch.tensor([0.0, math.log(40.0), math.log(0.5)])
+    model.start_answers_at({"amount_spent": constant})
+    assert model.usual_amount == {"amount_spent": pytest.approx(40.0)}
 
 
 def test_a_judge_of_next_gives_what_its_rows_would(tmp_path: Path) -> None:
@@ -239,7 +268,7 @@ def test_habits_count_by_value_and_by_what_the_sequence_says() -> None:
     torch.nn.init.zeros_(own.by_sequence.bias)
     inner, habits = (
         torch.randn(1, 2, SIZE.width),
-        torch.rand(1, 2, len(SIZE.half_life_days), counted_rows(SHAPE)),
+        torch.rand(1, 2, len(SHAPE.half_life_days), counted_rows(SHAPE)),
     )
     assert not own(inner, habits).any()
     with torch.no_grad():

@@ -102,6 +102,27 @@ def test_every_column_has_its_shape_and_every_segment_one_customer(shape: Layout
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(drawn=PEOPLE)
+def test_a_block_carries_for_the_one_segment_that_does_not_begin_at_the_beginning(
+    shape: Layout, drawn: list[Any]
+) -> None:
+    customers = people(shape, drawn)
+    first = [one.events["event_time"][0] if len(one.events["event_time"]) else None for one in customers]
+    for block in blocks_of(shape, customers):
+        late = set()
+        for number in set(block["segment"]) - {0}:
+            slots = np.flatnonzero(block["segment"] == number)
+            owner = int(block["event_amount"][slots[0]]) // 1000
+            if block["event_amount"][slots[0]] % 1000:  # not the customer's event number 0
+                late.add((number, block["event_time"][slots[0]]))
+            else:
+                assert block["event_time"][slots[0]] == first[owner]
+        assert len(late) <= 1
+        assert late == ({(block["carried_segment"][0], block["carried_time"][0])} if late else set())
+        assert bool(block["carried_counts"].any()) == bool(late)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(drawn=PEOPLE)
 def test_a_query_keeps_its_values_its_label_and_its_aggregates(shape: Layout, drawn: list[Any]) -> None:
     customers = people(shape, drawn)
     summaries = [aggregates(shape, one.events, one.queries) for one in customers]

@@ -1,0 +1,57 @@
+"""What habits were before a segment begins: faded counts of the events that its block does not hold.
+
+A block holds the latest events; how often somebody did a thing over a year is in those before. An exponential fades
+the same wherever it is cut, so one set of counts stands for any number of them. Linear in events, whatever their
+number and the number of segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lam_spark.dataset.layout import HOURS_OF_DAY, MICROS_PER_DAY, Layout
+
+
+def carried_counts(
+    layout: Layout, events: Mapping[str, npt.NDArray[Any]], starts: Iterable[int]
+) -> dict[int, npt.NDArray[np.float32]]:
+    """The habits of one customer before some of the events.
+
+    Args:
+        layout: fields and half-lives.
+        events: `event_time` (n,) int64 microseconds ascending, `hour_of_week` and a (n,) array a categorical field.
+        starts: numbers of events, 0 to n - 1.
+
+    Returns:
+        start -> (half-lives, `Layout.carried_rows`): what the events before it count at its time.
+    """
+    found: dict[int, npt.NDArray[np.float32]] = {}
+    half_lives = np.asarray(layout.half_life_days)[:, None] * MICROS_PER_DAY
+    times, rows, width = events["event_time"], _rows(layout, events), layout.carried_rows
+    counts, before, at = np.zeros((len(half_lives), width)), 0, 0
+    for start in sorted(set(starts)):
+        time, new = int(times[start]), slice(before, start)
+        counts *= np.exp2((at - time) / half_lives)
+        weights = np.exp2((times[new] - time) / half_lives)
+        for number, weight in enumerate(weights):
+            each = np.repeat(weight, rows.shape[1])
+            # One more than are carried: what is not counted.
+            counts[number] += np.bincount(rows[new].ravel(), each, width + 1)[:width]
+        found[start] = counts.astype(np.float32)
+        before, at = start, time
+    return found
+
+
+def _rows(layout: Layout, events: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """(n, fields + 1): the row of each field's id, or the one after the last; that of the hour."""
+    columns, first, last = [], 0, layout.carried_rows
+    for name, most in layout.habit_ids.items():
+        columns.append(np.where(events[name] < most, events[name] + first, last))
+        first += most
+    columns.append(events["hour_of_week"] % HOURS_OF_DAY + first)
+    rows: npt.NDArray[np.int64] = np.stack(columns, axis=1).astype(np.int64)
+    return rows
