@@ -63,13 +63,12 @@ def asked_by_hand(model: LargeActionModel, one: Customer, at: int) -> npt.NDArra
     for name in LAYOUT.numeric:
         batch |= {f"event_{name}": one.events[name], f"query_{name}": np.full(1, np.nan, np.float32)}
     tensors = {name: torch.as_tensor(values)[None] for name, values in batch.items()}
-    tensors["aggregates"] = torch.zeros(1, 1, len(LAYOUT.aggregate_names))
     alone = LargeActionModel(
         dataclasses.replace(LAYOUT, block_events=events, queries_per_block=1), SIZE, model.normaliser
     ).eval()
     alone.load_state_dict(model.state_dict())
     with torch.inference_mode():
-        hidden: npt.NDArray[np.float32] = alone(tensors).query_hidden_BQD[0, 0].numpy()
+        hidden: npt.NDArray[np.float32] = alone(tensors, with_answers=False).query_hidden_BQD[0, 0].numpy()
     return hidden
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lam_spark.dataset.layout import Layout, Target
 from lam_spark.dataset.packing import Customer
 from lam_spark.model.transformer import Batch, LargeActionModel, entry
+from lam_spark.model.value import median_value
 from lam_spark.training.objective import Period, answer_loss, in_splits, lessons, loss_of, next_moment_loss
 
 from .tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
@@ -185,7 +186,7 @@ def test_every_target_is_counted() -> None:
 
 
 @torch.no_grad()
-def test_how_much_is_a_likelihood_of_nothing_or_of_its_log() -> None:
+def test_how_much_is_a_likelihood_of_nothing_or_of_its_log_and_the_error_of_the_median() -> None:
     shape = layout(targets=(Target("reply", "value"),))
     model = lively_model(shape)
     asked = [START + DAY, START + 2 * DAY, START + 3 * DAY]
@@ -198,6 +199,9 @@ def test_how_much_is_a_likelihood_of_nothing_or_of_its_log() -> None:
     half_log_two_pi = 0.5 * math.log(2 * math.pi)
     by_hand = math.log1p(math.exp(none_logit)) + math.log1p(math.exp(-logit))
     by_hand += -float(normal.log_prob(torch.tensor(math.log(12.5)))) - half_log_two_pi
+    model.usual_amount["reply"] = 4.0
+    medians = median_value(predictions.answers["reply"][0, :2]).tolist()
+    by_hand += (medians[0] + abs(medians[1] - 12.5)) / 4.0
     total, count = answer_loss(model, batch, predictions, WHOLE)
     assert count.tolist() == [2]
     assert total.tolist() == pytest.approx([by_hand], rel=1e-5)
