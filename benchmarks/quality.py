@@ -56,10 +56,12 @@ from quality_peers import (
 from sklearn.metrics import roc_auc_score
 
 Array = npt.NDArray[Any]
+# Days between two questions that the model, and LightGBM as a peer of its own, learn from.
+OFTEN = 7
 PURCHASE = "\"action = 'purchase'\""
 REGULAR = (
-    # What is learned from; the test period's answers are compared every `STEP` days.
-    f"every_days: 7, active: {PURCHASE}, active_days: 91, later: {PURCHASE}, horizon_days: '28', "
+    # The test period's answers are compared every `STEP` days.
+    f"every_days: {OFTEN}, active: {PURCHASE}, active_days: 91, later: {PURCHASE}, horizon_days: '28', "
     f"rule_events: {PURCHASE}"
 )
 TARGETS = (
@@ -177,9 +179,8 @@ def vocabulary_ids(table: Path, field: str) -> dict[str, int]:
     return dict(zip(own.value, own.token_id.astype(int), strict=True))
 
 
-def asked_questions(step: int) -> tuple[list[Question], list[str]]:
-    """The three regular questions, every so many days, and the names of the categories in their labels' order."""
-    households, cube, kinds = daily()
+def asked_questions(households: pd.DataFrame, cube: Array, kinds: list[str], step: int) -> list[Question]:
+    """The three regular questions about what `daily` gives, every so many days."""
     rows = questions(cube, step)
     rows["household_id"] = households.household_id.to_numpy()[rows.row]
     rows["time"] = rows.day.astype(float)
@@ -189,7 +190,7 @@ def asked_questions(step: int) -> tuple[list[Question], list[str]]:
         f"{len(rows):,} questions of {rows.household_id.nunique():,} households, {table.shape[1]} features",
         flush=True,
     )
-    return [Question(name, rows, table, label, BOOSTING) for name, label in labels.items()], kinds[5:]
+    return [Question(name, rows, table, label, BOOSTING) for name, label in labels.items()]
 
 
 def coupon_question() -> Question:
@@ -216,8 +217,9 @@ def main() -> None:
     command = command_line(__doc__, keeps_folder=True).parse_args()
     small = command.small
     seeds = range(1 if small else 5)
-    regular, commonest = asked_questions(STEP)
-    weekly, _ = asked_questions(7)
+    households, cube, kinds = daily()
+    commonest = kinds[5:]
+    regular, weekly = (asked_questions(households, cube, kinds, step) for step in (STEP, OFTEN))
     coupon = coupon_question()
     every = {question.name: question for question in (*regular, coupon)}
     truth = {name: question.label[question.where("test")] for name, question in every.items()}
