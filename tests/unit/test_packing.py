@@ -242,6 +242,7 @@ def test_nobody_without_events_is_described() -> None:
     ("changes", "other"),
     [
         ({"window_days": (7, 91)}, True),
+        ({"half_life_days": (7.0,)}, True),
         ({"who": ("item",)}, True),
         ({"categorical": ("item", "action")}, True),  # the aggregates are in the fields' order
         ({"targets": (Target("reply"), Target("buy", "value"))}, True),
