@@ -14,11 +14,13 @@ import torch
 from lam_spark.dataset.layout import SPLIT_IDS, Layout
 from lam_spark.dataset.packing import Array, Block, Customer, pack_queries, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
-from lam_spark.model.transformer import Predictions
+from lam_spark.model.transformer import Batch, LargeActionModel
 from lam_spark.model.value import expected_value, median_value
 from lam_spark.tokens import MISSING, UNKNOWN
 
 _BLOCKS_PER_PASS = 8
+# Of a batch, what is wanted: (B, Q, ...).
+_Read = Callable[[LargeActionModel, Batch], torch.Tensor]
 
 _loaded: dict[str, Artifact] = {}
 
@@ -46,7 +48,7 @@ def answer_queries(
         For each customer the answers in the order of its queries, float32: (q,), or (q, outputs) of a target that is
         not binary (`Predictions.answers`).
     """
-    answers, counts = _ask(artifact, customers, lambda told: told.answers[target])
+    answers, counts = _ask(artifact, customers, lambda model, batch: model(batch).answers[target])
     return np.split(answers, np.cumsum(counts)[:-1]) if counts else []
 
 
@@ -68,7 +70,9 @@ def embed_customers(
     """
     query = _what_next(artifact.model.layout, at, hour_of_week)
     asking = (dataclasses.replace(customer, queries=query) for customer in customers)
-    vectors, counts = _ask(artifact, asking, lambda told: told.query_hidden_BQD)
+    vectors, counts = _ask(
+        artifact, asking, lambda model, batch: model(batch, with_answers=False).query_hidden_BQD
+    )
     return vectors.reshape(len(counts), artifact.model.size.width)
 
 
@@ -91,14 +95,14 @@ def _what_next(layout: Layout, at: int, hour_of_week: int) -> dict[str, Array]:
 
 
 def _ask(
-    artifact: Artifact, customers: Iterable[Customer], read: Callable[[Predictions], torch.Tensor]
+    artifact: Artifact, customers: Iterable[Customer], read: _Read
 ) -> tuple[npt.NDArray[np.float32], list[int]]:
     """What the model says at every query.
 
     Args:
         artifact: the model.
         customers: with their queries.
-        read: picks (B, Q, ...) of what a pass gives.
+        read: what is wanted of a pass, (B, Q, ...).
 
     Returns:
         (N, ...) float32, by customer and query; how many queries each customer has (N in all).
@@ -139,14 +143,14 @@ def readable(layout: Layout, target: str, answers: npt.NDArray[np.float32]) -> n
 def _ask_blocks(
     artifact: Artifact,
     blocks: list[Block],
-    read: Callable[[Predictions], torch.Tensor],
+    read: _Read,
     rows: list[npt.NDArray[np.int32]],
     answers: list[npt.NDArray[np.float32]],
 ) -> None:
     stacked = {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
     with torch.inference_mode():
         batch = as_batch(unfold(artifact.model.layout, stacked))
-        told = read(artifact.model(batch)).numpy()
+        told = read(artifact.model, batch).numpy()
     asked = stacked["query_row"] >= 0
     rows.append(stacked["query_row"][asked])
     answers.append(told[asked])
