@@ -211,9 +211,8 @@ def all_variants(
                     jobs[pool.submit(measures, own, variant)] = place
         for done, job in enumerate(as_completed(jobs), 1):
             if job.exception():
-                pool.shutdown(
-                    cancel_futures=True
-                )  # else the others are waited for, and what they say is lost
+                # Else the others are waited for, and what they say is lost.
+                pool.shutdown(cancel_futures=True)
             place, told = jobs[job], job.result()
             (place / "measures.json").write_text(json.dumps(told), encoding="utf-8")
             print(f"  {done} of {len(jobs)}, {place.name}: {told}", flush=True)

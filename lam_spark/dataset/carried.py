@@ -32,10 +32,13 @@ def carried_counts(
         start -> (half-lives, `Layout.carried_rows`): what the events before it count at its time, to a 2,000th.
     """
     found: dict[int, npt.NDArray[np.float32]] = {}
+    wanted = sorted(set(starts))
+    if not wanted:  # most customers: all that they did fits into a block
+        return found
     half_lives = np.asarray(layout.half_life_days)[:, None] * MICROS_PER_DAY
     times, rows, width = events["event_time"], _rows(layout, events), layout.carried_rows
     counts, before, at = np.zeros((len(half_lives), width)), 0, 0
-    for start in sorted(set(starts)):
+    for start in wanted:
         time, new = int(times[start]), slice(before, start)
         counts *= np.exp2((at - time) / half_lives)
         weights = np.exp2((times[new] - time) / half_lives)

@@ -8,16 +8,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lam_spark.dataset.carried import carried_counts
 from lam_spark.dataset.layout import HOURS_OF_DAY, Layout, Target
 from lam_spark.dataset.packing import Customer
 from lam_spark.model.habits import Habits, counted_rows, field_rows
-from lam_spark.model.transformer import visibility
+from lam_spark.model.transformer import Batch, visibility
 
 from .tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
 
 HALF_LIVES = (2.0, 30.0)
+
+
+def habits_of(shape: Layout, batch: Batch) -> Tensor:
+    """The habits of a batch's queries, each of what it sees."""
+    events = shape.block_events
+    counts: Tensor = Habits(shape)(batch, visibility(batch)[0][:, events:, :events])
+    return counts
 
 
 def test_an_event_counts_less_the_longer_ago() -> None:
@@ -42,9 +50,7 @@ def test_all_fields_and_hours_are_counted_as_a_slow_count_does() -> None:
         people.append(customer(LAYOUT, times.tolist(), asked.tolist(), seed=seed))
     shape = layout(half_life_days=HALF_LIVES)
     batch = batch_of(shape, people)
-    mask, _ = visibility(batch)
-    events = shape.block_events
-    counts = Habits(shape)(batch, mask[:, events:, :events]).numpy()
+    counts = habits_of(shape, batch).numpy()
     columns = {name: batch[f"event_{name}"].numpy() for name in LAYOUT.categorical}
     hour = batch["hour_of_week"].numpy() % HOURS_OF_DAY
     rows, end = field_rows(LAYOUT), counted_rows(LAYOUT)
@@ -79,9 +85,7 @@ def test_who_somebody_is_is_no_habit_unless_a_target_asks_for_it() -> None:
     assert list(field_rows(shape)) == ["action"]
     assert counted_rows(shape) == LAYOUT.sizes[0] + HOURS_OF_DAY
     batch = batch_of(shape, [customer(shape, [START], [START + DAY], action=[4])])
-    events = shape.block_events
-    shape = dataclasses.replace(shape, half_life_days=(10.0,))
-    counts = Habits(shape)(batch, visibility(batch)[0][:, events:, :events])
+    counts = habits_of(dataclasses.replace(shape, half_life_days=(10.0,)), batch)
     assert counts[0, 0, 0, : LAYOUT.sizes[0]].nonzero().flatten().tolist() == [4]
     asked = dataclasses.replace(shape, targets=(Target("items", "next", "item", 4),))
     assert field_rows(asked)["item"] == slice(LAYOUT.sizes[0], LAYOUT.sizes[0] + 7)
@@ -106,13 +110,11 @@ def test_the_answers_know_of_them(shape: Layout) -> None:
     assert not torch.equal(before.answers["reply"][0, 0], after.answers["reply"][0, 0])
 
 
-def habits_by_row(shape: Layout, people: list[Customer]) -> dict[int, np.ndarray]:
+def habits_by_row(shape: Layout, people: list[Customer]) -> dict[int, Tensor]:
     """`query_row` -> the habits of that query."""
     batch = batch_of(shape, people)
-    events = shape.block_events
-    counts = Habits(shape)(batch, visibility(batch)[0][:, events:, :events])
-    rows = batch["query_row"]
-    return {int(rows[at]): counts[at].numpy() for at in (rows >= 0).nonzero().unbind(0) for at in [tuple(at)]}
+    asked = batch["query_row"] >= 0
+    return dict(zip(batch["query_row"][asked].tolist(), habits_of(shape, batch)[asked], strict=True))
 
 
 @pytest.mark.parametrize("events", [3, 16, 17, 100])
@@ -141,9 +143,7 @@ def test_a_vocabulary_that_grows_leaves_the_carried_counts_where_they_are() -> N
     block = batch_of(LAYOUT, [one])
     grown = layout(sizes=tuple(size + 2 for size in LAYOUT.sizes))
     assert grown.columns == LAYOUT.columns
-    events = LAYOUT.block_events
-    seen = visibility(block)[0][:, events:, :events]
-    before, after = Habits(LAYOUT)(block, seen), Habits(grown)(block, seen)
+    before, after = habits_of(LAYOUT, block), habits_of(grown, block)
     for name, rows in field_rows(LAYOUT).items():
         wider = field_rows(grown)[name]
         torch.testing.assert_close(after[..., wider.start : wider.stop - 2], before[..., rows])
