@@ -4,6 +4,9 @@ The histories are those of the telecom world that training reads: what happened 
 `model.context_events` of each customer, with the calls as questions. Packed is as the snapshot packs. Padded is what
 one writes without a packer: customers as they come, as long as the longest of their batch, no more question slots
 than anyone there needs. Bucketed is the same with customers of like length together. Only real events count.
+
+Twice: as `conf/telco.yaml` cuts histories, and at the context that a configuration has which says nothing of it, where
+few are cut.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from blocks import customer
 from common import REPOSITORY
 from steps import loss, stacked, untrained
 
-from lam_spark.config import Config
+from lam_spark.config import Config, ModelConfig
 from lam_spark.config_file import load_config
 from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
 from lam_spark.dataset.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
@@ -134,9 +137,23 @@ def _seconds(model: LargeActionModel, batches: Sequence[Shaped]) -> float:
 
 
 def packing(count: int, turns: int) -> dict[str, float]:
-    """Packed beside padded and bucketed, in turns: the same customers, events, questions and model."""
+    """Figures at the configuration's context, and with its length in their names at the default one."""
     config = load_config(REPOSITORY / "conf/telco.yaml")
     layout = layout_of(config)
+    default = ModelConfig.model_fields["context_events"].default
+    longer = dataclasses.replace(
+        layout,
+        block_events=default,
+        queries_per_block=layout.queries_per_block * default // layout.block_events,
+    )
+    longer_figures = _packing(config, longer, count, turns)
+    return _packing(config, layout, count, turns) | {
+        f"{k}_at_{default}": v for k, v in longer_figures.items()
+    }
+
+
+def _packing(config: Config, layout: Layout, count: int, turns: int) -> dict[str, float]:
+    """Packed beside padded and bucketed, in turns: the same customers, events, questions and model."""
     made = histories(config, layout, count)
     by_length = sorted(made, key=lambda prepared: len(prepared.customer.events["event_time"]))
     ways = {

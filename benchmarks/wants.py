@@ -16,6 +16,10 @@ period, the same rows on all sides:
 
 LightGBM gets what its own users would make of the same events: counts by action, touchpoint and subject over
 7/28/91/365 days, money, demographics, the offer; once with days since each action and subject, once without.
+
+How much of the way can be gone at all, two more LightGBMs say (`wants_peers.py`): `informed` has features made by
+somebody who knows what is planted, from the same events; `knowing` is told each contact's planted state and traits, so
+that only who is about to leave is left for it to find out. `best` knows that, too, which nobody can.
 """
 
 from __future__ import annotations
@@ -28,8 +32,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -46,11 +48,11 @@ from common import (
     report,
     stage_records,
 )
-from coupon import boosted, pseudonyms
+from coupon import pseudonyms
 from pyspark.sql import functions as F
-from quality_peers import BOOSTING
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+from wants_peers import PLANTED_STATE, Histories, both_answers
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import collect_queries, customers, event_columns
@@ -64,7 +66,6 @@ from lam_spark.training.objective import Period, next_moments
 Array = npt.NDArray[Any]
 CONF = REPOSITORY / "conf/telco.yaml"
 BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
-WINDOWS = (7, 28, 91, 365)
 # Whose next actions are predicted: enough for a tenth of a percent.
 SAMPLED = 4_000
 STAGES = (*UP_TO_SNAPSHOT, "train", "evaluate")
@@ -134,6 +135,7 @@ class World:
         told["as_of"] = told.as_of.dt.tz_convert(None).astype("datetime64[us]")
         rows["as_of"] = rows.as_of.astype("datetime64[us]")
         columns = ["best", "best_by_counts", "best_before_churn", "true_effect", "known_effect", "offer"]
+        columns += PLANTED_STATE
         both = rows.merge(told[["customer_key", "as_of", *columns]], on=["customer_key", "as_of"], how="left")
         assert len(both) == len(rows), "a contact is planted once"
         assert both.best.notna().all(), "every contact stands in the truth file"
@@ -145,85 +147,6 @@ class World:
         events = self.run.tables.read("events").join(contacted, "customer_key", "left_semi")
         events.drop("attributes").write.mode("overwrite").parquet(str(folder / "events"))
         return folder / "events"
-
-
-def features(contacts: pd.DataFrame, events: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Hand-made features of each contact, from the events before it; which of them are counts and traits only."""
-    base = duckdb.connect()
-    base.execute("SET TimeZone = 'UTC'; SET threads = 2")
-    base.register("contacts", contacts[["as_of", "customer_key"]].reset_index(names="row"))
-    base.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet('{events}/*.parquet')")
-    base.execute(
-        """
-        CREATE TABLE seen AS
-        SELECT row, action, touchpoint, subject, item, answered, seconds, amount,
-               date_diff('second', event_time::TIMESTAMP, as_of) / 86400.0 AS ago
-        FROM contacts JOIN events USING (customer_key)
-        WHERE event_time::TIMESTAMP < as_of
-        """
-    )
-    kinds = {
-        name: [
-            v
-            for (v,) in base.execute(f"SELECT DISTINCT {name} FROM seen WHERE {name} IS NOT NULL").fetchall()
-        ]
-        for name in ("action", "touchpoint", "subject")
-    }
-    counted, recent = [], []
-    for name, values in kinds.items():
-        for value in sorted(values):
-            is_it = f"{name} = '{value}'"
-            counted += [
-                f'count(*) FILTER ({is_it} AND ago <= {days}) AS "{name}_{value}_{days}"' for days in WINDOWS
-            ]
-            recent.append(f'min(ago) FILTER ({is_it}) AS "since_{name}_{value}"')
-    for days in WINDOWS:
-        counted += [
-            f"count(*) FILTER (ago <= {days}) AS events_{days}",
-            f"sum(amount) FILTER (ago <= {days}) AS amount_{days}",
-            f"sum(seconds) FILTER (ago <= {days}) AS seconds_{days}",
-            f"count(*) FILTER (answered = 'yes' AND ago <= {days}) AS answered_{days}",
-            f"count(*) FILTER (action = 'be_called' AND answered = 'yes' AND ago <= {days}) AS took_calls_{days}",
-        ]
-    recent.append("min(ago) AS since_anything")
-    made = base.execute(f"SELECT row, {', '.join(counted + recent)} FROM seen GROUP BY row ORDER BY row").df()
-    traits = base.execute(
-        """
-        SELECT row, age_band, gender, region, contract_type
-        FROM contacts LEFT JOIN (
-            SELECT customer_key, any_value(age_band) AS age_band, any_value(gender) AS gender,
-                   any_value(region) AS region, any_value(contract_type) AS contract_type
-            FROM events WHERE action = 'sign' GROUP BY customer_key
-        ) USING (customer_key) ORDER BY row
-        """
-    ).df()
-    table = traits[["row"]].merge(made, on="row", how="left").drop(columns="row")
-    for name in ("age_band", "gender", "region", "contract_type"):
-        table[name] = pd.Categorical(traits[name]).codes
-    table["offer"] = pd.Categorical(contacts.offer).codes
-    table["weekday"] = contacts.as_of.dt.weekday.to_numpy()
-    table["called"] = (contacts.arm == "treated").astype(int).to_numpy()
-    since = [name for name in table if str(name).startswith("since_")]
-    return table, [str(name) for name in table if name not in since]
-
-
-def both_answers(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[Array, Array]:
-    """LightGBM's answers to the test contacts, called and held back; rounds chosen on the validation period.
-
-    Args:
-        contacts: with periods and labels.
-        table: features, a row a contact; `called` is one of them.
-        rows: (n,) bool, contacts to learn from.
-    """
-    model = boosted(
-        lightgbm.LGBMClassifier,
-        BOOSTING | {"random_state": 0},
-        table[rows],
-        contacts.label.to_numpy()[rows],
-        contacts.split[rows],
-    )
-    test = table[(contacts.split == "test").to_numpy()]
-    return tuple(model.predict_proba(test.assign(called=arm))[:, 1] for arm in (1, 0))
 
 
 def qini(score: Array, effect: Array) -> float:
@@ -344,7 +267,8 @@ def main() -> None:
         world = World(folder, size)
         contacts = world.contacts()
         started = time.monotonic()
-        table, plain = features(contacts, world.events(folder))
+        histories = Histories(contacts, world.events(folder))
+        table, plain = histories.features()
         print(
             f"  {len(contacts):,} contacts, {table.shape[1]} features in {time.monotonic() - started:.0f} s"
         )
@@ -359,6 +283,8 @@ def main() -> None:
             both_answers(contacts, table, (contacts.arm == arm).to_numpy()) for arm in ("treated", "control")
         ]
         theirs["two_models"] = (arms[0][0], arms[1][1])
+        theirs["informed"] = both_answers(contacts, histories.informed_features(), every)
+        theirs["knowing"] = both_answers(contacts, histories.knowing_features(contacts), every)
         next_actions = NextActions(world).figures()
     answers = {"lam": (test.called.to_numpy(), test.held_back.to_numpy())} | theirs
     treated = (test.arm == "treated").to_numpy()
@@ -387,7 +313,9 @@ def main() -> None:
     figures["effect_correlation_best"] = rank_correlation(test.known_effect.to_numpy(), effect)
     figures["qini_share_by_chance"] = qini(answers["lam"][0], effect) / best_qini
     by_counts = max(figures["auc_best_by_counts"], figures["auc_counts"])
-    figures["way"] = (figures["auc_lam"] - by_counts) / (figures["auc_best"] - by_counts)
+    for limit in ("best", "knowing", "informed"):
+        way = (figures["auc_lam"] - by_counts) / (figures[f"auc_{limit}"] - by_counts)
+        figures["way" if limit == "best" else f"way_to_{limit}"] = way
     figures["lift_vs_lightgbm"] = figures["lift_lam"] / figures["lift_lightgbm"]
     figures |= next_actions
     chains = max(value for key, value in next_actions.items() if "markov" in key or "commonest" in key)

@@ -54,10 +54,10 @@ def carried_counts(
 
 def _rows(layout: Layout, events: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
     """(n, fields + 1): the row of each field's id, or the one after the last; that of the hour."""
-    columns, first, last = [], 0, layout.carried_rows
-    for name, most in layout.habit_ids.items():
-        columns.append(np.where(events[name] < most, events[name] + first, last))
-        first += most
-    columns.append(events["hour_of_week"] % HOURS_OF_DAY + first)
+    last, columns = layout.carried_rows, []
+    for name, place in layout.carried_places.items():
+        row = events[name] + place.start
+        columns.append(np.where(row < place.stop, row, last))
+    columns.append(events["hour_of_week"] % HOURS_OF_DAY + last - HOURS_OF_DAY)
     rows: npt.NDArray[np.int64] = np.stack(columns, axis=1).astype(np.int64)
     return rows

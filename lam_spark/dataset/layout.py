@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from operator import itemgetter
@@ -136,8 +137,17 @@ class Layout:
         return {name: most[name] for name in self.categorical if name in most}
 
     @property
+    def carried_places(self) -> dict[str, slice]:
+        """Categorical field -> where the counts of its `habit_ids` stand among the carried ones."""
+        ends = itertools.accumulate(self.habit_ids.values())
+        return {
+            name: slice(end - most, end)
+            for (name, most), end in zip(self.habit_ids.items(), ends, strict=True)
+        }
+
+    @property
     def carried_rows(self) -> int:
-        """How many counts a half-life are carried over: of each field's `habit_ids`, then of the hours of the day."""
+        """How many counts a half-life are carried over: `carried_places`, then the hours of the day."""
         return sum(self.habit_ids.values()) + HOURS_OF_DAY
 
     @property

@@ -84,8 +84,7 @@ class Habits(nn.Module):
 def _carried_from(layout: Layout) -> list[int]:
     """(R,): the place of each row among the carried counts, which have room for ids that are not in use yet."""
     places: list[int] = []
-    first = 0
-    for most, rows in zip(layout.habit_ids.values(), field_rows(layout).values(), strict=True):
-        places += range(first, first + int(rows.stop - rows.start))
-        first += most
-    return [*places, *range(first, first + HOURS_OF_DAY)]
+    rows = field_rows(layout)
+    for name, place in layout.carried_places.items():
+        places += range(place.start, place.start + int(rows[name].stop - rows[name].start))
+    return [*places, *range(layout.carried_rows - HOURS_OF_DAY, layout.carried_rows)]

@@ -58,7 +58,8 @@ def query_statistics(files: BlockFiles, layout: Layout, world: World, bins: int)
         rows = block["aggregates"][asked].astype(np.float64)
         labels = [_sums(target, block, asked) for target in layout.targets]
         total += np.concatenate([[len(rows)], rows.sum(0), (rows**2).sum(0), *labels])
-        histogram += _counted(rows)
+        if bins:
+            histogram += _counted(rows)
     total = world.sum(torch.from_numpy(total)).numpy()
     histogram = world.sum(torch.from_numpy(histogram.ravel())).numpy().reshape(histogram.shape)
     count = max(1.0, total[0])
