@@ -23,16 +23,7 @@ def stacked(layout: Layout, made: Sequence[Block]) -> Block:
 def untrained(layout: Layout, size: ModelSize) -> LargeActionModel:
     """Always the same weights; what starts as the identity is made to count."""
     torch.manual_seed(0)
-    numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
-    edges = tuple(np.linspace(0, 4, 9).tolist())
-    constants = Normaliser(
-        (2.0,) * numbers,
-        (1.0,) * numbers,
-        (edges,) * numbers,
-        (0.0,) * summaries,
-        (1.0,) * summaries,
-        (edges,) * summaries,
-    )
+    constants = Normaliser.neutral(layout, tuple(np.linspace(0, 4, 9).tolist()))
     model = LargeActionModel(layout, size, constants)
     with torch.no_grad():
         for parameter in model.parameters():

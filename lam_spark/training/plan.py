@@ -133,17 +133,8 @@ class Plan:
 
 def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
     """The model without memory for its weights (torch's device `meta`)."""
-    numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
-    nothing = Normaliser(
-        (0.0,) * numbers,
-        (1.0,) * numbers,
-        ((),) * numbers,
-        (0.0,) * summaries,
-        (1.0,) * summaries,
-        ((),) * summaries,
-    )
     with torch.device("meta"):
-        return LargeActionModel(layout, size, nothing)
+        return LargeActionModel(layout, size, Normaliser.neutral(layout))
 
 
 def forward_flops(layout: Layout, size: ModelSize) -> float:

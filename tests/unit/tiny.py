@@ -101,16 +101,8 @@ def batch_of(shape: Layout, customers: Iterable[Customer]) -> Batch:
 
 
 def normaliser(shape: Layout) -> Normaliser:
-    """One that changes nothing, with bins for the aggregates."""
-    numbers, summaries = len(shape.numeric), len(shape.aggregate_names)
-    return Normaliser(
-        (0.0,) * numbers,
-        (1.0,) * numbers,
-        ((),) * numbers,
-        (0.0,) * summaries,
-        (1.0,) * summaries,
-        ((0.0, 1.0, 2.0),) * summaries,
-    )
+    """One that changes nothing, with two bins."""
+    return Normaliser.neutral(shape, (0.0, 1.0, 2.0))
 
 
 def lively_model(shape: Layout = LAYOUT, seed: int = 0, size: ModelSize = SIZE) -> LargeActionModel:
