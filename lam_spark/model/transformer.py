@@ -10,7 +10,7 @@ habits, V values of an answer.
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
 - An answer is made of the sequence's summary, the aggregates of the full history (standardised and by quantile bins,
-  as an event's numbers) and the habits (`habits.py`, standardised).
+  as an event's numbers) and the habits (`habits.py`).
 - Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
 - Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
   set, from the last event of the one before.
@@ -35,9 +35,8 @@ from lam_spark.tokens import FIRST_VALUE
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
 _MOST_DEVIATIONS = 4.0
-# Habits are many and alike, and so are the bins of a number: as they are, a step of the optimiser would move an answer
-# by all of them at once.
-_HABIT_SCALE, _BIN_SCALE = 0.25, 0.5
+# Habits are many and alike: as they are, a step of the optimiser would move an answer by all of them at once.
+_HABIT_SCALE = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class Normaliser:
         numeric_edges: of the same, the quantiles that bound its bins, ascending: at most one more than there are bins.
         aggregate_mean, aggregate_std: of each aggregate, (A,).
         aggregate_edges: the quantiles that bound each aggregate's bins, as `numeric_edges`.
-        habit_mean, habit_std: of each habit of each half-life, (H * R,).
     """
 
     numeric_mean: tuple[float, ...]
@@ -69,16 +67,13 @@ class Normaliser:
     aggregate_mean: tuple[float, ...]
     aggregate_std: tuple[float, ...]
     aggregate_edges: tuple[tuple[float, ...], ...]
-    habit_mean: tuple[float, ...]
-    habit_std: tuple[float, ...]
 
     @classmethod
     def neutral(cls, layout: Layout, edges: tuple[float, ...] = ()) -> Self:
         """One that changes nothing; the same bins for every number and aggregate, or none."""
         numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
-        habits = len(layout.half_life_days) * counted_rows(layout)
-        scales = [((0.0,) * count, (1.0,) * count) for count in (numbers, summaries, habits)]
-        return cls(*scales[0], (edges,) * numbers, *scales[1], (edges,) * summaries, *scales[2])
+        of_numbers, of_summaries = [((0.0,) * count, (1.0,) * count) for count in (numbers, summaries)]
+        return cls(*of_numbers, (edges,) * numbers, *of_summaries, (edges,) * summaries)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -165,11 +160,8 @@ class LargeActionModel(nn.Module):
         self.numeric_std: Tensor
         self.aggregate_mean: Tensor
         self.aggregate_std: Tensor
-        self.habit_mean: Tensor
-        self.habit_std: Tensor
-        for kind, name in itertools.product(("numeric", "aggregate", "habit"), ("mean", "std")):
-            constants = torch.tensor(getattr(normaliser, f"{kind}_{name}"))
-            self.register_buffer(f"{kind}_{name}", constants, persistent=False)
+        for name in ("numeric_mean", "numeric_std", "aggregate_mean", "aggregate_std"):
+            self.register_buffer(name, torch.tensor(getattr(normaliser, name)), persistent=False)
         self.numeric_bins = _Bins(normaliser.numeric_edges, size.numeric_bins)
         self.aggregate_bins = _Bins(normaliser.aggregate_edges, size.numeric_bins)
         self._initialise()
@@ -232,8 +224,7 @@ class LargeActionModel(nn.Module):
         """Target -> answers (`Predictions.answers`), from what is known at each query."""
         summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
         bins_BQN = self.aggregate_bins(aggregates_BQA).flatten(2)
-        habits_BQN = standardise(habits_BQHR.flatten(2), self.habit_mean, self.habit_std)
-        known = [hidden_BQD, summary_BQA, _BIN_SCALE * bins_BQN, _HABIT_SCALE * habits_BQN]
+        known = [hidden_BQD, summary_BQA, bins_BQN, _HABIT_SCALE * habits_BQHR.flatten(2)]
         known_BQK = torch.cat(known, dim=-1)  # one for all targets
         return {
             target.name: self.answers[entry(target.name)](known_BQK, summary_BQA, habits_BQHR)

@@ -105,14 +105,7 @@ class Trainer:
         torch.manual_seed(self.settings["seed"])
         asked = query_statistics(self.queried_files, spec.layout, world, spec.size.numeric_bins)
         normaliser = Normaliser(
-            numeric_mean=spec.numeric_mean,
-            numeric_std=spec.numeric_std,
-            numeric_edges=spec.numeric_edges,
-            aggregate_mean=asked.mean,
-            aggregate_std=asked.std,
-            aggregate_edges=asked.edges,
-            habit_mean=asked.habit_mean,
-            habit_std=asked.habit_std,
+            spec.numeric_mean, spec.numeric_std, spec.numeric_edges, asked.mean, asked.std, asked.edges
         )
         self.model = LargeActionModel(spec.layout, spec.size, normaliser)
         self.model.start_answers_at(asked.constants)

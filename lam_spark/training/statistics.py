@@ -1,7 +1,6 @@
 """What the training period's queries look like on the whole: constants that the model starts from.
 
-One pass over the files with queries; memory: one row group, some blocks, a histogram (16 KiB) an aggregate, some
-numbers a habit and a target.
+One pass over the files with queries; memory: one row group, a histogram (16 KiB) an aggregate, some numbers a target.
 """
 
 from __future__ import annotations
@@ -16,16 +15,10 @@ from torch import Tensor
 from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
 from lam_spark.dataset.loader import BlockFiles, block_batches
 from lam_spark.dataset.packing import Block
-from lam_spark.model.artifact import as_batch
-from lam_spark.model.habits import Habits, counted_rows
-from lam_spark.model.transformer import visibility
 from lam_spark.training.distributed import World
 
 Float = npt.NDArray[np.float64]
-_BLOCKS = 16
-# A habit that hardly anybody has is made larger, but not as large as the rest: with few questions it would be learnt
-# by heart.
-_LEAST_HABIT_STD = 0.5
+_BLOCKS = 64
 # Aggregates are logarithms: a bin is 3 % of what they are of, and all ranks' histograms add up to one.
 _BINS_A_UNIT, _MOST = 32, 32
 _BIN_STARTS = np.arange(-_MOST * _BINS_A_UNIT, _MOST * _BINS_A_UNIT) / _BINS_A_UNIT
@@ -37,7 +30,6 @@ class QueryStatistics:
 
     Attributes:
         mean, std: (A,) of the aggregates (deviation 1 where they do not vary).
-        habit_mean, habit_std: (H * R,) of the habits.
         edges: of each aggregate, the quantiles that bound equally full bins, ascending; to 1/32.
         constants: target -> (outputs,) the constant answer that fits its labels best. A head that starts there need
             not learn first how rare the rare is.
@@ -45,8 +37,6 @@ class QueryStatistics:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    habit_mean: tuple[float, ...]
-    habit_std: tuple[float, ...]
     edges: tuple[tuple[float, ...], ...]
     constants: dict[str, Tensor]
 
@@ -60,46 +50,36 @@ def query_statistics(files: BlockFiles, layout: Layout, world: World, bins: int)
         world: all ranks come here.
         bins: how many the `edges` bound; 0: none.
     """
-    aggregates, counted = len(layout.aggregate_names), Habits(layout)
-    width = aggregates + len(layout.half_life_days) * counted_rows(layout)
+    width = len(layout.aggregate_names)
     total: Float = np.zeros(1 + 2 * width + sum(map(_length, layout.targets)))
-    histogram: Float = np.zeros((aggregates, len(_BIN_STARTS)))
+    histogram: Float = np.zeros((width, len(_BIN_STARTS)))
     for block in block_batches(files, layout, _BLOCKS, seed=None):
         asked = block["query_split"] == SPLIT_IDS["train"]
-        if not asked.any():
-            continue
-        batch = as_batch(block)
-        seen = visibility(batch)[0][:, layout.block_events :, : layout.block_events]
-        habits = counted(batch, seen)[torch.from_numpy(asked)].flatten(1).numpy()
-        rows = np.concatenate([block["aggregates"][asked], habits], axis=1, dtype=np.float64)
+        rows = block["aggregates"][asked].astype(np.float64)
         labels = [_sums(target, block, asked) for target in layout.targets]
         total += np.concatenate([[len(rows)], rows.sum(0), (rows**2).sum(0), *labels])
         if bins:
-            histogram += _histograms(rows[:, :aggregates])
+            histogram += _counted(rows)
     total = world.sum(torch.from_numpy(total)).numpy()
     histogram = world.sum(torch.from_numpy(histogram.ravel())).numpy().reshape(histogram.shape)
     count = max(1.0, total[0])
     mean = total[1 : 1 + width] / count
     square = total[1 + width : 1 + 2 * width] / count
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
-    std[:aggregates] = np.where(std[:aggregates] > 1e-4, std[:aggregates], 1.0)
-    std[aggregates:] = np.maximum(std[aggregates:], _LEAST_HABIT_STD)
     constants, first = {}, 1 + 2 * width
     for target in layout.targets:
         length = _length(target)
         constants[target.name] = _constant(target, total[first : first + length])
         first += length
     return QueryStatistics(
-        tuple(mean[:aggregates].tolist()),
-        tuple(std[:aggregates].tolist()),
-        tuple(mean[aggregates:].tolist()),
-        tuple(std[aggregates:].tolist()),
+        tuple(mean.tolist()),
+        tuple(np.where(std > 1e-4, std, 1.0).tolist()),
         tuple(_edges(row, bins) for row in histogram),
         constants,
     )
 
 
-def _histograms(rows: Float) -> Float:
+def _counted(rows: Float) -> Float:
     """(n, A) -> (A, bins) how many of each aggregate fall into each bin."""
     width = rows.shape[1]
     # What is not finite shows in the mean, and so in the loss.

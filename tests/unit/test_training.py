@@ -16,16 +16,13 @@ from safetensors.torch import load
 
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
-from lam_spark.model.artifact import CARD, WEIGHTS, as_batch, open_artifact, read_artifact
-from lam_spark.model.habits import Habits
-from lam_spark.model.transformer import visibility
+from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
 from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, TEST, VALIDATION, blocks, specification
-from .tiny import stack
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -137,18 +134,6 @@ def test_aggregates_are_standardised_by_the_training_period_alone(trained: tuple
     np.testing.assert_allclose(card["aggregate_mean"], expected.mean(0), rtol=1e-5, atol=1e-6)
     std = expected.std(0)
     np.testing.assert_allclose(card["aggregate_std"], np.where(std > 1e-4, std, 1.0), rtol=1e-4)
-
-
-def test_habits_are_standardised_by_the_training_period_alone(trained: tuple[Path, Records]) -> None:
-    batch = as_batch(stack(SHAPE, blocks()))
-    seen = visibility(batch)[0][:, SHAPE.block_events :, : SHAPE.block_events]
-    rows = Habits(SHAPE)(batch, seen)[batch["query_split"] == 1].flatten(1).double().numpy()
-    card = json.loads((trained[0] / CARD).read_text())["normaliser"]
-    np.testing.assert_allclose(card["habit_mean"], rows.mean(0), rtol=1e-5, atol=1e-6)
-    std = rows.std(0)
-    assert 0 < (std < 0.5).sum() < len(std)
-    # What hardly anybody has is not made as large as the rest.
-    np.testing.assert_allclose(card["habit_std"], std.clip(min=0.5), rtol=1e-4)
 
 
 def test_a_specification_comes_back_from_its_file(tmp_path: Path) -> None:
