@@ -199,7 +199,7 @@ def test_missing_zero_and_next_to_zero_are_three_things(model: LargeActionModel)
     for one, amount in zip(given, (np.nan, 0.0, 1e-9), strict=True):
         one.queries["query_amount"][:] = amount
     logits = np.sort(np.concatenate(answers(model, given)))
-    assert (np.diff(logits) > 1e-4).all()
+    assert (np.diff(logits) > 1e-3).all()
 
 
 def test_an_empty_history_gives_a_finite_answer(model: LargeActionModel) -> None:
