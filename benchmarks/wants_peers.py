@@ -3,7 +3,7 @@
 - `features`: hand-made counts and days since, as people make them who do not know what is planted.
 - `informed_features`: made by somebody who has read `sources/telco`: the two orders, the silence, who is a parent, whom
   calls put off, who is about to leave. From the same events, so it shows what can be known of a contact at all.
-- `knowing_features`: of these, what tells that somebody is about to leave; beside the truth's own state and traits.
+- `knowing_features`: of these, what tells that somebody is about to leave; beside it the truth's state and traits.
 """
 
 from __future__ import annotations
