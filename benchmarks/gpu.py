@@ -1,10 +1,11 @@
 """What one GPU makes of the training: correctness beside the CPU, tokens a second, share of its matrix-product rate.
 
-    python benchmarks/gpu.py [--small]
+    python benchmarks/gpu.py [--small] [--parts gradients fit step attention]
 
 Blocks are made up, and fed from memory: this looks at the device, `training.py` at the feeding. It needs torch and the
 project's model, training code and configuration, nothing of Spark. Without a GPU it says so and ends with code 1.
 
+- `gradients`: loss and gradient of one step, beside the CPU's.
 - `fit`: the whole training of a small world, on the CPU and on the GPU in float32 and bfloat16; losses beside each
   other, and the artifact opened on the CPU.
 - `step`: one training step (next moment and answers) of three sizes. FLOPs are those of the matrix products that
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from blocks import DAYS, blocks
-from common import report, small_asked
+from common import command_line, report
 from steps import loss, stacked, untrained
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,6 +56,7 @@ LAYOUT = Layout(
 )
 # Width, layers, heads, blocks a step.
 SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "large": (1024, 24, 16, 32)}
+PARTS = ("gradients", "fit", "step", "attention")
 SETTINGS = TrainingConfig(
     seed=1,
     threads_per_rank=4,
@@ -242,7 +244,10 @@ def attention(name: str, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Run all parts; each is printed as soon as it is known."""
-    small = small_asked(__doc__)
+    parser = command_line(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    asked = parser.parse_args()
+    small, parts = asked.small, asked.parts
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: torch sees no CUDA device here")
     try:
@@ -257,19 +262,25 @@ def main() -> None:
         print(part, json.dumps({key: round(value, 6) for key, value in values.items()}), flush=True)
         figures.update({f"{part}_{key}": value for key, value in values.items()})
 
-    tell("gradients", compare_gradients(8))
-    with tempfile.TemporaryDirectory() as folder:
-        for device, precision in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
-            tell(f"fit_{device}_{precision}", fitted(Path(folder), device, precision, 64 if small else 128))
-    rate = product_rate()
-    tell("product", {"tflops": rate / 1e12})
-    for name in SIZES if not small else ("small",):
-        for half, compiled in ((False, False), (True, False), (True, True)):
-            how = f"{'bfloat16' if half else 'float32'}{'_compiled' if compiled else ''}"
-            tell(f"step_{name}_{how}", step(name, half, compiled, rate, 5 if small else 10))
-            torch.cuda.empty_cache()
-    for name in ("medium", "large") if not small else ("medium",):
-        tell(f"attention_{name}", attention(name, 5 if small else 10))
+    if "gradients" in parts:
+        tell("gradients", compare_gradients(8))
+    if "fit" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            for device, precision in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
+                tell(
+                    f"fit_{device}_{precision}", fitted(Path(folder), device, precision, 64 if small else 128)
+                )
+    if "step" in parts:
+        rate = product_rate()
+        tell("product", {"tflops": rate / 1e12})
+        for name in SIZES if not small else ("small",):
+            for half, compiled in ((False, False), (True, False), (True, True)):
+                how = f"{'bfloat16' if half else 'float32'}{'_compiled' if compiled else ''}"
+                tell(f"step_{name}_{how}", step(name, half, compiled, rate, 5 if small else 10))
+                torch.cuda.empty_cache()
+    if "attention" in parts:
+        for name in ("medium", "large") if not small else ("medium",):
+            tell(f"attention_{name}", attention(name, 5 if small else 10))
     report("gpu", figures, {})
 
 
