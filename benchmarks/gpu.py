@@ -39,7 +39,8 @@ from lam_spark.config import TrainingConfig
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
-from lam_spark.model.transformer import ModelSize, visibility
+from lam_spark.model.attention import seen_events, visibility
+from lam_spark.model.transformer import ModelSize
 from lam_spark.training import fit
 from lam_spark.training.distributed import SingleWorld
 
@@ -204,7 +205,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
 
     width, _, heads, count = SIZES[name]
     batch = as_batch(stacked(LAYOUT, made_blocks(count)), torch.device("cuda"))
-    mask, _ = visibility(batch)
+    mask = visibility(batch["segment"], seen_events(batch))
     slots = mask.shape[1]
     made = [
         torch.randn(

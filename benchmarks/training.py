@@ -11,7 +11,7 @@
 - `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `compress_gradients`, and with four batches a step,
   against two without; `fp16_loss_difference`: what the first does to the validation loss.
 - `packed_vs_padded`, `packed_vs_bucketed`: blocks against one customer a row (`training_packing.py`);
-  `..._at_512`: at the default context.
+  `..._at_512`: at the default context; `..._at_2048`: where nearly all histories are whole.
 - `matmul_share`: FLOP/s of the matrix products of forward and backward, as a share of the best float32 product that
   one thread makes in the same minutes; for a medium size (256 wide, 4 layers) and the small one (64 wide, 2 layers).
 - `rank_peak_gib`, `rank_peak_at_4x`: peak memory of one rank, and what four times the blocks make of it.

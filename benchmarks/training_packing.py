@@ -5,8 +5,8 @@ The histories are those of the telecom world that training reads: what happened 
 one writes without a packer: customers as they come, as long as the longest of their batch, no more question slots
 than anyone there needs. Bucketed is the same with customers of like length together. Only real events count.
 
-Twice: as `conf/telco.yaml` cuts histories, and at the context that a configuration has which says nothing of it, where
-few are cut.
+Three times: as `conf/telco.yaml` cuts histories; at the context that a configuration has which says nothing of it,
+where few are cut; and at one where one customer in a thousand is.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from lam_spark.sources.telco.rows import draw_chunk, draw_rows
 
 # Customers a batch.
 ROWS = 32
+# Events that all but one customer in a thousand stay below.
+NEARLY_WHOLE = 2048
 # About as many ids as a field of that world has.
 _IDS = 24
 _START = int(np.datetime64(START, "us").astype(np.int64))
@@ -137,19 +139,16 @@ def _seconds(model: LargeActionModel, batches: Sequence[Shaped]) -> float:
 
 
 def packing(count: int, turns: int) -> dict[str, float]:
-    """Figures at the configuration's context, and with its length in their names at the default one."""
+    """Figures at the configuration's context, and with its length in their names at longer ones."""
     config = load_config(REPOSITORY / "conf/telco.yaml")
     layout = layout_of(config)
-    default = ModelConfig.model_fields["context_events"].default
-    longer = dataclasses.replace(
-        layout,
-        block_events=default,
-        queries_per_block=layout.queries_per_block * default // layout.block_events,
-    )
-    longer_figures = _packing(config, longer, count, turns)
-    return _packing(config, layout, count, turns) | {
-        f"{k}_at_{default}": v for k, v in longer_figures.items()
-    }
+    figures = _packing(config, layout, count, turns)
+    for events in (ModelConfig.model_fields["context_events"].default, NEARLY_WHOLE):
+        queries = layout.queries_per_block * events // layout.block_events
+        longer = dataclasses.replace(layout, block_events=events, queries_per_block=queries)
+        found = _packing(config, longer, count, turns)
+        figures |= {f"{key}_at_{events}": value for key, value in found.items()}
+    return figures
 
 
 def _packing(config: Config, layout: Layout, count: int, turns: int) -> dict[str, float]:

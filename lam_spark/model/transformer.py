@@ -6,7 +6,7 @@ habits, V values of an answer.
 - An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
   of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
   the moment before it.
-- Several customers share a block: attention stays within a segment (block-diagonal) and never looks ahead.
+- Several customers share a block: attention stays within a segment and never looks ahead (`attention.py`).
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
 - An answer is made of the sequence's summary, the aggregates of the full history (standardised and by quantile bins,
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
+from lam_spark.model.attention import Attention, attention_of, positions, seen_events
 from lam_spark.model.habits import Habits, counted_rows, field_rows
 from lam_spark.tokens import FIRST_VALUE
 
@@ -202,19 +203,20 @@ class LargeActionModel(nn.Module):
         events = self._events(batch)
         queries = self._queries(batch)
         x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
-        mask_BSS, position_BS = visibility(batch)
-        cos, sin = _rotation(position_BS, self.size.width // self.size.heads)
+        seen_BQT = seen_events(batch)
+        attend = attention_of(batch, seen_BQT)
+        cos, sin = _rotation(positions(batch), self.size.width // self.size.heads)
         for block in self.blocks:
             if self.recompute and self.training:
-                x_BSD = checkpoint(block, x_BSD, mask_BSS, cos, sin, use_reentrant=False)
+                x_BSD = checkpoint(block, x_BSD, attend, cos, sin, use_reentrant=False)
             else:
-                x_BSD = block(x_BSD, mask_BSS, cos, sin)
+                x_BSD = block(x_BSD, attend, cos, sin)
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         hidden_BQD = x_BSD[:, slots:]
         if not with_answers:
             return Predictions(x_BSD[:, :slots], hidden_BQD, {})
-        habits_BQHR = self.habits(batch, mask_BSS[:, slots:, :slots])
+        habits_BQHR = self.habits(batch, seen_BQT)
         answers = self.answers_of(hidden_BQD, batch["aggregates"], habits_BQHR)
         return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
 
@@ -318,13 +320,12 @@ class _Block(nn.Module):
         self.feed_in = nn.Linear(width, 2 * inner, bias=False)
         self.feed_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x_BSD: Tensor, mask_BSS: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rows, slots, width = x_BSD.shape
+    def forward(self, x_BSD: Tensor, attend: Attention, cos: Tensor, sin: Tensor) -> Tensor:
+        rows, slots, _ = x_BSD.shape
         qkv = self.attention_in(self.attention_norm(x_BSD)).view(rows, slots, 3, self.heads, -1)
-        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_BSS[:, None])
-        mixed = self.attention_out(mixed.transpose(1, 2).reshape(rows, slots, width))
+        query, key, value = qkv.unbind(2)
+        mixed = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        mixed = self.attention_out(mixed.flatten(2))
         x_BSD = x_BSD + F.dropout(mixed, self.dropout, self.training)
         gate, content = self.feed_in(self.feed_norm(x_BSD)).chunk(2, dim=-1)
         fed = self.feed_out(F.silu(gate) * content)
@@ -371,29 +372,6 @@ class _OwnHabit(nn.Module):
         return added
 
 
-def visibility(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Who sees whom, and positions.
-
-    Returns:
-        (B, S, S) bool, True where the row's slot sees the column's: events see their segment's events up to
-        themselves; queries see their segment's events below `query_index`, and themselves. (B, S) positions.
-    """
-    segment, asked = batch["segment"], batch["query_segment"]
-    rows, slots = segment.shape
-    queries = asked.shape[1]
-    order = torch.arange(slots, device=segment.device)
-    causal = order[:, None] >= order[None, :]
-    sees_event = causal & (segment[:, :, None] == segment[:, None, :])
-    index = batch["query_index"]
-    asks_event = (order < index[:, :, None]) & (asked[:, :, None] == segment[:, None, :])
-    itself = torch.eye(queries, dtype=torch.bool, device=segment.device).expand(rows, -1, -1)
-    nothing = torch.zeros(rows, slots, queries, dtype=torch.bool, device=segment.device)
-    upper = torch.cat([sees_event, nothing], dim=2)
-    lower = torch.cat([asks_event, itself], dim=2)
-    position = torch.cat([order.expand(rows, -1), index.long()], dim=1)
-    return torch.cat([upper, lower], dim=1), position
-
-
 def signed_log(values: Tensor) -> Tensor:
     """sign(x) log(1 + |x|)."""
     return values.sign() * values.abs().log1p()
@@ -432,9 +410,9 @@ def _time_features(elapsed: Tensor) -> Tensor:
 
 
 def _rotation(position_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions (RoFormer, arXiv 2104.09864), (B, 1, S, width / 2)."""
+    """Cosines and sines of rotary positions (RoFormer, arXiv 2104.09864), (B, S, 1, width / 2)."""
     speed = 1000.0 ** (-torch.arange(0, width, 2, device=position_BS.device) / width)
-    angle = position_BS[:, None, :, None] * speed
+    angle = position_BS[:, :, None, None] * speed
     return angle.cos(), angle.sin()
 
 

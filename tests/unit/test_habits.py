@@ -13,8 +13,9 @@ from torch import Tensor
 from lam_spark.dataset.carried import carried_counts
 from lam_spark.dataset.layout import HOURS_OF_DAY, Layout, Target
 from lam_spark.dataset.packing import Customer
+from lam_spark.model.attention import seen_events
 from lam_spark.model.habits import Habits, counted_rows, field_rows
-from lam_spark.model.transformer import Batch, visibility
+from lam_spark.model.transformer import Batch
 
 from .tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
 
@@ -23,8 +24,7 @@ HALF_LIVES = (2.0, 30.0)
 
 def habits_of(shape: Layout, batch: Batch) -> Tensor:
     """The habits of a batch's queries, each of what it sees."""
-    events = shape.block_events
-    counts: Tensor = Habits(shape)(batch, visibility(batch)[0][:, events:, :events])
+    counts: Tensor = Habits(shape)(batch, seen_events(batch))
     return counts
 
 

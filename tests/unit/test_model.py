@@ -29,7 +29,8 @@ from lam_spark.model.artifact import (
     read_artifact,
     save_artifact,
 )
-from lam_spark.model.transformer import Batch, LargeActionModel, _Bins, visibility
+from lam_spark.model.attention import seen_events, visibility
+from lam_spark.model.transformer import Batch, LargeActionModel, _Bins
 from lam_spark.scoring.predictor import answer_queries
 from lam_spark.training.objective import Period, loss_of
 
@@ -63,7 +64,7 @@ def batch() -> Batch:
 
 
 def sees(batch: Batch) -> Tensor:
-    mask, _ = visibility(batch)
+    mask = visibility(batch["segment"], seen_events(batch))
     assert mask.shape == (1, 20, 20)
     return mask[0]
 
