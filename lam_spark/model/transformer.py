@@ -1,7 +1,7 @@
 """A causal transformer over customers' events, with query events that ask what follows.
 
 Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates, H half-lives and R rows of
-habits, V values of an answer.
+habits, V values of an answer; in attention H heads of width E.
 
 - An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
   of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
@@ -205,12 +205,12 @@ class LargeActionModel(nn.Module):
         x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
         seen_BQT = seen_events(batch)
         attend = attention_of(batch, seen_BQT)
-        cos, sin = _rotation(positions(batch), self.size.width // self.size.heads)
+        rotation = _rotation(positions(batch), self.size)
         for block in self.blocks:
             if self.recompute and self.training:
-                x_BSD = checkpoint(block, x_BSD, attend, cos, sin, use_reentrant=False)
+                x_BSD = checkpoint(block, x_BSD, attend, rotation, use_reentrant=False)
             else:
-                x_BSD = block(x_BSD, attend, cos, sin)
+                x_BSD = block(x_BSD, attend, rotation)
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         hidden_BQD = x_BSD[:, slots:]
@@ -320,11 +320,11 @@ class _Block(nn.Module):
         self.feed_in = nn.Linear(width, 2 * inner, bias=False)
         self.feed_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x_BSD: Tensor, attend: Attention, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, attend: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
         rows, slots, _ = x_BSD.shape
         qkv = self.attention_in(self.attention_norm(x_BSD)).view(rows, slots, 3, self.heads, -1)
         query, key, value = qkv.unbind(2)
-        mixed = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        mixed = attend(_rotate(query, *rotation), _rotate(key, *rotation), value)
         mixed = self.attention_out(mixed.flatten(2))
         x_BSD = x_BSD + F.dropout(mixed, self.dropout, self.training)
         gate, content = self.feed_in(self.feed_norm(x_BSD)).chunk(2, dim=-1)
@@ -409,16 +409,21 @@ def _time_features(elapsed: Tensor) -> Tensor:
     return torch.stack([log_days, log_minutes, *phases], dim=-1)
 
 
-def _rotation(position_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions (RoFormer, arXiv 2104.09864), (B, S, 1, width / 2)."""
-    speed = 1000.0 ** (-torch.arange(0, width, 2, device=position_BS.device) / width)
+def _rotation(position_BS: Tensor, size: ModelSize) -> tuple[Tensor, Tensor]:
+    """Of rotary positions (RoFormer, arXiv 2104.09864), what `_rotate` multiplies by, (B, S, H, E) each."""
+    inner = size.width // size.heads
+    speed = 1000.0 ** (-torch.arange(0, inner, 2, device=position_BS.device) / inner)
     angle = position_BS[:, :, None, None] * speed
-    return angle.cos(), angle.sin()
+    sin = angle.sin()
+    halves = (angle.cos().repeat(1, 1, 1, 2), torch.cat([-sin, sin], dim=-1))
+    # Spelled out for each head: a CPU multiplies long rows faster than it repeats short ones.
+    by_itself, by_the_other = (part.expand(-1, -1, size.heads, -1).contiguous() for part in halves)
+    return by_itself, by_the_other
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+def _rotate(x_BSHE: Tensor, by_itself: Tensor, by_the_other: Tensor) -> Tensor:
+    left, right = x_BSHE.chunk(2, dim=-1)
+    return torch.addcmul(x_BSHE * by_itself, torch.cat([right, left], dim=-1), by_the_other)
 
 
 def inner_width(width: int) -> int:
