@@ -5,7 +5,8 @@
 - `loader_vs_memory`: epochs of one training, fed in turn from Parquet files by petastorm and with the same batches
   held in memory. One process, one thread.
 - `two_ranks`: events a second of two Horovod ranks of one thread against one process of one thread, equal batch a
-  rank, in the second epoch; 2.0 would be perfect. `two_ranks_torch`: the same by torch.distributed.
+  rank, in the second epoch; 2.0 would be perfect. `two_ranks_torch`: the same by torch.distributed;
+  `two_ranks_large_steps`: with four times the blocks a step, where ranks meet a quarter as often.
 - `two_apart`: two trainings of one process each at once, which share nothing but the machine: the most that a second
   rank could be worth here.
 - `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `compress_gradients`, and with four batches a step,

@@ -33,6 +33,7 @@ LAYOUT = Layout(
 )
 SIZE = ModelSize(64, 2, 4, 0.1)
 BATCH_BLOCKS = 8
+LARGE_STEPS = 32
 # Enough for the answers' training, which is not looked at here, to go through.
 QUERIED_BLOCKS = 16
 # Much to read and little to compute: aggregates by the hundred. Who held on to what was read would be seen.
@@ -56,6 +57,8 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "two_ranks_torch": ({"launcher": "torch", "ranks": 2}, {}),
     "two_ranks_fp16": (HOROVOD | {"compress_gradients": True}, {}),
     "two_ranks_accumulate_4": (HOROVOD | {"accumulate": 4}, {}),
+    "one_rank_large_steps": ({"launcher": "in_process", "ranks": 1, "batch_blocks": LARGE_STEPS}, {}),
+    "two_ranks_large_steps": (HOROVOD | {"batch_blocks": LARGE_STEPS}, {}),
 }
 
 
@@ -64,7 +67,7 @@ def spec_of(
 ) -> TrainingSpec:
     """A training of the small model; half of the days are for validation."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = TrainingConfig(finetune_epochs=1, batch_blocks=BATCH_BLOCKS, **settings)
+    chosen = TrainingConfig(**{"finetune_epochs": 1, "batch_blocks": BATCH_BLOCKS} | settings)
     return TrainingSpec(
         layout,
         SIZE,
@@ -120,6 +123,7 @@ def two_ranks(folder: Path, count: int, turns: int) -> dict[str, float]:
         "two_ranks_events_a_second": median["two_ranks"],
         "two_ranks": median["two_ranks"] / median["one_rank"],
         "two_ranks_torch": median["two_ranks_torch"] / median["one_rank"],
+        "two_ranks_large_steps": median["two_ranks_large_steps"] / median["one_rank_large_steps"],
         "two_apart": statistics.median(apart) / median["one_rank"],
         "two_ranks_vs_apart": median["two_ranks"] / statistics.median(apart),
         "cycle_5ms_vs_1ms": median["two_ranks"] / median["two_ranks_cycle_1ms"],
