@@ -321,6 +321,7 @@ def _training(facts: Entry) -> c.Training:
             if name in record
         ]
     trained = facts["training"]
+    unit = "GPU" if "gpu_seconds" in trained else "core"
     return c.Training(
         tuple(points),
         (
@@ -328,7 +329,9 @@ def _training(facts: Entry) -> c.Training:
             ("events read", f"{trained['tokens']:,}"),
             ("wall time", words.duration(trained["seconds"])),
             ("ranks", str(trained["ranks"])),
-            ("core-hours", f"{trained['core_seconds'] / 3600:.2f}"),
+            (f"{unit}-hours", f"{trained[f'{unit.lower()}_seconds'] / 3600:.2f}"),
+            # A model of an earlier version does not say it.
+            *((("FLOPs", f"{trained['flops']:.2g}"),) if "flops" in trained else ()),
             ("chosen epoch", f"{trained['chosen_epoch']} (by validation loss)"),
         ),
     )

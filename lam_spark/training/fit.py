@@ -52,6 +52,7 @@ from lam_spark.training.distributed import World, sum_gradients
 from lam_spark.training.judging import Judge, Verdict
 from lam_spark.training.meter import Meter, Progress
 from lam_spark.training.objective import Period, asked_answers, in_splits, lessons, loss_of, losses
+from lam_spark.training.plan import block_flops
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.standing import Standing
 from lam_spark.training.statistics import query_statistics
@@ -129,7 +130,7 @@ class Trainer:
         """All four steps, from the last checkpoint of this training if there is one.
 
         Returns:
-            The artifact's digest (the same on every rank).
+            The artifact's digest on the first rank, which writes it; nothing on the others.
         """
         self._resume()
         standing = self.standing
@@ -185,15 +186,19 @@ class Trainer:
     def _finish(self) -> str:
         """Save the artifact; the checkpoints have done their duty."""
         standing = self.standing
-        tokens = int(self.world.sum(torch.tensor([float(standing.tokens)], dtype=torch.float64))[0])
+        own = torch.tensor([standing.tokens, standing.flops], dtype=torch.float64)
+        tokens, flops = self.world.sum(own).tolist()
         seconds = standing.seconds + time.monotonic() - self._started
+        gpu = self.device.type == "cuda"
+        held = seconds * self.world.size * (1 if gpu else self.settings["threads_per_rank"])
         facts = {
             **self.spec.facts,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "tokens": tokens,
+            "tokens": int(tokens),
+            "flops": flops,
             "ranks": self.world.size,
             "seconds": round(seconds, 1),
-            "core_seconds": round(seconds * self.world.size * self.settings["threads_per_rank"], 1),
+            "gpu_seconds" if gpu else "core_seconds": round(held, 1),
             "chosen_epoch": standing.chosen,
             "seed": self.settings["seed"],
             **{name.replace(" ", "_"): value for name, value in standing.validation.items()},
@@ -226,6 +231,7 @@ class Trainer:
         )
         load_optimiser(optimiser, self._optimiser_state)
         self._optimiser_state = {}
+        flops = block_flops(self.spec.layout, self.spec.size, work.with_answers)
         while standing.epoch <= (work.epochs if stop_after is None else stop_after):
             self.model.train()
             batches = block_batches(
@@ -247,7 +253,10 @@ class Trainer:
                 loss, due = self._step(optimiser, block, work)
                 if work.with_answers:
                     self._average.follow(done)
-                meter.add(loss, 0 if block is None else int((block["segment"] > 0).sum()))
+                if block is None:
+                    meter.add(loss, 0, 0.0)
+                else:
+                    meter.add(loss, int((block["segment"] > 0).sum()), len(block["segment"]) * flops)
                 if due:
                     self._save(optimiser)
             meter.finish()
@@ -325,13 +334,14 @@ class Trainer:
 
     def _save(self, optimiser: torch.optim.Optimizer) -> None:
         """Write a checkpoint. All ranks come here, the first one writes; one that cannot is told of, and goes on."""
-        own = [float(self.standing.tokens), self.standing.losses]
-        tokens, losses = self.world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        own = [self.standing.tokens, self.standing.flops, self.standing.losses]
+        tokens, flops, losses = self.world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
         self._saved = time.monotonic()
         if self.world.rank != 0:
             return
         seconds = self.standing.seconds + self._saved - self._started
-        total = dataclasses.replace(self.standing, tokens=int(tokens), losses=losses, seconds=seconds)
+        sums = {"tokens": int(tokens), "flops": flops, "losses": losses}
+        total = dataclasses.replace(self.standing, **sums, seconds=seconds)
         groups = {
             "model": self.model.state_dict(),
             "pretrained": self._pretrained,
@@ -371,7 +381,8 @@ class Trainer:
             place = {name: getattr(self.standing, name) for name in ("phase", "epoch", "step", "seconds")}
             self.progress({"event": "resumed", **place})
         else:
-            self.standing.tokens, self.standing.losses = 0, 0.0  # the first rank's are the sums over all
+            # The first rank's are the sums over all.
+            self.standing.tokens, self.standing.flops, self.standing.losses = 0, 0.0, 0.0
 
     @torch.no_grad()
     def _judge_next(self, epoch: int, period: Period) -> None:

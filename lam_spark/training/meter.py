@@ -33,11 +33,12 @@ class Meter:
         self._first_step, self._tokens = standing.step, 0
         self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
 
-    def add(self, loss: float, tokens: int) -> None:
-        """After each step: this rank's part of the loss, and the events in its batch."""
+    def add(self, loss: float, tokens: int, flops: float) -> None:
+        """After each step: this rank's part of the loss, the events in its batch, and what computing it took."""
         self.standing.step += 1
         self.standing.losses += loss
         self.standing.tokens += tokens
+        self.standing.flops += flops
         self._tokens += tokens
         self._recent.append(loss)
         if self.world.rank == 0 and time.monotonic() - self._reported > _SECONDS_BETWEEN_REPORTS:

@@ -137,14 +137,24 @@ def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
         return LargeActionModel(layout, size, Normaliser.neutral(layout))
 
 
-def forward_flops(layout: Layout, size: ModelSize) -> float:
-    """FLOPs of one block's forward pass, every event a moment with a next one (pre-training; an upper bound)."""
+def block_flops(layout: Layout, size: ModelSize, with_answers: bool = True) -> float:
+    """FLOPs of learning from one block: forward and backward, what `recompute` computes again not counted."""
+    return (1 + _BACKWARD) * forward_flops(layout, size, with_answers)
+
+
+def forward_flops(layout: Layout, size: ModelSize, with_answers: bool = True) -> float:
+    """FLOPs of one block's forward pass, every event a moment with a next one and all pairs of slots in attention.
+
+    An upper bound: moments may hold several events, and attention by history computes fewer pairs.
+    """
     width, events, queries = size.width, layout.block_events, layout.queries_per_block
     slots = events + queries
     products = 4 * width * width + 3 * width * inner_width(width)
     layer = 2 * slots * products + 4 * slots * slots * width
     inputs = 2 * slots * (number_features(layout, size) + sum(layout.vector_widths)) * width
     nexts = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
+    if not with_answers:
+        return float(size.layers * layer + inputs + nexts)
     summaries = len(layout.aggregate_names)
     inner = answer_features(layout, size) * width
     answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
@@ -170,7 +180,7 @@ def plan(
     """
     parameters = sum(p.numel() for p in model_on_paper(layout, size).parameters())
     slots = layout.block_events + layout.queries_per_block
-    flops = (1 + _BACKWARD) * forward_flops(layout, size) * passes.blocks
+    flops = block_flops(layout, size) * passes.blocks
     activations = batch_blocks * (
         slots * size.layers * size.width * _BYTES_OF_ACTIVATION
         + layout.block_events * sum(layout.sizes) * _BYTES_OF_LOGIT

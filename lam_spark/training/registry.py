@@ -26,6 +26,8 @@ _Batch = dict[str, list[list[Any]]]
 
 _ARTIFACT_PATH = "model"
 _NOT_METRICS = ("event", "phase", "epoch", "step", "steps", "seconds_left")
+# Of a finished training; it took seconds of cores or of GPUs.
+_COST = ("seconds", "core_seconds", "gpu_seconds", "tokens", "flops", "parameters")
 # Error codes of a server or database that does not answer, or has no time.
 _DOWN = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _SECONDS_BETWEEN_TRIES = 30.0
@@ -97,8 +99,9 @@ class Tracking:
     def log(self, record: dict[str, Any]) -> None:
         """Log a progress record's numbers: losses by step within their phase, validation by epoch."""
         if record["event"] == "done":
-            names = ("seconds", "core_seconds", "tokens", "parameters")
-            self._tell(metrics={name: float(record["facts"][name]) for name in names})
+            self._tell(
+                metrics={name: float(record["facts"][name]) for name in _COST if name in record["facts"]}
+            )
             return
         phase, step = record["phase"].replace(" ", "_"), record["epoch"]
         if "steps" in record:

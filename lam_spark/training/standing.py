@@ -9,13 +9,14 @@ from typing import Any, Self
 
 @dataclass
 class Standing:
-    """Plain values; all ranks agree but on their own `tokens` and `losses`.
+    """Plain values; all ranks agree but on their own `tokens`, `flops` and `losses`.
 
     Attributes:
         phase: the pass that is under way; empty before the first.
         epoch: the one that is under way, from 1.
         step: steps of the epoch that are done.
         tokens: events that this rank has trained on.
+        flops: of this rank's forward and backward passes over them (`plan.block_flops`).
         losses: sum over the epoch's steps of this rank's part of the loss.
         seconds: that earlier processes spent on this training.
         chosen: the fine-tuning epoch with the best validation loss so far.
@@ -28,6 +29,7 @@ class Standing:
     epoch: int = 1
     step: int = 0
     tokens: int = 0
+    flops: float = 0.0
     losses: float = 0.0
     seconds: float = 0.0
     chosen: int = 0

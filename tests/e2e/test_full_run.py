@@ -184,6 +184,8 @@ def test_mlflow_tells_how_the_model_was_trained(finished: Finished, mlflow: Mlfl
     assert run.data.tags["lam_spark.run_id"] == finished.summary["run_id"]
     assert run.data.tags["delta.training_blocks"] == str(finished.versions["training_blocks"])
     assert run.data.metrics["tokens"] == finished.summary["stages"]["train"]["tokens"]
+    assert run.data.metrics["flops"] > 1000 * run.data.metrics["tokens"]
+    assert run.data.metrics["core_seconds"] == pytest.approx(2 * run.data.metrics["seconds"], abs=0.2)
     losses = mlflow.get_metric_history(run.info.run_id, "fine-tuning.validation_loss")
     assert [point.step for point in losses] == sorted({point.step for point in losses})
     assert 1 <= len(losses) <= 2

@@ -20,9 +20,11 @@ from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
+from lam_spark.training.plan import block_flops
 from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, TEST, VALIDATION, blocks, specification
+from .tiny import SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -82,6 +84,10 @@ def test_every_slot_in_use_is_counted_once_an_epoch(trained: tuple[Path, Records
     slots = sum(int((block["segment"] > 0).sum()) for block in blocks())
     fine = len(losses(trained[1], "fine-tuning"))
     assert facts["tokens"] == slots * (2 + fine + facts["chosen_epoch"])
+    events, answers = (block_flops(SHAPE, SIZE, with_answers) for with_answers in (False, True))
+    assert 0 < events < answers
+    assert facts["flops"] == len(blocks()) * (2 * events + (fine + facts["chosen_epoch"]) * answers)
+    assert facts["core_seconds"] == pytest.approx(facts["seconds"], abs=0.1)
 
 
 def test_what_teaches_nothing_is_not_computed(tmp_path: Path) -> None:

@@ -24,10 +24,12 @@ from lam_spark.model.artifact import WEIGHTS
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
 from lam_spark.training.objective import Period
+from lam_spark.training.plan import block_flops
 from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, blocks, specification, take_steps
 from .rank_worker import STEPS
+from .tiny import SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -122,6 +124,8 @@ def test_the_first_rank_alone_tells_and_saves(folder: Path) -> None:
     assert facts["ranks"] == 2
     slots = sum(int((block["segment"] > 0).sum()) for block in blocks(11))
     assert facts["tokens"] == slots * 3  # pre-training, fine-tuning and refit, of both ranks' files
+    once, with_answers = block_flops(SHAPE, SIZE, False), block_flops(SHAPE, SIZE)
+    assert facts["flops"] == 11 * (once + 2 * with_answers)
     saved, (first, _) = load_file(folder / WEIGHTS), weights(folder, "fit")
     assert all(torch.equal(saved[name], first[name]) for name in first)
 
