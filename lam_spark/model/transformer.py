@@ -205,7 +205,7 @@ class LargeActionModel(nn.Module):
         x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
         seen_BQT = seen_events(batch)
         attend = attention_of(batch, seen_BQT)
-        rotation = _rotation(positions(batch), self.size)
+        rotation = _rotation(positions(batch), self.size.width // self.size.heads)
         for block in self.blocks:
             if self.recompute and self.training:
                 x_BSD = checkpoint(block, x_BSD, attend, rotation, use_reentrant=False)
@@ -409,19 +409,16 @@ def _time_features(elapsed: Tensor) -> Tensor:
     return torch.stack([log_days, log_minutes, *phases], dim=-1)
 
 
-def _rotation(position_BS: Tensor, size: ModelSize) -> tuple[Tensor, Tensor]:
-    """Of rotary positions (RoFormer, arXiv 2104.09864), what `_rotate` multiplies by, (B, S, H, E) each."""
-    inner = size.width // size.heads
-    speed = 1000.0 ** (-torch.arange(0, inner, 2, device=position_BS.device) / inner)
+def _rotation(position_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Of rotary positions (RoFormer, arXiv 2104.09864), what `_rotate` multiplies by, (B, S, 1, E) each."""
+    speed = 1000.0 ** (-torch.arange(0, width, 2, device=position_BS.device) / width)
     angle = position_BS[:, :, None, None] * speed
-    sin = angle.sin()
-    halves = (angle.cos().repeat(1, 1, 1, 2), torch.cat([-sin, sin], dim=-1))
-    # Spelled out for each head: a CPU multiplies long rows faster than it repeats short ones.
-    by_itself, by_the_other = (part.expand(-1, -1, size.heads, -1).contiguous() for part in halves)
-    return by_itself, by_the_other
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def _rotate(x_BSHE: Tensor, by_itself: Tensor, by_the_other: Tensor) -> Tensor:
+    """Each half, times the cosines, and the other half, times the sines."""
     left, right = x_BSHE.chunk(2, dim=-1)
     return torch.addcmul(x_BSHE * by_itself, torch.cat([right, left], dim=-1), by_the_other)
 
