@@ -1,11 +1,13 @@
 """The telecom world's planted wants: the model beside gradient boosting, chains of actions, and the truth itself.
 
-    python benchmarks/wants.py [--small] [--folder FOLDER]
+    python benchmarks/wants.py [--small] [--folder FOLDER] [--seeds 5]
 
-100,000 drawn customers (--small: 4,000) through all stages up to `evaluate`, one seed. With --folder, finished stages
-stay there, and the same command goes on from them. The target is asked of both
-arms of the telemarketing: of those whom chance had called and of those whom it held back. On the contacts of the test
-period, the same rows on all sides:
+100,000 drawn customers (--small: 4,000) through all stages up to the snapshot, then trained with five seeds (--small:
+one), each twenty minutes and more on two cores. With --folder, what is finished stays there, and the same command goes
+on from it. The target is asked of both arms of the telemarketing: of those whom chance had called and of those whom it
+held back. On the contacts of the test period, the same rows on all sides; the model's figures are means over the seeds
+(`..._low`, `..._high`: the lowest and highest), `lead_...` what it is better by than LightGBM, 95 % over customers, by
+one seed, since what a user runs is one model:
 
 - the order-dependent want: AUC of an upgrade by those called. `way` is how far from the best that counts can do
   to the best of all, both by the truth file's probabilities of these very rows;
@@ -68,52 +70,86 @@ CONF = REPOSITORY / "conf/telco.yaml"
 BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
 # Whose next actions are predicted: enough for a tenth of a percent.
 SAMPLED = 4_000
-STAGES = (*UP_TO_SNAPSHOT, "train", "evaluate")
+# Draws of customers with return.
+DRAWS = 200
 
 
 class World:
-    """A workspace of the telecom world with a trained model, and a session to look into it."""
+    """A workspace of the telecom world up to the snapshot, and a session to look into it."""
 
     def __init__(self, folder: Path, customers: int) -> None:
         self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
-        root = folder / "telco"
-        settings = [BOTH_ARMS, f"fetch.arguments.customers={customers}"]
+        self.folder, self.root = folder, folder / "telco"
+        self.settings = (BOTH_ARMS, f"fetch.arguments.customers={customers}")
         finished = folder / "stages.json"
-        self.seconds: dict[str, float] = json.loads(finished.read_text()) if finished.exists() else {}
-        for name in STAGES:
-            if name in self.seconds:
-                continue
-            made = stage_records(root, lam_spark(name, CONF, root, *settings)["run_id"])[name]
-            self.seconds[name] = made["seconds"]
-            finished.write_text(json.dumps(self.seconds))
-            print(f"  {name:<10} {made['seconds']:7.0f} s  {made['says']}", flush=True)
-        self.root = root
-        self.run: Run = open_run(CONF, root, *settings)
-        self.champion: Champion = champion(self.run.config)
+        seconds: dict[str, float] = json.loads(finished.read_text()) if finished.exists() else {}
+        for name in UP_TO_SNAPSHOT:
+            if name not in seconds:
+                seconds[name] = self._stage(name)
+                finished.write_text(json.dumps(seconds))
 
-    def contacts(self) -> pd.DataFrame:
-        """Grain: a contact, with its period, label and arm, what is planted in it, and the model's two answers."""
-        examples = self.run.tables.read("examples")
+    def _stage(self, name: str, *settings: str) -> float:
+        """Its seconds."""
+        run_id = lam_spark(name, CONF, self.root, *self.settings, *settings)["run_id"]
+        made = stage_records(self.root, run_id)[name]
+        print(f"  {name:<10} {made['seconds']:7.0f} s  {made['says']}", flush=True)
+        return float(made["seconds"])
+
+    def open(self) -> None:
+        """Begin the session: not beside a training, which wants the memory."""
+        self.run: Run = open_run(CONF, self.root, *self.settings)
+
+    def trained(self, seed: int) -> dict[str, float]:
+        """Train with a seed, unless it has been: seconds, and how often the next action was right.
+
+        The two answers to each held-out contact go to `_answers(seed)`.
+        """
+        kept = self.folder / f"seed_{seed}.json"
+        if kept.exists():
+            told: dict[str, float] = json.loads(kept.read_text())
+            return told
+        seconds = self._stage("train", f"training.seed={seed}")
+        self.open()
+        model = champion(self.run.config)
+        self._ask(model).to_parquet(self._answers(seed))
+        figures = NextActions(self, model).figures() | {"train_seconds": seconds}
+        self.run.spark.stop()
+        kept.write_text(json.dumps(figures))
+        return figures
+
+    def _answers(self, seed: int) -> Path:
+        return self.folder / f"answers_{seed}.parquet"
+
+    def _ask(self, model: Champion) -> pd.DataFrame:
+        """Grain: a held-out contact, with the answers to the call (`called`) and to none (`held_back`)."""
+        held = self.run.tables.read("examples").where("split = 'test'")
         ids = {
             row["value"]: row["token_id"]
             for row in self.run.tables.read("vocabulary").where("field = 'action'").toLocalIterator()
         }
-        rows = examples.select("customer_key", "query_id", "as_of", "split", "label", "arm").toPandas()
-        sequences = self.run.tables.read("sequences").select(
-            "customer_key", *event_columns(self.champion.layout)
-        )
+        sequences = self.run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
+        answers = []
         for answer, action in (("called", "propose"), ("held_back", "hold_back")):
-            asked = examples.where("split = 'test'").withColumn("action", F.lit(ids[action]))
-            queries = sequences.join(collect_queries(asked, self.champion.layout), "customer_key")
-            told = predict(self.run, queries, self.champion).select("customer_key", "query_id", "calibrated")
-            rows = rows.merge(
-                told.toPandas().rename(columns={"calibrated": answer}),
-                on=["customer_key", "query_id"],
-                how="left",
+            asked = held.withColumn("action", F.lit(ids[action]))
+            queries = sequences.join(collect_queries(asked, model.layout), "customer_key")
+            told = predict(self.run, queries, model).select("customer_key", "query_id", "calibrated")
+            answers.append(
+                told.toPandas().set_index(["customer_key", "query_id"])["calibrated"].rename(answer)
             )
-        held = (rows.split == "test").to_numpy()
-        assert rows[held][["called", "held_back"]].notna().all().all(), "every held-out contact is answered"
+        return pd.concat(answers, axis=1).reset_index()
+
+    def contacts(self) -> pd.DataFrame:
+        """Grain: a contact, with its period, label and arm, and what is planted in it."""
+        examples = self.run.tables.read("examples")
+        rows = examples.select("customer_key", "query_id", "as_of", "split", "label", "arm").toPandas()
         return self._with_truth(rows)
+
+    def answers(self, seed: int, test: pd.DataFrame) -> tuple[Array, Array]:
+        """The model's two answers to the held-out contacts, in their order."""
+        told = pd.read_parquet(self._answers(seed))
+        both = test[["customer_key", "query_id"]].merge(told, how="left", validate="one_to_one")
+        assert both.notna().all().all(), "every held-out contact is answered"
+        return both.called.to_numpy(), both.held_back.to_numpy()
 
     def _with_truth(self, rows: pd.DataFrame) -> pd.DataFrame:
         queries = pd.read_parquet(self.root / "truth/queries")
@@ -171,8 +207,8 @@ def lift(score: Array, label: Array) -> float:
 class NextActions:
     """The next action of sampled customers in the test period: the model's first guess and what chains would guess."""
 
-    def __init__(self, world: World) -> None:
-        run, parts = world.run, world.champion
+    def __init__(self, world: World, parts: Champion) -> None:
+        run = world.run
         self.layout = parts.layout
         allowed = eligible(run, run.config.consent.training_purpose)
         sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
@@ -260,11 +296,53 @@ class NextActions:
         yield from packer.flush()
 
 
+class Held:
+    """The held-out contacts, as measures want them."""
+
+    def __init__(self, test: pd.DataFrame) -> None:
+        self.test = test
+        self.treated = (test.arm == "treated").to_numpy()
+        self.label = test.label.to_numpy()[self.treated]
+        self.best_qini = qini(test.known_effect.to_numpy(), test.true_effect.to_numpy())
+
+    def measures(self, answers: tuple[Array, Array]) -> dict[str, float]:
+        """Of the two answers to each contact."""
+        called, held_back = answers
+        every = self.test.true_effect.to_numpy()
+        return {
+            "auc": float(roc_auc_score(self.label, called[self.treated])),
+            "lift": lift(called[self.treated], self.label),
+            "effect_correlation": rank_correlation(called - held_back, every),
+            "qini_share": qini(called - held_back, every) / self.best_qini,
+        }
+
+    def leads(self, ours: tuple[Array, Array], theirs: tuple[Array, Array]) -> dict[str, float]:
+        """How much better each of ours is: 95 % over customers drawn with return, both on the same draw."""
+        _, member = np.unique(self.test.customer_key.to_numpy(), return_inverse=True)
+        rng, drawn = np.random.default_rng(0), []
+        for _ in range(DRAWS):
+            times = rng.poisson(1.0, member.max() + 1)[member]
+            rows = np.repeat(np.arange(len(member)), times)
+            held = Held(self.test.iloc[rows])
+            mine, other = (held.measures((a[rows], b[rows])) for a, b in (ours, theirs))
+            drawn.append({name: mine[name] - other[name] for name in mine})
+        table = pd.DataFrame(drawn)
+        return {
+            f"lead_{name}_{end}": float(np.percentile(table[name], percent))
+            for name in table
+            for end, percent in (("low", 2.5), ("high", 97.5))
+        }
+
+
 def main() -> None:
-    asked = command_line(__doc__, keeps_folder=True).parse_args()
-    size = 4_000 if asked.small else 100_000
+    parser = command_line(__doc__, keeps_folder=True)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    asked = parser.parse_args()
+    size, seeds = (4_000, range(1)) if asked.small else (100_000, range(asked.seeds))
     with kept_folder(asked.folder, "wants-", origin_digest(asked.small)) as folder:
         world = World(folder, size)
+        by_seed = [world.trained(seed) for seed in seeds]
+        world.open()
         contacts = world.contacts()
         started = time.monotonic()
         histories = Histories(contacts, world.events(folder))
@@ -272,7 +350,6 @@ def main() -> None:
         print(
             f"  {len(contacts):,} contacts, {table.shape[1]} features in {time.monotonic() - started:.0f} s"
         )
-        test = contacts[contacts.split == "test"]
         every = np.ones(len(contacts), bool)
         theirs: dict[str, tuple[Array, Array]] = {}
         started = time.monotonic()
@@ -285,42 +362,38 @@ def main() -> None:
         theirs["two_models"] = (arms[0][0], arms[1][1])
         theirs["informed"] = both_answers(contacts, histories.informed_features(), every)
         theirs["knowing"] = both_answers(contacts, histories.knowing_features(contacts), every)
-        next_actions = NextActions(world).figures()
-    answers = {"lam": (test.called.to_numpy(), test.held_back.to_numpy())} | theirs
-    treated = (test.arm == "treated").to_numpy()
-    label, effect = test.label.to_numpy()[treated], test.true_effect.to_numpy()
-
-    def area(score: Array) -> float:
-        return float(roc_auc_score(label, score[treated]))
-
+        test = contacts[contacts.split == "test"]
+        ours = [world.answers(seed, test) for seed in seeds]
+    held = Held(test)
+    known = {name: test[name].to_numpy() for name in ("best", "best_before_churn", "best_by_counts")}
     figures: dict[str, float] = {
         "customers": size,
-        "test_called": int(treated.sum()),
-        "test_orders": float(label.sum()),
-        "auc_best": area(test.best.to_numpy()),
-        "auc_best_before_churn": area(test.best_before_churn.to_numpy()),
-        "auc_best_by_counts": area(test.best_by_counts.to_numpy()),
+        "seeds": len(seeds),
+        "test_called": int(held.treated.sum()),
+        "test_orders": float(held.label.sum()),
+        **{f"auc_{n}": float(roc_auc_score(held.label, p[held.treated])) for n, p in known.items()},
     }
-    best_qini = qini(test.known_effect.to_numpy(), effect)
-    for name, (called, held_back) in answers.items():
-        uplift = called - held_back
-        figures |= {
-            f"auc_{name}": area(called),
-            f"lift_{name}": lift(called[treated], label),
-            f"effect_correlation_{name}": rank_correlation(uplift, effect),
-            f"qini_share_{name}": qini(uplift, effect) / best_qini,
-        }
-    figures["effect_correlation_best"] = rank_correlation(test.known_effect.to_numpy(), effect)
-    figures["qini_share_by_chance"] = qini(answers["lam"][0], effect) / best_qini
+    by_seed = [told | held.measures(answers) for told, answers in zip(by_seed, ours, strict=True)]
+    for name in ("auc", "lift", "effect_correlation", "qini_share", "next_action_lam"):
+        values = [told[name] for told in by_seed]
+        key = name if name.endswith("lam") else f"{name}_lam"
+        figures |= {key: float(np.mean(values)), f"{key}_low": min(values), f"{key}_high": max(values)}
+    for name, answers in theirs.items():
+        figures |= {f"{key}_{name}": value for key, value in held.measures(answers).items()}
+    figures |= held.leads(ours[0], theirs["lightgbm"])
+    true_effect = test.true_effect.to_numpy()
+    figures["effect_correlation_best"] = rank_correlation(test.known_effect.to_numpy(), true_effect)
+    figures["qini_share_by_chance"] = qini(ours[0][0], true_effect) / held.best_qini
     by_counts = max(figures["auc_best_by_counts"], figures["auc_counts"])
     for limit in ("best", "knowing", "informed"):
         way = (figures["auc_lam"] - by_counts) / (figures[f"auc_{limit}"] - by_counts)
         figures["way" if limit == "best" else f"way_to_{limit}"] = way
     figures["lift_vs_lightgbm"] = figures["lift_lam"] / figures["lift_lightgbm"]
-    figures |= next_actions
-    chains = max(value for key, value in next_actions.items() if "markov" in key or "commonest" in key)
-    figures["next_action_vs_chains"] = next_actions["next_action_lam"] / chains
-    figures |= {"train_seconds": world.seconds["train"], "lightgbm_seconds": boosting_seconds}
+    chains = {k: v for k, v in by_seed[0].items() if "markov" in k or "commonest" in k or k == "next_actions"}
+    best_chain = max(v for k, v in chains.items() if k != "next_actions")
+    figures |= chains | {"next_action_vs_chains": figures["next_action_lam"] / best_chain}
+    figures["train_seconds"] = float(np.median([told["train_seconds"] for told in by_seed]))
+    figures["lightgbm_seconds"] = boosting_seconds
     report(
         "wants",
         figures,
