@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from blocks import customer
 from common import REPOSITORY
@@ -40,6 +41,8 @@ NEARLY_WHOLE = 2048
 # About as many ids as a field of that world has.
 _IDS = 24
 _START = int(np.datetime64(START, "us").astype(np.int64))
+# When a customer did something, and when they were called: microseconds UTC, ascending.
+Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 # The layout of its rows, and the batch.
 Shaped = tuple[Layout, dict[str, torch.Tensor]]
 
@@ -62,12 +65,12 @@ def layout_of(config: Config) -> Layout:
     )
 
 
-def histories(config: Config, layout: Layout, count: int) -> list[Prepared]:
-    """Times and calls as the telecom world draws them; what was done is made up, it costs the same."""
+def drawn(config: Config, count: int) -> list[Drawn]:
+    """Customers' times and calls before the test period, as the telecom world draws them."""
     assert config.fetch is not None
     world = World(count, int(config.fetch.arguments["seed"]), 0.0)
     end = config.micros(config.split.test_start)
-    rng, made = np.random.default_rng(0), []
+    people: list[Drawn] = []
     for number in range(-(-count // RANDOM_CHUNK)):
         chunk = draw_chunk(world, number)
         rows = [rows for feed, rows in draw_rows(chunk) if feed in CHANNELS.values()]
@@ -77,11 +80,17 @@ def histories(config: Config, layout: Layout, count: int) -> list[Prepared]:
         borders = np.searchsorted(owner[order], np.arange(len(chunk.traits.number) + 1))
         for one, (first, last) in enumerate(itertools.pairwise(borders)):
             times = at[order[first:last]]
-            times = times[times < end][-layout.block_events :]
             asked = _START + chunk.queries.at[one][chunk.queries.treated[one]].astype(np.int64) * 1_000_000
-            asked = asked[asked < end]
-            splits = np.full(len(asked), SPLIT_IDS["train"], np.int32)
-            made.append(prepare(layout, customer(layout, rng, times, asked, splits)))
+            people.append((times[times < end], asked[asked < end]))
+    return people
+
+
+def histories(layout: Layout, people: Sequence[Drawn]) -> list[Prepared]:
+    """The latest events that a context holds; what was done is made up, it costs the same."""
+    rng, made = np.random.default_rng(0), []
+    for times, asked in people:
+        splits = np.full(len(asked), SPLIT_IDS["train"], np.int32)
+        made.append(prepare(layout, customer(layout, rng, times[-layout.block_events :], asked, splits)))
     return made
 
 
@@ -142,18 +151,19 @@ def packing(count: int, turns: int) -> dict[str, float]:
     """Figures at the configuration's context, and with its length in their names at longer ones."""
     config = load_config(REPOSITORY / "conf/telco.yaml")
     layout = layout_of(config)
-    figures = _packing(config, layout, count, turns)
+    people = drawn(config, count)
+    figures = _packing(config, layout, people, turns)
     for events in (ModelConfig.model_fields["context_events"].default, NEARLY_WHOLE):
         queries = layout.queries_per_block * events // layout.block_events
         longer = dataclasses.replace(layout, block_events=events, queries_per_block=queries)
-        found = _packing(config, longer, count, turns)
+        found = _packing(config, longer, people, turns)
         figures |= {f"{key}_at_{events}": value for key, value in found.items()}
     return figures
 
 
-def _packing(config: Config, layout: Layout, count: int, turns: int) -> dict[str, float]:
+def _packing(config: Config, layout: Layout, people: Sequence[Drawn], turns: int) -> dict[str, float]:
     """Packed beside padded and bucketed, in turns: the same customers, events, questions and model."""
-    made = histories(config, layout, count)
+    made = histories(layout, people)
     by_length = sorted(made, key=lambda prepared: len(prepared.customer.events["event_time"]))
     ways = {
         "packed": packed(layout, made),
@@ -170,7 +180,7 @@ def _packing(config: Config, layout: Layout, count: int, turns: int) -> dict[str
         for way, batches in ways.items():
             seconds[way].append(_seconds(model, batches))
     median = {way: statistics.median(values) for way, values in seconds.items()}
-    print(f"{events / count:.1f} events a customer of at most {layout.block_events}")
+    print(f"{events / len(people):.1f} events a customer of at most {layout.block_events}")
     for way, batches in ways.items():
         speed, share = events / median[way], events / _slots(batches)
         print(f"{way}: {speed:,.0f} events/s, {share:.0%} of the slots are events", flush=True)

@@ -50,6 +50,13 @@ def seen_events(batch: Mapping[str, Tensor]) -> Tensor:
     return before & (batch["query_segment"][:, :, None] == segment[:, None, :])
 
 
+def segment_begins(segment: Tensor) -> Tensor:
+    """(B, T) bool: the slots where another segment begins than in the slot before, each block's first among them."""
+    begins = torch.ones_like(segment, dtype=torch.bool)
+    begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    return begins
+
+
 def visibility(segment: Tensor, seen_BQT: Tensor) -> Tensor:
     """(B, S, S) bool, True where the row's slot sees the column's."""
     rows, slots = segment.shape
@@ -86,9 +93,7 @@ class ByHistory:
     def __init__(self, segment: Tensor, seen_BQT: Tensor) -> None:
         self._seen = _with_themselves(seen_BQT)[:, None]
         self._events, slots = segment.shape[1], segment.numel()
-        begins = torch.ones_like(segment, dtype=torch.bool)
-        begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
-        first = begins.flatten().nonzero().squeeze(1)
+        first = segment_begins(segment).flatten().nonzero().squeeze(1)
         length = first.diff(append=first.new_tensor([slots]))
         held = segment.flatten()[first] > 0
         first, length = first[held], length[held]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lam_spark.model.attention import segment_begins
 from lam_spark.model.transformer import Batch, Predictions
 
 # Of the cosines: what is a little nearer should weigh more.
@@ -30,8 +31,7 @@ def cut_histories(batch: Batch, end: int) -> Batch:
     segment = torch.where(time < end, batch["segment"], 0)
     rows, slots = segment.shape
     order = torch.arange(slots, device=segment.device).expand(rows, -1)
-    begins = torch.ones_like(segment, dtype=torch.bool)
-    begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    begins = segment_begins(segment)
     moment = begins.clone()
     moment[:, 1:] |= time[:, 1:] != time[:, :-1]
     first = torch.where(begins, order, 0).cummax(dim=1).values

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lam_spark.dataset.layout import MICROS_PER_DAY, SPLIT_IDS, Target
+from lam_spark.model.attention import segment_begins
 from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, entry, signed_log, standardise
 from lam_spark.model.value import median_error, value_loss
 
@@ -142,8 +143,8 @@ def next_moments(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
     segment, time = batch["segment"], batch["event_time"]
     rows, slots = segment.shape
     order = torch.arange(slots, device=segment.device).expand(rows, -1)
-    starts = torch.ones_like(segment, dtype=torch.bool)
-    starts[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | (time[:, 1:] != time[:, :-1])
+    starts = segment_begins(segment)
+    starts[:, 1:] |= time[:, 1:] != time[:, :-1]
     first = torch.where(starts, order, 0).cummax(dim=1).values
     source = first - 1
     same = (source >= 0) & (segment.gather(1, source.clamp_min(0)) == segment)
