@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -43,6 +42,7 @@ from torch import Tensor
 
 from lam_spark.dataset.columns import layout_of
 from lam_spark.dataset.layout import Layout
+from lam_spark.dataset.packing import Block
 from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.habits import Habits
@@ -60,27 +60,9 @@ SETTINGS: dict[str, Any] = {
     "pretrain_epochs": 1,
     "finetune_epochs": 2,
 }
-# Variant -> settings that it changes.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "order": {},
-    "time": {},
-    "numbers": {},
-    "who": {},
-    "bins": {},
-    "aggregates": {},
-    "habits": {},
-    "counts": {},
-    "pre_training": {"pretrain_epochs": 0},
-    "averaging": {},
-    "contrastive": {"contrastive_weight": 1.0},
-    "accumulate": {"accumulate": 4},
-    "accumulate_sqrt": {"accumulate": 4, "learning_rate_scaling": "sqrt"},
-    "accumulate_linear": {"accumulate": 4, "learning_rate_scaling": "linear"},
-}
 
 
-def without_order(batch: Batch) -> Batch:
+def without_order(batch: Batch, layout: Layout) -> Batch:
     """What happened changes places between two questions of a segment; when something happened stays."""
     segment = batch["segment"]
     slot = torch.arange(segment.shape[1], device=segment.device)
@@ -98,28 +80,35 @@ def without_order(batch: Batch) -> Batch:
     return {**batch, **moved}
 
 
-def without_time(batch: Batch) -> Batch:
-    """No hour of the week; that no time passes, `measures` sees to."""
+def without_time(batch: Batch, layout: Layout) -> Batch:
+    """No hour of the week."""
     names = ("hour_of_week", "query_hour_of_week")
     return {**batch, **{name: torch.zeros_like(batch[name]) for name in names}}
 
 
-def without_numbers(batch: Batch) -> Batch:
+def without_numbers(batch: Batch, layout: Layout) -> Batch:
     """Every number is missing."""
     names = [n for n in batch if n.startswith(("event_", "query_")) and batch[n].is_floating_point()]
     return {**batch, **{name: torch.full_like(batch[name], torch.nan) for name in names}}
 
 
-def without_who(layout: Layout, batch: Batch) -> Batch:
+def without_who(batch: Batch, layout: Layout) -> Batch:
     """No query says who asks."""
     asked = [f"query_{name}" for name in layout.who]
     nothing = {name: torch.nan if batch[name].is_floating_point() else MISSING for name in asked}
     return {**batch, **{name: torch.full_like(batch[name], value) for name, value in nothing.items()}}
 
 
-def without_aggregates(batch: Batch) -> Batch:
+def without_aggregates(batch: Batch, layout: Layout) -> Batch:
     """The same aggregates for all."""
     return {**batch, "aggregates": torch.zeros_like(batch["aggregates"])}
+
+
+def without_bins(spec: TrainingSpec) -> TrainingSpec:
+    """Neither numbers nor aggregates by their bins."""
+    nothing: tuple[tuple[float, ...], ...] = ((),) * len(spec.numeric_edges)
+    size = dataclasses.replace(spec.size, numeric_bins=0)
+    return dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
 
 def no_habits(habits: Habits, batch: Batch, seen_BQT: Tensor) -> Tensor:
@@ -127,15 +116,48 @@ def no_habits(habits: Habits, batch: Batch, seen_BQT: Tensor) -> Tensor:
     return torch.zeros_like(_counted(habits, batch, seen_BQT))
 
 
-_counted = Habits.forward
+def no_elapsed_time(elapsed: Tensor) -> Tensor:
+    """As if no time passed."""
+    return _time_features(elapsed * 0)
 
 
-CHANGES: dict[str, Callable[[Batch], Batch]] = {
-    "order": without_order,
-    "time": without_time,
-    "numbers": without_numbers,
-    "aggregates": without_aggregates,
-    "counts": without_aggregates,
+_counted, _time_features = Habits.forward, transformer._time_features
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How a training differs from the whole.
+
+    Attributes:
+        settings: that it changes.
+        batch: what the model is given instead.
+        spec: the specification.
+        patches: what stands in for parts of the program while it trains: whose, the name, the other.
+    """
+
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    batch: Callable[[Batch, Layout], Batch] = lambda batch, layout: batch
+    spec: Callable[[TrainingSpec], TrainingSpec] = lambda spec: spec
+    patches: tuple[tuple[object, str, object], ...] = ()
+
+
+_NO_HABITS = (Habits, "forward", no_habits)
+VARIANTS: dict[str, Variant] = {
+    "whole": Variant(),
+    "order": Variant(batch=without_order),
+    "time": Variant(batch=without_time, patches=((transformer, "_time_features", no_elapsed_time),)),
+    "numbers": Variant(batch=without_numbers),
+    "who": Variant(batch=without_who),
+    "bins": Variant(spec=without_bins),
+    "aggregates": Variant(batch=without_aggregates),
+    "habits": Variant(patches=(_NO_HABITS,)),
+    "counts": Variant(batch=without_aggregates, patches=(_NO_HABITS,)),
+    "pre_training": Variant({"pretrain_epochs": 0}),
+    "averaging": Variant(patches=((average, "_SPAN", 1 << 40),)),
+    "contrastive": Variant({"contrastive_weight": 1.0}),
+    "accumulate": Variant({"accumulate": 4}),
+    "accumulate_sqrt": Variant({"accumulate": 4, "learning_rate_scaling": "sqrt"}),
+    "accumulate_linear": Variant({"accumulate": 4, "learning_rate_scaling": "linear"}),
 }
 
 
@@ -143,36 +165,23 @@ class JudgedError(Exception):
     """The epoch is chosen: what comes after it is not looked at."""
 
 
-def measures(spec: TrainingSpec, variant: str) -> dict[str, float]:
+def measures(spec: TrainingSpec, name: str) -> dict[str, float]:
     """The chosen epoch's measures on the validation period, and the seconds until then."""
     torch.set_num_threads(1)
-    change = CHANGES.get(variant, dict)
-    if variant == "who":
-        change = functools.partial(without_who, spec.layout)
-    if variant == "bins":
-        nothing: tuple[tuple[float, ...], ...] = ((),) * len(spec.numeric_edges)
-        size = dataclasses.replace(spec.size, numeric_bins=0)
-        spec = dataclasses.replace(spec, size=size, numeric_edges=nothing)
+    variant = VARIANTS[name]
+
+    def changed(block: Block, device: torch.device) -> Batch:
+        return variant.batch(as_batch(block, device), spec.layout)
 
     def stop_at_refit(record: dict[str, Any]) -> None:
         if record.get("phase") == "refit":
             raise JudgedError
 
-    with contextlib.ExitStack() as patches:
-        patches.enter_context(
-            mock.patch.object(fit, "as_batch", lambda block, device: change(as_batch(block, device)))
-        )
-        if variant == "time":
-            untimed = transformer._time_features
-            patches.enter_context(
-                mock.patch.object(transformer, "_time_features", lambda elapsed: untimed(elapsed * 0))
-            )
-        if variant in ("habits", "counts"):
-            patches.enter_context(mock.patch.object(Habits, "forward", no_habits))
-        if variant == "averaging":
-            patches.enter_context(mock.patch.object(average, "_SPAN", 1 << 40))
+    with contextlib.ExitStack() as patched:
+        for whose, attribute, other in ((fit, "as_batch", changed), *variant.patches):
+            patched.enter_context(mock.patch.object(whose, attribute, other))
         started = time.monotonic()
-        trainer = fit.Trainer(spec, SingleWorld(), stop_at_refit)
+        trainer = fit.Trainer(variant.spec(spec), SingleWorld(), stop_at_refit)
         with contextlib.suppress(JudgedError):
             trainer.fit()
     return trainer.standing.validation | {"seconds": time.monotonic() - started}
@@ -203,7 +212,7 @@ def all_variants(
         for seed in seeds:
             for variant in found:
                 place = folder / f"{variant}_{seed}"
-                settings = spec.settings | SETTINGS | VARIANTS[variant] | {"seed": seed}
+                settings = spec.settings | SETTINGS | VARIANTS[variant].settings | {"seed": seed}
                 own = dataclasses.replace(spec, settings=settings, folder=str(place))
                 if not (place / "measures.json").exists():
                     shutil.rmtree(place, ignore_errors=True)

@@ -42,7 +42,7 @@ def run(run: Run) -> StageResult:
         ModelError: no fitting model.
     """
     config = run.config
-    model = champion(config)
+    model = champion(config, [config.scoring.target])
     target = config.scoring.target
     allowed = eligible(run, config.consent.training_purpose)
     every = (

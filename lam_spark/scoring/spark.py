@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -41,15 +41,19 @@ class Champion:
     calibration: dict[str, Calibration]
 
 
-def champion(config: Config) -> Champion:
+def champion(config: Config, targets: Collection[str]) -> Champion:
     """Fetch the model behind the alias and check that it fits the configuration.
 
+    Args:
+        config: names the model, its alias and the fields.
+        targets: what it has to answer.
+
     Raises:
-        ModelError: none registered, damaged, or trained on other fields or targets.
+        ModelError: none registered, damaged, trained on other fields, or not on one of the targets.
     """
     weights, card, digest, version = registered_model(config)
     artifact = open_artifact(weights, card, digest)
-    layout, target = artifact.model.layout, config.scoring.target
+    layout = artifact.model.layout
     for what, trained, declared in (
         ("categorical fields", layout.categorical, config.categorical),
         ("numeric fields", layout.numeric, config.numeric),
@@ -59,9 +63,10 @@ def champion(config: Config) -> Champion:
                 f"the registered model was trained on the {what} {', '.join(trained)}, the configuration declares "
                 f"{', '.join(declared)}: train again"
             )
-    if target not in artifact.calibration:
+    unknown = [target for target in targets if target not in artifact.calibration]
+    if unknown:
         known = ", ".join(artifact.calibration)
-        raise ModelError(f"the registered model answers {known}, not {target!r}: train again")
+        raise ModelError(f"the registered model answers {known}, not {', '.join(unknown)}: train again")
     return Champion(weights, card, digest, version, layout, artifact.model.size.width, artifact.calibration)
 
 

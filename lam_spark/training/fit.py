@@ -185,19 +185,16 @@ class Trainer:
 
     def _finish(self) -> str:
         """Save the artifact; the checkpoints have done their duty."""
-        standing = self.standing
-        own = torch.tensor([standing.tokens, standing.flops], dtype=torch.float64)
-        tokens, flops = self.world.sum(own).tolist()
-        seconds = standing.seconds + time.monotonic() - self._started
+        standing = self._of_all_ranks()
         gpu = self.device.type == "cuda"
-        held = seconds * self.world.size * (1 if gpu else self.settings["threads_per_rank"])
+        held = standing.seconds * self.world.size * (1 if gpu else self.settings["threads_per_rank"])
         facts = {
             **self.spec.facts,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "tokens": int(tokens),
-            "flops": flops,
+            "tokens": standing.tokens,
+            "flops": standing.flops,
             "ranks": self.world.size,
-            "seconds": round(seconds, 1),
+            "seconds": round(standing.seconds, 1),
             "gpu_seconds" if gpu else "core_seconds": round(held, 1),
             "chosen_epoch": standing.chosen,
             "seed": self.settings["seed"],
@@ -334,14 +331,10 @@ class Trainer:
 
     def _save(self, optimiser: torch.optim.Optimizer) -> None:
         """Write a checkpoint. All ranks come here, the first one writes; one that cannot is told of, and goes on."""
-        own = [self.standing.tokens, self.standing.flops, self.standing.losses]
-        tokens, flops, losses = self.world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        standing = self._of_all_ranks()
         self._saved = time.monotonic()
         if self.world.rank != 0:
             return
-        seconds = self.standing.seconds + self._saved - self._started
-        sums = {"tokens": int(tokens), "flops": flops, "losses": losses}
-        total = dataclasses.replace(self.standing, **sums, seconds=seconds)
         groups = {
             "model": self.model.state_dict(),
             "pretrained": self._pretrained,
@@ -353,11 +346,20 @@ class Trainer:
             for group, values in groups.items()
             for name, tensor in values.items()
         }
-        state = {"fingerprint": self.spec.fingerprint(), "standing": total.to_json()}
+        state = {"fingerprint": self.spec.fingerprint(), "standing": standing.to_json()}
         try:
             write_checkpoint(self._checkpoints, Checkpoint(state, tensors))
         except OSError as error:
-            self.progress({"event": "checkpoint failed", "phase": total.phase, "error": str(error)})
+            self.progress({"event": "checkpoint failed", "phase": standing.phase, "error": str(error)})
+
+    def _of_all_ranks(self) -> Standing:
+        """Where the training stands, with what all ranks and earlier processes have spent on it."""
+        own = [self.standing.tokens, self.standing.flops, self.standing.losses]
+        tokens, flops, losses = self.world.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        seconds = self.standing.seconds + time.monotonic() - self._started
+        return dataclasses.replace(
+            self.standing, tokens=int(tokens), flops=flops, losses=losses, seconds=seconds
+        )
 
     def _resume(self) -> None:
         """Go back to where the last whole checkpoint stands; the first rank reads it for all."""

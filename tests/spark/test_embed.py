@@ -13,11 +13,12 @@ from pyspark.sql import SparkSession
 from unit.tiny import lively_model
 
 from lam_spark.dataset.columns import layout_of
-from lam_spark.errors import DataQualityError
+from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.model.artifact import Calibration, save_artifact
 from lam_spark.model.transformer import LargeActionModel
 from lam_spark.run import Run
 from lam_spark.scoring import embed
+from lam_spark.scoring.spark import champion
 from lam_spark.sequences import assemble
 from lam_spark.training.registry import Tracking
 from spark.conftest import event, publish
@@ -127,3 +128,13 @@ def test_without_a_sequence_of_anybody_eligible_it_says_what_to_do(build: Build)
         DataQualityError, match="eligible for 'research' has a sequence: run the stage 'sequences'"
     ):
         embed.run(run)
+
+
+def test_of_a_model_with_other_targets_there_are_vectors_but_no_answers(build: Build) -> None:
+    run = build(**SECTIONS)
+    renamed = {"renewal": ONE_TARGET["response"]}
+    scoring = run.config.scoring.model_dump() | {"target": "renewal"}
+    run = build(**(SECTIONS | {"targets": renamed}), scoring=scoring)
+    assert embed.run(run).counts["embeddings"] == 4
+    with pytest.raises(ModelError, match="the registered model answers response, not renewal: train again"):
+        champion(run.config, ["renewal"])
