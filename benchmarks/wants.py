@@ -14,6 +14,8 @@ one seed, since what a user runs is one model:
 - lift of orders in the first tenth of those called;
 - uplift: the answer to the query with the call less that without it, against the true effect of each contact:
   rank correlation, and the Qini area by the true effects as a share of the best ranking's;
+- `knows_...`: which of what is planted the answers tell apart: the two orders, silence from going on, parents (whom a
+  call helps) and the reluctant (whom it puts off) from others;
 - the next action of a sample of customers in the test period, beside the commonest one and Markov chains.
 
 LightGBM gets what its own users would make of the same events: counts by action, touchpoint and subject over
@@ -52,6 +54,7 @@ from common import (
 )
 from coupon import pseudonyms
 from pyspark.sql import functions as F
+from scipy.special import logit
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from wants_peers import PLANTED_STATE, Histories, both_answers
@@ -316,6 +319,23 @@ class Held:
             "qini_share": qini(called - held_back, every) / self.best_qini,
         }
 
+    def knows(self, answers: tuple[Array, Array]) -> dict[str, float]:
+        """AUC of telling apart, by the answers, what is planted: of states by the answer to the call, of people by what
+        the call changes (log odds).
+        """
+        called, held_back = answers
+        state, want, change = self.test.state, logit(called), logit(called) - logit(held_back)
+        told = {}
+        for name, more, less in (
+            ("order", "inquire_buy_browse", "browse_inquire_buy"),
+            ("silence", "compare_then_silent", "compare_and_go_on"),
+        ):
+            rows = state.isin([more, less]).to_numpy()
+            told[name] = float(roc_auc_score(state[rows] == more, want[rows]))
+        told["parents"] = float(roc_auc_score(self.test.parent, change))
+        told["reluctant"] = float(roc_auc_score(self.test.reluctant, -change))
+        return told
+
     def leads(self, ours: tuple[Array, Array], theirs: tuple[Array, Array]) -> dict[str, float]:
         """How much better each of ours is: 95 % over customers drawn with return, both on the same draw."""
         _, member = np.unique(self.test.customer_key.to_numpy(), return_inverse=True)
@@ -381,6 +401,10 @@ def main() -> None:
     for name, answers in theirs.items():
         figures |= {f"{key}_{name}": value for key, value in held.measures(answers).items()}
     figures |= held.leads(ours[0], theirs["lightgbm"])
+    knows = pd.DataFrame([held.knows(answers) for answers in ours]).mean()
+    figures |= {f"knows_{name}_lam": float(value) for name, value in knows.items()}
+    for name, value in held.knows(theirs["lightgbm"]).items():
+        figures[f"knows_{name}_lightgbm"] = value
     true_effect = test.true_effect.to_numpy()
     figures["effect_correlation_best"] = rank_correlation(test.known_effect.to_numpy(), true_effect)
     figures["qini_share_by_chance"] = qini(ours[0][0], true_effect) / held.best_qini
