@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
+# Of a calibration: below it answers would be turned round, or all but equal.
+_LEAST_SLOPE = 1e-3
 
 
 def sigmoid(logits: Float) -> Float:
@@ -63,4 +67,9 @@ def fit_logistic_calibration(logits: Float, labels: Float, rows: Float | None = 
         loss = log_loss(inputs @ weights, wanted, stands_for)
         if size * np.abs(step).max() < 1e-8:
             break
-    return float(max(weights[0], 1e-3)), float(weights[1])
+    if weights[0] >= _LEAST_SLOPE:
+        return float(weights[0]), float(weights[1])
+    # Logits that say the opposite of what is true are all but left out; what remains is how often it is true.
+    share = float((stands_for * wanted).sum() / stands_for.sum())
+    centre = float((stands_for * logits).sum() / stands_for.sum())
+    return _LEAST_SLOPE, math.log(share / (1 - share)) - _LEAST_SLOPE * centre

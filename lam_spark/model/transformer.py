@@ -198,6 +198,14 @@ class LargeActionModel(nn.Module):
         for name in self.layout.vectors:
             self.fixed_vectors[entry(name)].get_buffer("table").copy_(vectors[name])
 
+    def taught_by(self, next_moments: bool, answers: bool) -> list[nn.Parameter]:
+        """The parameters that such losses reach; heads that nobody asks are not to be decayed either."""
+        idle: list[nn.Module] = [] if answers else [self.answers]
+        if not next_moments:
+            idle += [self.next_value, self.next_number, self.next_days]
+        out_of_reach = {id(parameter) for module in idle for parameter in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in out_of_reach]
+
     def forward(self, batch: Batch, with_answers: bool = True) -> Predictions:
         """Read a batch of blocks (columns of `Layout.columns`, as tensors); without answers where nobody asks."""
         events = self._events(batch)

@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def last_checkpoint(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+def last_checkpoint(folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a training, if there is one, and the names of damaged ones that are newer.
 
     Args:
@@ -79,14 +79,20 @@ def last_checkpoint(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, 
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == path.stem.rsplit("-", 1)[1]
             if whole:
                 with safe_open(path, "pt") as opened:
-                    state = json.loads(opened.metadata()["state"])
-                    if state["fingerprint"] == fingerprint:
-                        return Checkpoint(state, {k: opened.get_tensor(k) for k in opened.keys()}), damaged  # noqa: SIM118
+                    if json.loads(opened.metadata()["state"])["fingerprint"] == fingerprint:
+                        return path, damaged
                 continue
         except OSError:
             pass  # cannot be read: as good as damaged
         damaged.append(path.name)
     return None, damaged
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What `last_checkpoint` has found whole."""
+    with safe_open(path, "pt") as opened:
+        state = json.loads(opened.metadata()["state"])
+        return Checkpoint(state, {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
 
 
 def optimiser_tensors(optimiser: Optimizer) -> Weights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
@@ -13,9 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lam_spark.errors import ModelError
+
 Shared = TypeVar("Shared")
-# A rank that never comes ends the others after this.
-_PATIENCE = dt.timedelta(minutes=2)
+# A rank that does not come ends the others after this. One that died is noticed at once, by its launcher and its
+# broken connections; one that writes or reads a checkpoint of many gigabytes, or compiles, may take minutes.
+PATIENCE = dt.timedelta(minutes=10)
 # Between two looks whether Horovod is done.
 _LOOK_SECONDS = 0.0003
 
@@ -49,7 +52,10 @@ class World(Protocol):
         """Rank 0's value, on every rank."""
 
     def share_weights(self, model: nn.Module) -> None:
-        """Give every rank the weights of rank 0."""
+        """Give every rank the weights of rank 0, of a model that is still on the CPU.
+
+        A Horovod that was built for CPUs cannot broadcast what is on a GPU.
+        """
 
     def close(self) -> None:
         """Leave."""
@@ -94,7 +100,7 @@ class HorovodWorld(World):
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
         if torch.cuda.is_available():
-            torch.cuda.set_device(hvd.local_rank())
+            _take_gpu(hvd.local_rank())
 
     def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
         """One allreduce; between the GPUs themselves where Horovod was built with NCCL."""
@@ -143,8 +149,8 @@ class TorchWorld(World):
         self._dist = dist
         gpus = torch.cuda.is_available()
         if gpus:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+            _take_gpu(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()
 
@@ -195,6 +201,18 @@ def world_of(launcher: str) -> World:
     return HorovodWorld() if launcher.startswith("horovod") else TorchWorld()
 
 
+def _take_gpu(local_rank: int) -> None:
+    """Each rank of a machine has a GPU of its own."""
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise ModelError(
+            f"rank {local_rank} of this machine finds {gpus} GPU(s), and each rank needs one of its own: set "
+            "training.ranks to their number (with one, training.launcher=in_process), or hide them with "
+            "CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    torch.cuda.set_device(local_rank)
+
+
 def run_on_spark(work: Callable[[], None], ranks: int, environment: Mapping[str, str], log: IO[str]) -> None:
     """Run `work` as Horovod's ranks in tasks of the active Spark session; what they print goes to `log`.
 
@@ -208,16 +226,18 @@ def run_on_spark(work: Callable[[], None], ranks: int, environment: Mapping[str,
     )
 
 
-def sum_gradients(world: World, model: nn.Module, compress: bool = False) -> None:
+def sum_gradients(world: World, parameters: Sequence[nn.Parameter], compress: bool = False) -> None:
     """Replace each gradient by its sum over the ranks, in one flat collective.
 
-    A rank without a batch this step has no gradients and adds zeros. With `compress`, float16 is what travels and what
-    is summed; a sum above 65,504 becomes infinite, which the caller's check of the norm finds.
+    Where a rank's batch had nothing to say, or it had no batch, it adds zeros. With `compress`, float16 is what travels
+    and what is summed; a sum above 65,504 becomes infinite, which the caller's check of the norm finds.
     """
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     if world.size == 1:
         return
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
     summed = world.sum(flat.half()).float() if compress else world.sum(flat)
     start = 0
     for p in parameters:

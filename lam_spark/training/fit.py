@@ -45,6 +45,7 @@ from lam_spark.training.checkpoint import (
     last_checkpoint,
     load_optimiser,
     optimiser_tensors,
+    read_checkpoint,
     write_checkpoint,
 )
 from lam_spark.training.contrast import contrastive_loss, count_anchors, cut_histories
@@ -98,6 +99,7 @@ class Trainer:
     """
 
     def __init__(self, spec: TrainingSpec, world: World, progress: Progress) -> None:
+        self._started = self._saved = time.monotonic()
         self.spec, self.world, self.progress = spec, world, progress
         self.settings = spec.settings
         self.all_files = files_of_rank(spec.all_urls, world.rank, world.size)
@@ -111,8 +113,8 @@ class Trainer:
         self.model = LargeActionModel(spec.layout, spec.size, normaliser)
         self.model.start_answers_at(asked.constants)
         self.model.know_vectors(load_vectors(Path(spec.folder), spec.vectors_digest))
-        self.model.to(self.device)
         world.share_weights(self.model)
+        self.model.to(self.device)
         self.model.recompute = self.settings["recompute"]
         together = world.size * self.settings["accumulate"]
         self._scale = together ** _SCALING[self.settings["learning_rate_scaling"]]
@@ -124,7 +126,6 @@ class Trainer:
         self._pretrained: Weights = {}
         self._average = WeightAverage(self.model)
         self._optimiser_state: Weights = {}
-        self._started = self._saved = time.monotonic()
 
     def fit(self) -> str:
         """All four steps, from the last checkpoint of this training if there is one.
@@ -142,8 +143,9 @@ class Trainer:
         if standing.phase == pre_training.phase:
             for epoch in self._epochs(pre_training):
                 self._judge_next(epoch, late)
+            # Beside the model's own copy and not where memory is dear: it is wanted once more, for the refit.
             self._pretrained = {
-                name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
+                name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
             }
             standing.enter(fine_tuning.phase)
         if standing.phase == fine_tuning.phase:
@@ -205,8 +207,8 @@ class Trainer:
             facts = json.loads(json.dumps(facts, default=str))
             calibration = {target: Calibration(*values) for target, values in standing.calibration.items()}
             digest = save_artifact(Path(self.spec.folder), self.model, calibration, facts)
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
             self.progress({"event": "done", "digest": digest, "facts": facts})
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
         return digest
 
     def _epochs(self, work: _Pass, stop_after: int | None = None) -> Iterator[int]:
@@ -220,8 +222,9 @@ class Trainer:
                 f"{dt.datetime.fromtimestamp(work.period.end / 1e6, dt.UTC):%Y-%m-%d %H:%M} (UTC), neither a next "
                 f"event nor an answered question of {', '.join(work.period.splits)}. Move the dates of split"
             )
+        taught = self.model.taught_by(next_moments=work.next_weight > 0, answers=work.with_answers)
         optimiser = torch.optim.AdamW(
-            self.model.parameters(),
+            taught,
             betas=(0.9, 0.98),
             weight_decay=self.settings["weight_decay"],
             fused=True,  # one kernel for all parameters: of a small model's step a tenth
@@ -306,8 +309,9 @@ class Trainer:
             value += float(loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
         due = bool(summed()[0])
-        sum_gradients(self.world, self.model, self.settings["compress_gradients"])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
+        taught = optimiser.param_groups[0]["params"]
+        sum_gradients(self.world, taught, self.settings["compress_gradients"])
+        norm = torch.nn.utils.clip_grad_norm_(taught, self.settings["clip_norm"])
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
             raise ModelError(
                 f"the loss is not finite in {work.phase}, epoch {standing.epoch}, step {standing.step + 1}, rank "
@@ -362,15 +366,16 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        """Go back to where the last whole checkpoint stands; the first rank reads it for all."""
-        found: Checkpoint | None = None
+        """Go back to where the last whole checkpoint stands; the first rank looks for it, each reads it."""
+        last: Path | None = None
         if self.world.rank == 0:
-            found, damaged = last_checkpoint(self._checkpoints, self.spec.fingerprint())
+            last, damaged = last_checkpoint(self._checkpoints, self.spec.fingerprint())
             for name in damaged:
                 self.progress({"event": "checkpoint damaged", "file": name})
-        found = self.world.share(found)
-        if found is None:
+        last = self.world.share(last)
+        if last is None:
             return
+        found = read_checkpoint(last)
         groups: dict[str, Weights] = {"model": {}, "pretrained": {}, "average": {}, "optimiser": {}}
         for key, tensor in found.tensors.items():
             group, _, name = key.partition(".")
@@ -461,9 +466,10 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
     def _report(self, epoch: int, values: dict[str, float]) -> None:
+        standing = self._of_all_ranks()
         if self.world.rank == 0:
-            phase, tokens = self.standing.phase, self.standing.tokens
-            self.progress({"event": "epoch", "phase": phase, "epoch": epoch, "tokens": tokens, **values})
+            place = {"phase": standing.phase, "epoch": epoch, "tokens": standing.tokens}
+            self.progress({"event": "epoch", **place, **values})
 
 
 def _schedule(done: int, total: int) -> float:

@@ -114,10 +114,11 @@ class Judge:
             return Verdict(math.nan, 0.0, 1.0, {}, Calibration(1.0, 0.0))
         queries = histogram[0].sum()
         happened = histogram[:, :, 1].sum(axis=1)
-        if happened.sum() == 0:
+        if not ((happened > 0) & (happened < queries)).any():
             raise ModelError(
-                f"the validation period has {queries:.0f} examples of {self.target.name!r} and none of its "
-                f"{self.target.values} values follows: nothing can be chosen. Move split.validation_start"
+                f"the validation period has {queries:.0f} examples of {self.target.name!r}, and of its "
+                f"{self.target.values} values each follows all of them or none: nothing can be chosen. Move "
+                "split.validation_start"
             )
         both = histogram.sum(axis=0)
         logits, labels = np.tile(_BIN_LOGITS, 2), np.repeat([0.0, 1.0], len(_BIN_LOGITS))

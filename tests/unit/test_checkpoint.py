@@ -16,7 +16,7 @@ import torch
 
 from lam_spark.model.artifact import WEIGHTS
 from lam_spark.training import worker
-from lam_spark.training.checkpoint import Checkpoint, last_checkpoint, write_checkpoint
+from lam_spark.training.checkpoint import Checkpoint, last_checkpoint, read_checkpoint, write_checkpoint
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import CHECKPOINTS, Trainer
 from lam_spark.training.spec import TrainingSpec
@@ -41,9 +41,10 @@ def written(folder: Path) -> list[Path]:
 
 def found(folder: Path, fingerprint: str = "this") -> tuple[int | None, list[str]]:
     """Number of the checkpoint that is found, and the damaged ones."""
-    last, damaged = last_checkpoint(folder, fingerprint)
-    if last is None:
+    path, damaged = last_checkpoint(folder, fingerprint)
+    if path is None:
         return None, damaged
+    last = read_checkpoint(path)
     assert torch.equal(last.tensors["w"], torch.full((1000,), float(last.state["number"])))
     return last.state["number"], damaged
 

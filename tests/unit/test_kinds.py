@@ -202,6 +202,7 @@ def test_a_judge_of_amounts_sets_the_sum_right() -> None:
         (Target("a"), [0.1, 0.2], [1.0, 1.0]),
         (Target("a", "value"), [[0.1, 0.2, 0.3]], [0.0]),
         (Target("a", "next", "item", 2), [[0.1, 0.2]], [[0.0, 0.0]]),
+        (Target("a", "next", "item", 2), [[0.1, 0.2], [0.3, 0.4]], [[1.0, 0.0], [1.0, 0.0]]),
     ],
 )
 def test_nothing_to_judge_by_is_said(target: Target, answers: list[Any], labels: list[Any]) -> None:

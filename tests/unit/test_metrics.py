@@ -79,6 +79,16 @@ def test_calibration_never_turns_the_order_round(rows: list[tuple[int, bool, int
     assert (np.argsort(calibrated, kind="stable") == np.argsort(logits, kind="stable")).all()
 
 
+def test_logits_that_say_the_opposite_leave_the_share_of_all() -> None:
+    rng = np.random.default_rng(5)
+    logits = rng.normal(1.0, 2.0, 20_000)
+    labels = (rng.random(20_000) < sigmoid(-0.5 * logits - 3.0)).astype(float)
+    assert auc(logits, labels) < 0.5
+    slope, intercept = fit_logistic_calibration(logits, labels)
+    assert 0 < slope < 0.01
+    assert sigmoid(slope * logits + intercept).mean() == pytest.approx(labels.mean(), rel=0.01)
+
+
 def test_calibration_stays_finite_where_the_classes_separate() -> None:
     slope, intercept = fit_logistic_calibration(np.array([-1.0, -0.5, 0.5, 1.0]), np.array([0.0, 0, 1, 1]))
     assert 0 < slope < 100

@@ -78,7 +78,7 @@ def test_gradients_travel_in_sixteen_bits_when_asked() -> None:
         model, world = torch.nn.Linear(3, 2), TwoAlike()
         model(torch.tensor([[1.0, 2.0, 1 / 3]])).sum().backward()
         given = model.weight.grad.clone()
-        sum_gradients(world, model, compress)
+        sum_gradients(world, list(model.parameters()), compress)
         assert [sent.dtype for sent in world.sent] == [kind]
         assert model.weight.grad.dtype == torch.float32
         torch.testing.assert_close(model.weight.grad, 2 * given, rtol=1e-3 if compress else 0, atol=0)
@@ -88,8 +88,23 @@ def test_gradients_travel_in_sixteen_bits_when_asked() -> None:
 def test_a_sum_that_sixteen_bits_cannot_hold_is_not_taken_for_a_number() -> None:
     model = torch.nn.Linear(1, 1)
     model(torch.tensor([[60_000.0]])).sum().backward()
-    sum_gradients(TwoAlike(), model, compress=True)
+    sum_gradients(TwoAlike(), list(model.parameters()), compress=True)
     assert not bool(model.weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("world", [SingleWorld, TwoAlike])
+def test_pre_training_leaves_the_answers_as_they_began(tmp_path: Path, world: type[SingleWorld]) -> None:
+    """They begin at how rare the rare is; decay without a lesson would make them forget it, rank by rank."""
+    spec = specification(tmp_path, [blocks(11)[:4], blocks(11)[4:8]], pretrain_epochs=1, weight_decay=0.5)
+    trainer = Trainer(spec, world(), lambda record: None)
+    before = {name: values.clone() for name, values in trainer.model.state_dict().items()}
+    trainer.standing.enter("pre-training")
+    next(trainer._epochs(trainer._passes()[0]))
+    after = trainer.model.state_dict()
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    answers = {name for name in before if name.startswith("answers.")}
+    assert answers <= kept
+    assert not {name for name in before if name.startswith(("blocks.", "next_"))} & kept
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
