@@ -28,8 +28,10 @@ REFERENCE_GPU_HOURS = 145
 # An A100 is taken to reach the same share of its own peak: it has more memory speed for its FLOPs.
 UTILISATION = 0.24
 _BACKWARD = 2
-# Weight, gradient and AdamW's two moments, float32.
-_BYTES_A_PARAMETER = 16
+# Weight, gradient, AdamW's two moments and the weights' average, float32; and where there are several ranks, the
+# gradients in one piece and their sum.
+_BYTES_A_PARAMETER = 20
+_BYTES_TO_SUM = 8
 # Kept for the backward pass, per slot, layer and unit of width: measured at two sizes, bfloat16, compiled (45 and 52).
 _BYTES_OF_ACTIVATION = 50
 # Log-probabilities of every field's values and what they are made from, float32.
@@ -93,9 +95,14 @@ class Passes:
     finetune_epochs: int
 
     @property
-    def blocks(self) -> int:
-        """Computed in all, at most: early stopping makes it fewer."""
-        return self.all_blocks * self.pretrain_epochs + 2 * self.queried_blocks * self.finetune_epochs
+    def pretraining(self) -> int:
+        """Blocks computed without answers."""
+        return self.all_blocks * self.pretrain_epochs
+
+    @property
+    def answering(self) -> int:
+        """Blocks computed with answers, at most: early stopping makes it fewer."""
+        return 2 * self.queried_blocks * self.finetune_epochs
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,9 @@ def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
 
 def block_flops(layout: Layout, size: ModelSize, with_answers: bool = True) -> float:
     """FLOPs of learning from one block: forward and backward, what `recompute` computes again not counted."""
-    return (1 + _BACKWARD) * forward_flops(layout, size, with_answers)
+    learned = (1 + _BACKWARD) * forward_flops(layout, size, with_answers)
+    # Habits are counted, not learned: nothing flows back through them.
+    return learned - _BACKWARD * _habit_flops(layout) if with_answers else learned
 
 
 def forward_flops(layout: Layout, size: ModelSize, with_answers: bool = True) -> float:
@@ -158,8 +167,13 @@ def forward_flops(layout: Layout, size: ModelSize, with_answers: bool = True) ->
     summaries = len(layout.aggregate_names)
     inner = answer_features(layout, size) * width
     answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
-    habits = len(layout.half_life_days) * events * counted_rows(layout)
-    return float(size.layers * layer + inputs + nexts + 2 * queries * (answers + habits))
+    return float(size.layers * layer + inputs + nexts + 2 * queries * answers + _habit_flops(layout))
+
+
+def _habit_flops(layout: Layout) -> float:
+    """Of counting them for each query of a block."""
+    counted = len(layout.half_life_days) * layout.block_events * counted_rows(layout)
+    return 2.0 * layout.queries_per_block * counted
 
 
 def plan(
@@ -168,6 +182,7 @@ def plan(
     passes: Passes,
     batch_blocks: int,
     utilisation: float = UTILISATION,
+    gpus: int = 1,
 ) -> Plan:
     """What a training of this size over so many blocks costs.
 
@@ -177,20 +192,23 @@ def plan(
         passes: how many blocks are computed.
         batch_blocks: blocks a GPU and step.
         utilisation: share of a GPU's peak that is reached.
+        gpus: that share the work.
     """
     parameters = sum(p.numel() for p in model_on_paper(layout, size).parameters())
     slots = layout.block_events + layout.queries_per_block
-    flops = block_flops(layout, size) * passes.blocks
+    flops = block_flops(layout, size, with_answers=False) * passes.pretraining
+    flops += block_flops(layout, size) * passes.answering
     activations = batch_blocks * (
         slots * size.layers * size.width * _BYTES_OF_ACTIVATION
         + layout.block_events * sum(layout.sizes) * _BYTES_OF_LOGIT
     )
-    memory = (parameters * _BYTES_A_PARAMETER + activations) / 2**30
+    bytes_held = _BYTES_A_PARAMETER + (_BYTES_TO_SUM if gpus > 1 else 0)
+    memory = (parameters * bytes_held + activations) / 2**30
     needs = []
     for kind in ACCELERATORS:
         hours = flops / (kind.flops * utilisation) / 3600
         needs.append(Need(kind, hours, memory, hours * kind.dollars))
-    return Plan(parameters, passes.blocks * slots, flops, tuple(needs))
+    return Plan(parameters, (passes.pretraining + passes.answering) * slots, flops, tuple(needs))
 
 
 def imagined_passes(

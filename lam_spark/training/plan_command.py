@@ -43,7 +43,7 @@ def plan_training(arguments: Sequence[str]) -> dict[str, Any]:
     config = load_config(flags.conf, None, flags.set)
     recipe = _recipe(config, flags.size)
     layout, passes, source = _work(config, recipe, flags)
-    made = plan(layout, recipe.size, passes, config.training.batch_blocks, flags.utilisation)
+    made = plan(layout, recipe.size, passes, config.training.batch_blocks, flags.utilisation, flags.gpus)
     for line in _told(made, layout, recipe, passes, source, flags):
         print(line)
     return {
@@ -151,7 +151,7 @@ def _passes_of_tables(config: Config, epochs: tuple[int, int]) -> Passes:
 
 
 def _tables(config: Config) -> Any:
-    # Imported late: with numbers given, no JVM starts.
+    # Imported late: with numbers given and no tables, no JVM starts.
     from lam_spark.session import spark_session
     from lam_spark.tables import Tables
 

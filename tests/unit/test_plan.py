@@ -12,12 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.cli import main
+from lam_spark.model.attention import seen_events
 from lam_spark.model.transformer import LargeActionModel, ModelSize
 from lam_spark.training.objective import Period, loss_of
 from lam_spark.training.plan import (
     ACCELERATORS,
     RECIPES,
     Passes,
+    block_flops,
     forward_flops,
     imagined_passes,
     model_on_paper,
@@ -49,6 +51,16 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert 3 * 4 * forward_flops(SHAPE, size) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+def test_what_is_counted_is_not_learned() -> None:
+    size = ModelSize(width=64, layers=3, heads=4, dropout=0.0)
+    batch = full_batch(1)
+    model = LargeActionModel(SHAPE, size, normaliser(SHAPE))
+    with FlopCounterMode(display=False) as counter:
+        model.habits(batch, seen_events(batch))
+    once, learning = forward_flops(SHAPE, size), block_flops(SHAPE, size)
+    assert 3 * once - learning == 2 * counter.get_total_flops() > 0
+
+
 def test_a_billion_parameters_take_no_memory_on_paper() -> None:
     model = model_on_paper(SHAPE, RECIPES["1b"].size)
     assert 0.9e9 < sum(p.numel() for p in model.parameters()) < 1.2e9
@@ -58,15 +70,19 @@ def test_a_billion_parameters_take_no_memory_on_paper() -> None:
 def test_cost_follows_from_flops_peak_and_utilisation() -> None:
     size, passes = RECIPES["small"].size, Passes(1000, 200, 2, 3)
     made = plan(SHAPE, size, passes, batch_blocks=4, utilisation=0.5)
-    assert passes.blocks == 2 * 1000 + 2 * 3 * 200
-    assert made.slots == passes.blocks * 72
-    assert made.flops == 3 * forward_flops(SHAPE, size) * passes.blocks
+    assert (passes.pretraining, passes.answering) == (2 * 1000, 2 * 3 * 200)
+    assert made.slots == 3200 * 72
+    assert made.flops == 2000 * block_flops(SHAPE, size, with_answers=False) + 1200 * block_flops(SHAPE, size)
     for need in made.needs:
         assert need.gpu_hours * 3600 * need.accelerator.flops * 0.5 == pytest.approx(made.flops)
         assert need.dollars == pytest.approx(need.gpu_hours * need.accelerator.dollars)
     half = plan(SHAPE, size, passes, batch_blocks=4, utilisation=0.25)
     assert half.needs[0].gpu_hours == pytest.approx(2 * made.needs[0].gpu_hours)
     assert plan(SHAPE, size, passes, batch_blocks=8).needs[0].memory_gib > made.needs[0].memory_gib
+    together = plan(SHAPE, size, passes, batch_blocks=4, gpus=8)
+    assert together.needs[0].memory_gib - made.needs[0].memory_gib == pytest.approx(
+        8 * made.parameters / 2**30
+    )
 
 
 @pytest.mark.parametrize(
