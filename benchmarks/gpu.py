@@ -56,7 +56,7 @@ LAYOUT = Layout(
     targets=(Target("reply"),),
 )
 # Width, layers, heads, blocks a step.
-SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "large": (1024, 24, 16, 32)}
+SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "xlarge": (1024, 24, 16, 32)}
 PARTS = ("gradients", "fit", "step", "attention")
 SETTINGS = TrainingConfig(
     seed=1,
@@ -280,7 +280,7 @@ def main() -> None:
                 tell(f"step_{name}_{how}", step(name, half, compiled, rate, 5 if small else 10))
                 torch.cuda.empty_cache()
     if "attention" in parts:
-        for name in ("medium", "large") if not small else ("medium",):
+        for name in ("medium", "xlarge") if not small else ("medium",):
             tell(f"attention_{name}", attention(name, 5 if small else 10))
     report("gpu", figures, {})
 

@@ -1,4 +1,4 @@
-"""A telecom-like operator's year of logs, drawn with a seed: seven channels, dirt, and a truth to check against."""
+"""A telecom-like operator's year of logs, drawn with a seed: eight channels, dirt, and a truth to check against."""
 
 from lam_spark.sources.telco.generate import place
 
