@@ -28,6 +28,7 @@ from pyspark.sql import SparkSession
 
 from lam_spark.errors import ModelError
 from lam_spark.training.distributed import run_on_spark
+from lam_spark.training.lines import drop_torn_line
 from lam_spark.training.meter import Progress
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name, main
@@ -59,7 +60,7 @@ def launch(spec: TrainingSpec, follow: Progress) -> None:
     """
     progress = Path(spec.folder) / PROGRESS_FILE
     progress.touch()
-    _drop_torn_line(progress)
+    drop_torn_line(progress)
     with progress.open(encoding="utf-8") as lines:
         lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
 
@@ -182,14 +183,6 @@ def _as_tasks(run: Callable[[str], None], spec: TrainingSpec, follow_news: Calla
         follow_news()
     if failures:
         raise failures[0]
-
-
-def _drop_torn_line(progress: Path) -> None:
-    """What a rank was writing when it was killed is no record, and must not run into the next one."""
-    content = progress.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(progress, whole)
 
 
 def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:

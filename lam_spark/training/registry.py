@@ -19,6 +19,7 @@ from lam_spark.config import Config
 from lam_spark.errors import ModelError
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
+from lam_spark.training.lines import whole_records
 from lam_spark.training.spec import NOT_DECISIVE, TrainingSpec
 
 # Arguments of MLflow's log_batch as JSON: rows of metrics, params and tags.
@@ -69,10 +70,7 @@ class Tracking:
         self.id = ""
         self._spool = folder / _SPOOL_FILE
         # What MLflow has not been told yet, a request each.
-        self._untold: list[_Batch] = []
-        if self._spool.exists():
-            lines = self._spool.read_text(encoding="utf-8").splitlines()
-            self._untold = [json.loads(line) for line in lines]
+        self._untold: list[_Batch] = whole_records(self._spool)
         self._down_until = 0.0
 
     def __enter__(self) -> Self:

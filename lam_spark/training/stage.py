@@ -6,7 +6,6 @@ Spark is only asked for the files' names and a few sums; the ranks read Parquet 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.training.launch import launch
+from lam_spark.training.lines import whole_records
 from lam_spark.training.registry import Tracking
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
 from lam_spark.training.vectors import digest_of, packed_vectors, save_vectors
@@ -83,10 +83,8 @@ def run(run: Run) -> StageResult:
 
 def _finished(folder: Path) -> dict[str, Any]:
     """The last record of a training that ended but could not be registered; else nothing."""
-    progress = folder / PROGRESS_FILE
-    told = progress.read_text(encoding="utf-8") if progress.exists() else ""
-    whole = told[: told.rfind("\n") + 1].splitlines()  # a rank may have been killed as it wrote
-    last: dict[str, Any] = json.loads(whole[-1]) if whole else {}
+    records = whole_records(folder / PROGRESS_FILE)
+    last = records[-1] if records else {}
     return last if last.get("event") == "done" else {}
 
 
@@ -204,7 +202,9 @@ def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:
 
 def _curves(folder: Path) -> list[dict[str, Any]]:
     """The few records an epoch that the report draws; what a resumed training told twice counts once."""
-    lines = (folder / PROGRESS_FILE).read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    drawn = [record for record in records if record["event"] in ("epoch", "epoch end")]
+    drawn = [
+        record
+        for record in whole_records(folder / PROGRESS_FILE)
+        if record["event"] in ("epoch", "epoch end")
+    ]
     return list({(record["event"], record["phase"], record["epoch"]): record for record in drawn}.values())

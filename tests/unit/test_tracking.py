@@ -164,3 +164,18 @@ def test_what_mlflow_refuses_is_no_outage(
         told.log(epoch(1))
     client, run = known(config)
     assert (run.info.status, losses(client, run)) == ("FINISHED", {1: 1.0})
+
+
+def test_a_torn_last_line_of_what_waits_is_dropped(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking(config, folder, NOWHERE, monkeypatch) as down:
+        down.start(spec, {})
+        down.log(epoch(1))
+    with (folder / "mlflow_spool.jsonl").open("a") as spool:
+        spool.write('{"metrics": [["pre-training.validation_lo')  # the disk was full
+    with tracking(config, folder, NOWHERE, monkeypatch) as down:
+        down.log(epoch(2))
+    with tracking(config, folder, None, monkeypatch):
+        pass
+    assert losses(*known(config)) == {1: 1.0, 2: 0.5}
