@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lam_spark.config import Config
 from lam_spark.errors import ModelError
@@ -21,6 +21,9 @@ from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
 from lam_spark.training.lines import whole_records
 from lam_spark.training.spec import NOT_DECISIVE, TrainingSpec
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
 
 # Arguments of MLflow's log_batch as JSON: rows of metrics, params and tags.
 _Batch = dict[str, list[list[Any]]]
@@ -30,7 +33,15 @@ _NOT_METRICS = ("event", "phase", "epoch", "step", "steps", "seconds_left")
 # Of a finished training; it took seconds of cores or of GPUs.
 _COST = ("seconds", "core_seconds", "gpu_seconds", "tokens", "flops", "parameters")
 # Error codes of a server or database that does not answer, or has no time.
-_DOWN = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_DOWN = (
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+)
+_INVALID = "INVALID_PARAMETER_VALUE"
+_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 _SECONDS_BETWEEN_TRIES = 30.0
 # In the training's folder: the run that a training which is resumed goes on with.
 _RUN_FILE = "mlflow_run"
@@ -41,6 +52,7 @@ def _client(config: Config) -> Any:
     # Import late and quietly: it costs seconds, and only training and scoring need it.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default minutes pass before it says so
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that is in it
     import mlflow
 
     for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
@@ -51,17 +63,24 @@ def _client(config: Config) -> Any:
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def _reaction(error: MlflowException) -> str:
+    """What MLflow does, without its own text: that may quote its address with a password in it."""
+    return "cannot be reached" if error.error_code in _DOWN else "refuses"
+
+
 class Tracking:
     """One MLflow run, as a context manager; a training that is resumed goes on with the run that it began.
 
-    While MLflow cannot be reached, what it should know is kept in the training's folder and training goes on; it is
-    told as soon as it answers again, at the latest when the model is registered.
+    While MLflow cannot be reached or refuses (a token that ended, say), what it should know is kept in the training's
+    folder and training goes on; it is told as soon as it takes it again, at the latest when the model is registered.
+    If the run is lost (deleted, or another server is asked now), another one is begun and told the settings and
+    whatever the first was not told.
 
     Args:
         config: says where.
         run_id: of the stage.
         folder: of the training.
-        journal: is told when MLflow cannot be reached, and when it can again.
+        journal: is told when MLflow cannot be reached or refuses, and when it answers again.
     """
 
     def __init__(self, config: Config, run_id: str, folder: Path, journal: Journal) -> None:
@@ -71,7 +90,11 @@ class Tracking:
         self._spool = folder / _SPOOL_FILE
         # What MLflow has not been told yet, a request each.
         self._untold: list[_Batch] = whole_records(self._spool)
+        # What `start` tells.
+        self._settings: list[_Batch] = []
         self._down_until = 0.0
+        # What is wrong, for people; nothing while it answers.
+        self._trouble = ""
 
     def __enter__(self) -> Self:
         self._catch_up()
@@ -92,7 +115,7 @@ class Tracking:
         free = {f"training.{name}": str(settings.pop(f"training.{name}")) for name in NOT_DECISIVE}
         tags = {f"delta.{table}": str(version) for table, version in versions.items()} | free
         tags |= {"lam_spark.run_id": self.run_id, "config_digest": self.config.digest()}
-        self._tell(params=settings | sizes, tags=tags)
+        self._settings = [self._tell(params=settings | sizes, tags=tags)]
 
     def log(self, record: dict[str, Any]) -> None:
         """Log a progress record's numbers: losses by step within their phase, validation by epoch."""
@@ -113,7 +136,7 @@ class Tracking:
         metrics: Mapping[str, float] | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> _Batch:
         """Send one batch, or keep it for later."""
         now = int(time.time() * 1000)
         batch: _Batch = {
@@ -125,6 +148,7 @@ class Tracking:
         if not self._catch_up():
             with self._spool.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(batch) + "\n")
+        return batch
 
     def _catch_up(self, at_once: bool = False) -> bool:
         """Tell MLflow what it has not been told, unless it has just failed to answer; whether it knows all now."""
@@ -133,8 +157,8 @@ class Tracking:
         told = len(self._untold)
         if not self._answers(self._send_untold):
             return False
-        if self._down_until:
-            self._down_until = 0.0
+        if self._trouble:
+            self._down_until, self._trouble = 0.0, ""
             self.journal.event("mlflow answers again", told=told)
         # What was told twice after a crash in between is the same twice.
         self._spool.unlink(missing_ok=True)
@@ -142,43 +166,66 @@ class Tracking:
 
     def _send_untold(self) -> None:
         from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
 
         self._begin()
         while self._untold:
             batch = self._untold[0]
-            self.client.log_batch(
-                self.id,
-                metrics=[Metric(*values) for values in batch["metrics"]],
-                params=[Param(*values) for values in batch["params"]],
-                tags=[RunTag(*values) for values in batch["tags"]],
-            )
+            try:
+                self.client.log_batch(
+                    self.id,
+                    metrics=[Metric(*values) for values in batch["metrics"]],
+                    params=[Param(*values) for values in batch["params"]],
+                    tags=[RunTag(*values) for values in batch["tags"]],
+                )
+            except MlflowException as error:
+                # Of a deleted run it says the same.
+                if error.error_code != _INVALID or not self._has(self.id):
+                    raise
+                names = [row[0] for rows in batch.values() for row in rows]
+                self.journal.event("mlflow refuses a batch", level="warning", names=names)
             del self._untold[0]
 
     def _answers(self, ask: Callable[[], Any]) -> bool:
-        """Ask MLflow something; False where it cannot be reached, which is told once."""
+        """Ask MLflow something; False where it cannot be reached or refuses, which is told once."""
         from mlflow.exceptions import MlflowException
 
         try:
             ask()
         except MlflowException as error:
-            if error.error_code not in _DOWN:
-                self._untold = self._untold[1:]  # it would refuse it again
-                raise
-            if not self._down_until:
-                self.journal.event("mlflow cannot be reached", level="warning", error=str(error))
-            self._down_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            self._note(error)
             return False
         return True
+
+    def _note(self, error: MlflowException) -> None:
+        """Leave MLflow alone for a while, and look then whether the run is still there."""
+        trouble = f"MLflow {_reaction(error)} ({error.error_code})"
+        if trouble != self._trouble:
+            self.journal.event(f"mlflow {_reaction(error)}", level="warning", error=error.error_code)
+        self.id, self._trouble = "", trouble
+        self._down_until = time.monotonic() + _SECONDS_BETWEEN_TRIES
+
+    def _has(self, run_id: str) -> bool:
+        """Whether MLflow has this run, and it is not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != _NOT_THERE:
+                raise
+            return False
+        return bool(run.info.lifecycle_stage == "active")
 
     def _begin(self) -> None:
         """Find the run that this training has begun, or begin one."""
         if self.id:
             return
-        begun = self.folder / _RUN_FILE
-        if begun.exists():
-            known = begun.read_text(encoding="utf-8")
-            self.client.update_run(known, status="RUNNING")
-            self.id = known
+        file = self.folder / _RUN_FILE
+        begun = file.read_text(encoding="utf-8") if file.exists() else ""
+        if begun and self._has(begun):
+            self.client.update_run(begun, status="RUNNING")
+            self.id = begun
             return
         name = self.config.training.experiment
         experiment = self.client.get_experiment_by_name(name)
@@ -189,7 +236,10 @@ class Tracking:
             else self.client.create_experiment(name, artifact_location=location)
         )
         self.id = self.client.create_run(experiment_id, run_name=self.run_id).info.run_id
-        begun.write_text(self.id, encoding="utf-8")
+        file.write_text(self.id, encoding="utf-8")
+        if begun:
+            self._untold[:0] = self._settings
+            self.journal.event("mlflow run lost", level="warning", lost=begun, begun=self.id)
 
     def register(self, folder: Path, digest: str) -> int:
         """Keep the artifact, register it as a version of the data set's model, and move the alias.
@@ -197,13 +247,21 @@ class Tracking:
         What else is in the folder (specification, progress, the ranks' log) is kept beside it.
 
         Raises:
-            ModelError: MLflow cannot be reached; the model waits in the folder for the next run of the stage.
+            ModelError: MLflow cannot be reached or refuses; the model waits in the folder for the stage's next run.
         """
-        if not self._catch_up(at_once=True):
-            raise ModelError(
-                f"MLflow cannot be reached, so the model is not registered: it is trained and waits in {self.folder}. "
-                "Run the stage 'train' again when MLflow answers: it will only register it"
-            )
+        from mlflow.exceptions import MlflowException
+
+        if self._catch_up(at_once=True):
+            try:
+                return self._register(folder, digest)
+            except MlflowException as error:
+                self._note(error)
+        raise ModelError(
+            f"{self._trouble}, so the model is not registered: it is trained and waits in {self.folder}. "
+            "Run the stage 'train' again when MLflow takes it: it will only register it"
+        )
+
+    def _register(self, folder: Path, digest: str) -> int:
         for file in sorted(folder.iterdir()):
             if file.name in (_RUN_FILE, _SPOOL_FILE) or file.is_dir():
                 continue

@@ -1,14 +1,16 @@
-"""What MLflow is told while it cannot be reached: nothing is lost, and it hears of it later."""
+"""What MLflow is told while it cannot be reached, refuses or has lost the run: it hears of it later."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
@@ -21,7 +23,7 @@ from lam_spark.training.spec import TrainingSpec
 from .learnable import blocks, specification
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
-NOWHERE = "http://127.0.0.1:9"
+NOWHERE = "http://somebody:password@127.0.0.1:9"
 
 
 def epoch(number: int) -> dict[str, Any]:
@@ -39,11 +41,21 @@ def config(tmp_path: Path) -> Config:
     return load_config(SHIPPED, overrides=[f"root={tmp_path / 'root'}"])
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's, empty: to make one takes seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}", registry_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture
-def folder(tmp_path: Path, config: Config) -> Path:
+def folder(config: Config, database: Path) -> Path:
     """A training's folder with a model in it, which nobody opens here."""
+    (config.workspace / "mlflow").mkdir(parents=True)
+    shutil.copy(database, config.workspace / "mlflow" / "mlflow.db")
     folder = config.workspace / "training"
-    folder.mkdir(parents=True)
+    folder.mkdir()
     (folder / WEIGHTS).write_bytes(b"weights")
     (folder / CARD).write_bytes(b"{}")
     return folder
@@ -75,11 +87,22 @@ def losses(client: MlflowClient, run: Any) -> dict[int, float]:
     return {point.step: point.value for point in history}
 
 
+def journal(config: Config) -> str:
+    return (config.workspace / "logs" / "a-run.jsonl").read_text()
+
+
 def events(config: Config) -> list[str]:
-    return [
-        json.loads(line)["event"]
-        for line in (config.workspace / "logs" / "a-run.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line)["event"] for line in journal(config).splitlines()]
+
+
+class Refusing:
+    """MLflow's client with a token that has ended."""
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*arguments: Any, **named: Any) -> None:
+            raise MlflowException(f"no {name} at {NOWHERE}", PERMISSION_DENIED)
+
+        return refuse
 
 
 def test_a_model_waits_until_mlflow_answers(
@@ -154,16 +177,87 @@ def test_a_resumed_training_may_write_checkpoints_more_often(
     assert known(config)[1].data.tags["training.checkpoint_minutes"] == "1.0"
 
 
-def test_what_mlflow_refuses_is_no_outage(
+def test_a_batch_that_mlflow_refuses_is_dropped_and_told(
     config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tracking(config, folder, None, monkeypatch) as told:
         told.start(spec, {})
-        with pytest.raises(MlflowException, match=r"model\.width"):
-            told._tell(params={"model.width": "another value"})
+        told._tell(params={"model.width": "another value"})
         told.log(epoch(1))
     client, run = known(config)
     assert (run.info.status, losses(client, run)) == ("FINISHED", {1: 1.0})
+    assert run.data.params["model.width"] == str(spec.size.width)
+    (record,) = map(json.loads, journal(config).splitlines())
+    assert (record["event"], record["names"]) == ("mlflow refuses a batch", ["model.width"])
+
+
+def test_a_token_that_ends_does_not_end_the_training(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.start(spec, {})
+        told.log(epoch(1))
+        monkeypatch.setattr(told, "client", Refusing())
+        told.log(epoch(2))
+        told.log(epoch(3))
+        with pytest.raises(
+            ModelError, match=r"MLflow refuses \(PERMISSION_DENIED\), so .* waits in"
+        ) as raised:
+            told.register(folder, "digest")
+    assert events(config) == ["mlflow refuses"]
+    assert "password" not in f"{raised.value}{journal(config)}"
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.register(folder, "digest")
+    assert losses(*known(config)) == {1: 1.0, 2: 0.5, 3: 1 / 3}
+
+
+def test_a_registry_that_refuses_leaves_the_model_waiting(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking(config, folder, None, monkeypatch) as told:
+        monkeypatch.setattr(told.client, "create_model_version", Refusing().create_model_version)
+        with pytest.raises(ModelError, match=r"MLflow refuses \(PERMISSION_DENIED\), so .* waits in"):
+            told.register(folder, "digest")
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_another_run_is_begun_when_the_first_is_lost(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    """Deleted, or unknown since another server is asked."""
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.start(spec, {})
+        told.log(epoch(1))
+    client, run = known(config)
+    client.delete_run(run.info.run_id)
+    if not deleted:
+        (folder / "mlflow_run").write_text("f" * 32)
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.start(spec, {})
+        told.log(epoch(2))
+        told.register(folder, "digest")
+    client, run = known(config)
+    assert run.data.params["training.seed"] == str(spec.settings["seed"])
+    assert losses(client, run) == {2: 0.5}
+    assert client.get_model_version("complete_journey", "1").run_id == run.info.run_id
+    assert events(config) == ["mlflow run lost"]
+
+
+def test_a_run_that_is_deleted_while_it_trains_is_replaced(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.start(spec, {"training_blocks": 3})
+        told.log(epoch(1))
+        client, run = known(config)
+        client.delete_run(run.info.run_id)
+        told.log(epoch(2))
+        told.register(folder, "digest")
+    client, run = known(config)
+    assert run.data.params["training.seed"] == str(spec.settings["seed"])
+    assert run.data.tags["delta.training_blocks"] == "3"
+    assert losses(client, run) == {2: 0.5}
+    assert events(config) == ["mlflow refuses", "mlflow run lost", "mlflow answers again"]
 
 
 def test_a_torn_last_line_of_what_waits_is_dropped(
