@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lam_spark.config import Config
-from lam_spark.errors import ModelError
+from lam_spark.errors import ModelError, without_values
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
 from lam_spark.training.lines import whole_records
@@ -282,7 +282,7 @@ def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
     """The bytes of the model behind the alias, its registered sha256 and its version.
 
     Raises:
-        ModelError: no model has the alias, or its files are gone.
+        ModelError: no model has the alias, its files are gone, or MLflow cannot be reached or refuses.
     """
     from mlflow.exceptions import MlflowException
 
@@ -291,17 +291,21 @@ def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
     try:
         version = client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
+        expected = f"expected a registered model {name!r} with the alias {alias!r}"
+        if error.error_code in (_NOT_THERE, _INVALID):  # no such model; no such alias of it
+            raise ModelError(f"{expected}, found none: run the stage 'train'") from None
         raise ModelError(
-            f"expected a registered model {name!r} with the alias {alias!r}, found none: run the stage 'train'"
-        ) from error
+            f"{expected}, but MLflow {_reaction(error)} ({error.error_code}): run this again when it answers"
+        ) from None
     digest = version.tags.get("sha256")
     if digest is None:
         raise ModelError(f"version {version.version} of {name!r} has no sha256 in the registry: train again")
+    gone = f"the files of {name!r} version {version.version} cannot be fetched"
     try:
         folder = client.download_artifacts(version.run_id, _ARTIFACT_PATH)
-    except (MlflowException, OSError) as error:
-        raise ModelError(
-            f"the files of {name!r} version {version.version} cannot be fetched: {error}"
-        ) from error
+    except MlflowException as error:
+        raise ModelError(f"{gone}: MLflow {_reaction(error)} ({error.error_code})") from None
+    except OSError as error:
+        raise ModelError(f"{gone}: {without_values(error)}") from None
     weights, card = read_artifact(Path(folder))
     return weights, card, digest, int(version.version)

@@ -17,6 +17,7 @@ from lam_spark.config_file import load_config
 from lam_spark.errors import ModelError
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS
+from lam_spark.training import registry
 from lam_spark.training.registry import Tracking, registered_model
 from lam_spark.training.spec import TrainingSpec
 
@@ -273,3 +274,26 @@ def test_a_torn_last_line_of_what_waits_is_dropped(
     with tracking(config, folder, None, monkeypatch):
         pass
     assert losses(*known(config)) == {1: 1.0, 2: 0.5}
+
+
+def test_scoring_says_what_is_wrong_with_the_registry(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    with pytest.raises(ModelError, match=r"but MLflow cannot be reached \(INTERNAL_ERROR\)") as raised:
+        registered_model(config)
+    assert "password" not in str(raised.value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    none = "'complete_journey' with the alias 'champion', found none: run the stage 'train'"
+    with pytest.raises(ModelError, match=none):
+        registered_model(config)
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.register(folder, "digest")
+    client, _ = known(config)
+    client.delete_registered_model_alias("complete_journey", "champion")
+    with pytest.raises(ModelError, match=none):
+        registered_model(config)
+    monkeypatch.setattr(registry, "_client", lambda config: Refusing())
+    with pytest.raises(ModelError, match=r"but MLflow refuses \(PERMISSION_DENIED\)") as raised:
+        registered_model(config)
+    assert "password" not in str(raised.value)
