@@ -21,6 +21,8 @@ from lam_spark.training.spec import TrainingSpec
 PROGRESS_FILE = "progress.jsonl"
 DRIVER_VARIABLE = "LAM_SPARK_DRIVER"
 _SECONDS_BETWEEN_LOOKS = 2.0
+# At most, between the driver's start and a rank's.
+_CLOCK_IS_SET_BY_SECONDS = 600.0
 
 
 def driver_name() -> str:
@@ -32,16 +34,20 @@ def leave_with_driver(name: str) -> None:
     """End this process when the driver that started it is gone (kill -9 gives nobody else the chance)."""
     pid, _, started = name.partition(":")
 
-    def alive() -> bool:
-        try:
-            return bool(psutil.Process(int(pid)).create_time() == float(started))
-        except psutil.NoSuchProcess:
-            return False
-
     def watch() -> None:
-        while alive():
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
+        try:
+            driver = psutil.Process(int(pid))
+            # What stays the same when the machine's clock is set is the process, not the time it tells of its start.
+            alive = abs(driver.create_time() - float(started)) < _CLOCK_IS_SET_BY_SECONDS
+            while alive:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                alive = driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            pass
+        try:
+            print(f"a rank leaves: its driver, process {pid}, is gone", file=sys.stderr, flush=True)
+        finally:  # whoever read what ranks say may be gone as well
+            os._exit(1)
 
     threading.Thread(target=watch, name="leave-with-driver", daemon=True).start()
 
