@@ -547,6 +547,12 @@ class Config(Section):
         """The folder that a run writes under."""
         return Path(self.root)
 
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """Environment variables that hold a secret: the key of the pseudonyms, the inputs' passwords."""
+        passwords = (variable for spec in self.inputs.values() for variable in spec.secrets.values())
+        return frozenset({self.identity.secret_env, *passwords})
+
     def reader(self, name: str) -> ChannelConfig | LinkConfig:
         """What `ingest` reads under this name: a channel, or statements of `identity.links`."""
         return self.channels.get(name) or self.identity.links[name]

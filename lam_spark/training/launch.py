@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,12 +48,13 @@ _LOG_TAIL_LINES = 30
 _TORCHRUN_REPORT = "failed (exitcode: "
 
 
-def launch(spec: TrainingSpec, follow: Progress) -> None:
+def launch(spec: TrainingSpec, follow: Progress, secrets: Collection[str] = ()) -> None:
     """Start the ranks and wait for their end; a failed rank ends all.
 
     Args:
         spec: saved as `SPEC_FILE` in its folder.
         follow: is called with each record that they tell, soon after they did.
+        secrets: environment variables that ranks have no use for, and are not given; nor are MLflow's.
 
     Raises:
         ModelError: a rank failed, with the end of its log; or the launcher is not installed.
@@ -61,6 +62,11 @@ def launch(spec: TrainingSpec, follow: Progress) -> None:
     progress = Path(spec.folder) / PROGRESS_FILE
     progress.touch()
     drop_torn_line(progress)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secrets and not name.startswith("MLFLOW_")
+    }
     with progress.open(encoding="utf-8") as lines:
         lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
 
@@ -68,22 +74,22 @@ def launch(spec: TrainingSpec, follow: Progress) -> None:
             for record in _new_records(lines):
                 follow(record)
 
-        _LAUNCHERS[spec.settings["launcher"]](spec, follow_news)
+        _LAUNCHERS[spec.settings["launcher"]](spec, environment, follow_news)
 
 
-def _in_process(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
-    _as_processes([sys.executable, *_WORKER], spec, follow_news)
+def _in_process(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
+    _as_processes([sys.executable, *_WORKER], spec, environment, follow_news)
 
 
-def _horovodrun(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+def _horovodrun(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
     ranks = spec.settings["ranks"]
     command = [_beside_python("horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
-    _as_processes([*command, sys.executable, *_WORKER], spec, follow_news)
+    _as_processes([*command, sys.executable, *_WORKER], spec, environment, follow_news)
 
 
-def _torchrun(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+def _torchrun(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
     command = [_beside_python("torchrun"), "--standalone", f"--nproc-per-node={spec.settings['ranks']}"]
-    _as_processes([*command, *_WORKER], spec, follow_news)
+    _as_processes([*command, *_WORKER], spec, environment, follow_news)
 
 
 def _beside_python(program: str) -> str:
@@ -96,12 +102,14 @@ def _beside_python(program: str) -> str:
     return str(path)
 
 
-def _as_processes(command: list[str], spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+def _as_processes(
+    command: list[str], spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]
+) -> None:
     """Ranks on this machine, which end when this process does."""
     folder, threads = Path(spec.folder), str(spec.settings["threads_per_rank"])
     environment = {
         **_HOROVOD,
-        **os.environ,
+        **environment,
         DRIVER_VARIABLE: driver_name(),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -136,18 +144,21 @@ def _tail(spec: TrainingSpec) -> str:
     return "\n".join(lines[: report + 1][-_LOG_TAIL_LINES:])
 
 
-def _horovod_spark(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+def _horovod_spark(
+    spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]
+) -> None:
     def run(path: str) -> None:
         with (Path(spec.folder) / _LOG).open("w") as log:
-            run_on_spark(lambda: main([path]), spec.settings["ranks"], {**_HOROVOD, **os.environ}, log)
+            run_on_spark(lambda: main([path]), spec.settings["ranks"], {**_HOROVOD, **environment}, log)
 
     _as_tasks(run, spec, follow_news)
 
 
-def _torch_spark(spec: TrainingSpec, follow_news: Callable[[], None]) -> None:
+def _torch_spark(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
     from pyspark.ml.torch.distributor import TorchDistributor
 
     def run(path: str) -> None:
+        # It sends no environment: its ranks have that of their executors.
         # On executors with GPUs, Spark gives each task its own.
         gpus = SparkSession.active().conf.get("spark.task.resource.gpu.amount", "") != ""
         TorchDistributor(spec.settings["ranks"], local_mode=False, use_gpu=gpus).run(main, [path])
@@ -196,7 +207,7 @@ def _new_records(lines: IO[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-_LAUNCHERS: dict[str, Callable[[TrainingSpec, Callable[[], None]], None]] = {
+_LAUNCHERS: dict[str, Callable[[TrainingSpec, Mapping[str, str], Callable[[], None]], None]] = {
     "in_process": _in_process,
     "horovod": _horovodrun,
     "horovod_spark": _horovod_spark,

@@ -61,7 +61,7 @@ def run(run: Run) -> StageResult:
                 done.update(record)
 
         if not done:
-            launch(spec, follow)
+            launch(spec, follow, config.secret_variables)
         version = tracking.register(folder, done["digest"])
         curves = _curves(folder)
     shutil.rmtree(folder)

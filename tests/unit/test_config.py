@@ -49,6 +49,17 @@ def test_the_shipped_configuration_loads() -> None:
     assert config.inputs["products"].path == "out/complete_journey/raw/products.parquet"
 
 
+def test_the_variables_that_hold_secrets_are_known(changed: Callable[[Change], Path]) -> None:
+    crm = {
+        "format": "jdbc",
+        "options": {"url": "jdbc:postgresql://crm/crm", "dbtable": "people"},
+        "secrets": {"password": "CRM_PASSWORD"},
+        "columns": "person STRING",
+    }
+    file = changed(lambda c: c["inputs"].update(crm=crm))
+    assert load_config(file).secret_variables == {"LAM_SPARK_SECRET", "CRM_PASSWORD"}
+
+
 def test_an_unknown_top_level_key_names_the_nearest(changed: Callable[[Change], Path]) -> None:
     file = changed(lambda c: c.update(trainning={}))
     with pytest.raises(ConfigError) as caught:
