@@ -6,7 +6,6 @@ import argparse
 import datetime as dt
 import importlib
 import json
-import os
 import secrets
 import sys
 import traceback
@@ -18,7 +17,7 @@ from rich.markup import escape
 
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
-from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, without_values
+from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, values_may_be_shown, without_values
 from lam_spark.flags import FlagParser
 from lam_spark.journal import Journal
 from lam_spark.lock import workspace_lock
@@ -91,7 +90,7 @@ def _summed_up(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
         print(f"lam-spark {stage}: interrupted; the last good tables stand", file=sys.stderr)
     except Exception as error:
         summary |= {"status": "failed", "exit_code": 1, "error": without_values(error)}
-        if os.environ.get("LAM_SPARK_SHOW_VALUES") == "1":
+        if values_may_be_shown():
             traceback.print_exc()
         else:
             print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)

@@ -6,6 +6,7 @@ A message says what was expected, what arrived, and what to do next.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -31,6 +32,11 @@ def without_values(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     condition = getattr(error, "getCondition", lambda: None)()
     return type(error).__name__ + (f" [{condition}]" if condition else "")
+
+
+def values_may_be_shown() -> bool:
+    """Whether somebody wants to read the text of anybody else's error: on stderr, never written down."""
+    return os.environ.get("LAM_SPARK_SHOW_VALUES") == "1"
 
 
 class ConfigError(LamSparkError):

@@ -26,12 +26,12 @@ from typing import IO, Any
 
 from pyspark.sql import SparkSession
 
-from lam_spark.errors import ModelError
+from lam_spark.errors import ModelError, values_may_be_shown, without_values
 from lam_spark.training.distributed import run_on_spark
 from lam_spark.training.lines import drop_torn_line
 from lam_spark.training.meter import Progress
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
-from lam_spark.training.worker import DRIVER_VARIABLE, PROGRESS_FILE, driver_name, main
+from lam_spark.training.worker import DRIVER_VARIABLE, FAILURE_FILE, PROGRESS_FILE, driver_name, main
 
 _HOROVOD = {
     # A rank that never comes becomes an exit code instead of a hang.
@@ -46,6 +46,7 @@ _WORKER = ("-m", "lam_spark.training.worker")
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
 _TORCHRUN_REPORT = "failed (exitcode: "
+_MAY_QUOTE = "What else they said may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows its end"
 
 
 def launch(spec: TrainingSpec, follow: Progress, secrets: Collection[str] = ()) -> None:
@@ -57,9 +58,12 @@ def launch(spec: TrainingSpec, follow: Progress, secrets: Collection[str] = ()) 
         secrets: environment variables that ranks have no use for, and are not given; nor are MLflow's.
 
     Raises:
-        ModelError: a rank failed, with the end of its log; or the launcher is not installed.
+        ModelError: a rank failed, with why and where its log is; or the launcher is not installed.
     """
-    progress = Path(spec.folder) / PROGRESS_FILE
+    folder = Path(spec.folder)
+    for failure in folder.glob(f"{FAILURE_FILE}*"):
+        failure.unlink()  # of an earlier run
+    progress = folder / PROGRESS_FILE
     progress.touch()
     drop_torn_line(progress)
     environment = {
@@ -133,7 +137,23 @@ def _as_processes(
                 process.terminate()
                 process.wait(timeout=30)
     if process.returncode != 0:
-        raise ModelError(f"training stopped with exit code {process.returncode}:\n{_tail(spec)}")
+        _show(_tail(spec))
+        raise ModelError(f"training stopped with exit code {process.returncode}{_causes(spec)}")
+
+
+def _causes(spec: TrainingSpec) -> str:
+    """Lines of what ranks said of their failures, as far as it may be written down, and of where the rest is."""
+    folder = Path(spec.folder)
+    lines = [file.read_text(encoding="utf-8") for file in sorted(folder.glob(f"{FAILURE_FILE}*"))]
+    if (folder / _LOG).exists():
+        lines.append(f"Their log is {folder / _LOG}")
+    return "".join(f"\n{line}" for line in [*lines, _MAY_QUOTE])
+
+
+def _show(text: str) -> None:
+    """On stderr, if that is wanted: what others say may quote a customer's row."""
+    if values_may_be_shown():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _tail(spec: TrainingSpec) -> str:
@@ -185,8 +205,9 @@ def _as_tasks(run: Callable[[str], None], spec: TrainingSpec, follow_news: Calla
     try:
         run(str(Path(spec.folder) / SPEC_FILE))
     except Exception as error:  # a launcher raises whatever its job did
+        _show(f"{error}\n{_tail(spec)}")
         raise ModelError(
-            f"training stopped: {error}\nMore may stand in the executors' logs\n{_tail(spec)}"
+            f"training stopped: {without_values(error)}{_causes(spec)}\nMore may stand in the executors' logs"
         ) from error
     finally:
         over.set()

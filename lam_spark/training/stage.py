@@ -40,7 +40,8 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConfigError, DataQualityError: what is wrong with the vectors of a field (`dataset.vectors`).
-        ModelError: a rank failed, with the end of its log in the message; or the snapshot does not fit.
+        ModelError: a rank failed, with why and where its log is; the snapshot does not fit; or MLflow does not take
+            the model, which then waits in the folder.
     """
     config = run.config
     # A working folder: what is worth keeping goes to MLflow. It stays when the training does not end.

@@ -14,11 +14,14 @@ from typing import Any
 import psutil
 import torch
 
+from lam_spark.errors import without_values
 from lam_spark.training.distributed import World, world_of
 from lam_spark.training.fit import Trainer
 from lam_spark.training.spec import TrainingSpec
 
 PROGRESS_FILE = "progress.jsonl"
+# With the rank's number: why it failed.
+FAILURE_FILE = "failure."
 DRIVER_VARIABLE = "LAM_SPARK_DRIVER"
 _SECONDS_BETWEEN_LOOKS = 2.0
 # At most, between the driver's start and a rank's.
@@ -37,7 +40,7 @@ def leave_with_driver(name: str) -> None:
     def watch() -> None:
         try:
             driver = psutil.Process(int(pid))
-            # What stays the same when the machine's clock is set is the process, not the time it tells of its start.
+            # When it started moves with the machine's clock; whether it is the same process, psutil tells without.
             alive = abs(driver.create_time() - float(started)) < _CLOCK_IS_SET_BY_SECONDS
             while alive:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -65,12 +68,22 @@ def train(spec: TrainingSpec, world: World) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point of a rank's process."""
+    """Entry point of a rank's process.
+
+    Raises:
+        Exception: whatever ended the training; its kind, or our own text, is left in `FAILURE_FILE`.
+    """
     if DRIVER_VARIABLE in os.environ:
         leave_with_driver(os.environ[DRIVER_VARIABLE])
     spec = TrainingSpec.load(Path(arguments[0]))
     world = world_of(spec.settings["launcher"])
-    train(spec, world)
+    try:
+        train(spec, world)
+    except Exception as error:
+        # The driver repeats this; the log beside it may quote a customer's row.
+        failure = f"rank {world.rank}: {without_values(error)}"
+        (Path(spec.folder) / f"{FAILURE_FILE}{world.rank}").write_text(failure, encoding="utf-8")
+        raise
     world.close()
 
 
