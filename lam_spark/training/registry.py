@@ -262,20 +262,25 @@ class Tracking:
         )
 
     def _register(self, folder: Path, digest: str) -> int:
+        name = self.config.name
+        # A run that was killed before it swept the folder has registered this model already.
+        of_run = self.client.search_model_versions(f"run_id = '{self.id}'")
+        found = [v.version for v in of_run if (v.name, v.tags.get("sha256")) == (name, digest)]
+        version = found[0] if found else self._new_version(name, folder, digest)
+        self.client.set_registered_model_alias(name, self.config.scoring.alias, version)
+        return int(version)
+
+    def _new_version(self, name: str, folder: Path, digest: str) -> Any:
         for file in sorted(folder.iterdir()):
             if file.name in (_RUN_FILE, _SPOOL_FILE) or file.is_dir():
                 continue
             place = _ARTIFACT_PATH if file.name in (WEIGHTS, CARD) else "training"
             self.client.log_artifact(self.id, str(file), place)
-        name = self.config.name
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(name)
         source = f"{self.client.get_run(self.id).info.artifact_uri}/{_ARTIFACT_PATH}"
-        version = self.client.create_model_version(
-            name, source=source, run_id=self.id, tags={"sha256": digest, "lam_spark.run_id": self.run_id}
-        )
-        self.client.set_registered_model_alias(name, self.config.scoring.alias, version.version)
-        return int(version.version)
+        tags = {"sha256": digest, "lam_spark.run_id": self.run_id}
+        return self.client.create_model_version(name, source=source, run_id=self.id, tags=tags).version
 
 
 def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:

@@ -54,17 +54,11 @@ def run(run: Run) -> StageResult:
     save_vectors(folder, vectors)
     with Tracking(config, run.run_id, folder, run.journal) as tracking:
         tracking.start(spec, run.tables.read_versions)
-        done = _finished(folder)
-
-        def follow(record: dict[str, Any]) -> None:
-            _follow(run, tracking, record)
-            if record["event"] == "done":
-                done.update(record)
-
-        if not done:
-            launch(spec, follow, config.secret_variables)
+        done = _trained(run, tracking, spec)
         version = tracking.register(folder, done["digest"])
         curves = _curves(folder)
+    # First: what is left of a folder that could not be swept whole is then no training to go on with.
+    (folder / _FINGERPRINT_FILE).unlink()
     shutil.rmtree(folder)
     facts = done["facts"]
     return StageResult(
@@ -82,6 +76,22 @@ def run(run: Run) -> StageResult:
     )
 
 
+def _trained(run: Run, tracking: Tracking, spec: TrainingSpec) -> dict[str, Any]:
+    """The last record of the training; it is not trained again if it ended and only could not be registered."""
+    done = _finished(Path(spec.folder))
+    if done:
+        tracking.log(done)  # its run may have ended before it heard of it
+        return done
+
+    def follow(record: dict[str, Any]) -> None:
+        _follow(run, tracking, record)
+        if record["event"] == "done":
+            done.update(record)
+
+    launch(spec, follow, run.config.secret_variables)
+    return done
+
+
 def _finished(folder: Path) -> dict[str, Any]:
     """The last record of a training that ended but could not be registered; else nothing."""
     records = whole_records(folder / PROGRESS_FILE)
@@ -94,7 +104,8 @@ def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> TrainingSpec:
     mark, fingerprint = folder / _FINGERPRINT_FILE, spec.fingerprint()
     if folder.exists() and not (mark.exists() and mark.read_text() == fingerprint):
         run.journal.event(
-            "training swept", why="the one that was cut off had another snapshot or other settings"
+            "training swept",
+            why="what is left of an earlier one has another snapshot or other settings, or is registered",
         )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

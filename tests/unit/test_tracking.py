@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
@@ -17,9 +19,12 @@ from lam_spark.config_file import load_config
 from lam_spark.errors import ModelError
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS
+from lam_spark.run import Run
 from lam_spark.training import registry
 from lam_spark.training.registry import Tracking, registered_model
 from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.stage import _trained
+from lam_spark.training.worker import PROGRESS_FILE
 
 from .learnable import blocks, specification
 
@@ -297,3 +302,29 @@ def test_scoring_says_what_is_wrong_with_the_registry(
     with pytest.raises(ModelError, match=r"but MLflow refuses \(PERMISSION_DENIED\)") as raised:
         registered_model(config)
     assert "password" not in str(raised.value)
+
+
+def test_a_model_is_registered_once(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is still there when the run was killed before it swept it."""
+    for digest, version in (("digest", 1), ("digest", 1), ("another", 2)):
+        with tracking(config, folder, None, monkeypatch) as told:
+            assert told.register(folder, digest) == version
+            assert registered_model(config)[2:] == (digest, version)
+
+
+def test_what_a_training_took_is_told_when_it_is_only_registered(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver was killed before it read the last record."""
+    spec = dataclasses.replace(spec, folder=str(folder))
+    done = {
+        "event": "done",
+        "digest": "digest",
+        "facts": {"seconds": 12.5, "tokens": 7, "validation_AUC": 0.7},
+    }
+    lines = [json.dumps(record) + "\n" for record in (epoch(1), done)]
+    (folder / PROGRESS_FILE).write_text("".join(lines))
+    run = SimpleNamespace(config=config)
+    with tracking(config, folder, None, monkeypatch) as told:
+        assert _trained(cast(Run, run), told, spec) == done
+    assert known(config)[1].data.metrics == {"seconds": 12.5, "tokens": 7.0}
