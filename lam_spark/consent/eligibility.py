@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -16,6 +17,21 @@ from lam_spark.errors import ConsentError
 from lam_spark.run import Run, sql_literal
 
 OPT_IN = "opt_in"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the ledger was asked about the customers of a table; kept with its commit, as plain JSON values.
+
+    Attributes:
+        purpose: that they agreed to.
+        consent: version of the ledger.
+        at: the instant at which statements had to be in effect (ISO 8601).
+    """
+
+    purpose: str
+    consent: int
+    at: str
 
 
 def standing(ledger: DataFrame, at: dt.datetime) -> DataFrame:
@@ -49,12 +65,37 @@ def eligible(run: Run, purpose: str, at: dt.datetime | None = None) -> DataFrame
     Raises:
         ConsentError: nobody is eligible.
     """
-    everyone = standing(run.tables.read("consent"), at or run.started_at)
-    chosen = everyone.where((F.col("purpose") == purpose) & (F.col("standing") == OPT_IN))
-    kept = run.keep(chosen.select("customer_key"))
+    kept = run.keep(_agreed(run.tables.read("consent"), purpose, at or run.started_at))
     if kept.isEmpty():
         raise nobody(purpose)
     return kept
+
+
+def _agreed(ledger: DataFrame, purpose: str, at: dt.datetime) -> DataFrame:
+    """Column `customer_key`, unique."""
+    chosen = (F.col("purpose") == purpose) & (F.col("standing") == OPT_IN)
+    return standing(ledger, at).where(chosen).select("customer_key")
+
+
+def asked_now(run: Run, purpose: str) -> Asked:
+    """What to keep of the question that `eligible` has just put to the ledger, at the run's start."""
+    return Asked(purpose, run.tables.read_versions["consent"], run.started_at.isoformat())
+
+
+def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
+    """How many of those who agreed when they were asked do not agree to `purpose` now, at the run's start.
+
+    By the newest ledger: a statement that came since counts, and so does one that has taken effect since. None: the
+    ledger that was asked is not in its table's log any more, so it cannot be told. Cost: two shuffles of the ledger.
+
+    Raises:
+        ConsentError: nobody is eligible now.
+    """
+    if run.tables.operations("consent", asked.consent) is None:
+        return None
+    ledger, at = run.tables.read("consent", asked.consent), dt.datetime.fromisoformat(asked.at)
+    now = eligible(run, purpose)  # read last: the newest version is the one that decides, and is noted
+    return _agreed(ledger, asked.purpose, at).join(now, "customer_key", "left_anti").count()
 
 
 def nobody(purpose: str) -> ConsentError:

@@ -1,11 +1,13 @@
 """Stage `snapshot`: packed training blocks, written once as a Delta version that training pins.
 
-Holds no event and no label at or after the test period, and nobody who is not eligible for training now.
+Holds no event and no label at or after the test period, and nobody who is not eligible for training now. Its
+rows do not say whose they are: how the ledger was asked is kept with them, so that `train` can ask again.
 Cost: one shuffle by customer; a task holds one customer and 64 open blocks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +15,7 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.consent.eligibility import eligible
+from lam_spark.consent.eligibility import asked_now, eligible
 from lam_spark.dataset.columns import (
     answerable,
     collect_queries,
@@ -29,6 +31,8 @@ from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
 from lam_spark.settings import session_settings
 
+# In the note of a snapshot: how the ledger was asked (`consent.eligibility.Asked`).
+ASKED = "asked"
 # Segments with queries are read by fine-tuning, both kinds by pre-training.
 QUERIED, PLAIN = "queried", "plain"
 _BLOCKS_PER_FRAME = 64
@@ -45,6 +49,7 @@ def run(run: Run) -> StageResult:
     config = run.config
     layout = layout_of(config, run.tables.read("vocabulary"))
     allowed = eligible(run, config.consent.training_purpose)
+    note = {ASKED: dataclasses.asdict(asked_now(run, config.consent.training_purpose))}
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     if sequences.isEmpty():
         raise DataQualityError(
@@ -66,7 +71,7 @@ def run(run: Run) -> StageResult:
     blocks = _pack(rows, layout, config.micros(config.split.test_start))
     blocks = blocks.withColumn("packing", F.lit(layout.packing))
     with session_settings(run.spark, {"parquet.block.row.count.limit": str(config.snapshot.rows_per_group)}):
-        written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])
+        written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"], note=note)
     used = [
         F.sum(F.size(F.filter(name, lambda slot: slot > 0)))
         for name in ("segment", "is_new", "query_segment")

@@ -12,12 +12,12 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from lam_spark.consent.eligibility import eligible
+from lam_spark.consent.eligibility import Asked, count_withdrawn, eligible
 from lam_spark.dataset.columns import layout_of
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.snapshot import QUERIED
+from lam_spark.dataset.snapshot import ASKED, QUERIED
 from lam_spark.dataset.vectors import read_vectors
-from lam_spark.errors import ModelError
+from lam_spark.errors import ConsentError, ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.training.launch import launch
 from lam_spark.training.lines import whole_records
@@ -40,6 +40,8 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConfigError, DataQualityError: what is wrong with the vectors of a field (`dataset.vectors`).
+        ConsentError: somebody whose events are in the snapshot has withdrawn since; also where the training is only
+            to be resumed or registered.
         ModelError: a rank failed, with why and where its log is; the snapshot does not fit; or MLflow does not take
             the model, which then waits in the folder.
     """
@@ -127,11 +129,13 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
         vectors_digest: of the fixed vectors in the folder (`training.vectors`).
 
     Raises:
+        ConsentError: somebody whose events are in the snapshot does not agree to be learned from any more.
         ModelError: the snapshot was packed for another layout.
     """
     config = run.config
     tables = run.tables
     version = tables.version("training_blocks")
+    _require_consent(run)
     _require_fitting_blocks(run, layout, version)
     mean, std, edges = _numeric_scales(run)
     settings = config.training.model_dump(mode="json")
@@ -158,6 +162,23 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
         },
         vectors_digest=vectors_digest,
     )
+
+
+def _require_consent(run: Run) -> None:
+    """Ask the ledger once more: the snapshot may be days old, and a training may be resumed after as many."""
+    purpose, again = run.config.consent.training_purpose, "run the stage 'snapshot' again"
+    asked = (run.tables.note_of("training_blocks") or {}).get(ASKED)
+    withdrawn = None if asked is None else count_withdrawn(run, Asked(**asked), purpose)
+    if withdrawn is None:
+        raise ConsentError(
+            "the training snapshot does not say which version of the consent ledger was asked for it, or the ledger "
+            f"does not hold that version any more: who has withdrawn since cannot be told; {again}"
+        )
+    if withdrawn:
+        raise ConsentError(
+            f"{withdrawn:,} customers whose events may be in the training snapshot no longer agree to {purpose!r}: "
+            f"{again}"
+        )
 
 
 def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:

@@ -1,0 +1,128 @@
+"""What a stage refuses because it does not belong together: a few customers by hand, a model that nobody trained."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ONE_TARGET, STARTED_AT, run_builder
+from pyspark.sql import SparkSession
+
+from lam_spark.dataset import snapshot
+from lam_spark.dataset.columns import layout_of
+from lam_spark.errors import ConsentError
+from lam_spark.run import Run
+from lam_spark.sequences import assemble, examples
+from lam_spark.training import stage as train
+from lam_spark.training.worker import PROGRESS_FILE
+from spark.conftest import event, ledger_frame, publish
+
+Build = Callable[..., Run]
+Row = dict[str, Any]
+
+BOTH = ("opt_in", "opt_in")
+TRAINING = "model_training"
+SECTIONS: Row = {
+    "model": {"width": 16, "layers": 1, "heads": 2, "context_events": 16, "window_days": [28]},
+    "sequences": {"max_events": 16},
+    "targets": ONE_TARGET,
+    "fields": {
+        "action": {"role": "how", "kind": "categorical", "min_count": 2},
+        "amount": {"role": "how", "kind": "numeric"},
+        "offer_days": {"role": "what", "kind": "numeric"},
+        "campaign": {"role": "what", "kind": "reference"},
+    },
+    "scoring": {
+        "target": "response",
+        "proposals": "SELECT 'mail' AS proposal_id, 'a mail' AS description, 'propose' AS action, 14 AS offer_days",
+    },
+}
+CUSTOMERS = ("ann", "bob", "cid", "dan")
+# Local midnights of Berlin, so that in UTC it is still the day before: of training, of validation, of the test period.
+MAILED = ("2023-03-19T23:00:00", "2023-07-14T22:00:00", "2023-10-19T22:00:00", "2023-11-14T23:00:00")
+
+
+def drawn_events() -> list[Row]:
+    """Everybody is mailed four times, half of them answer; "busy" has more events than are kept."""
+    rows = []
+    for number, customer in enumerate(CUSTOMERS):
+        for turn, at in enumerate(MAILED):
+            sent = event(
+                customer, at, f"m{turn}{customer}", action="propose", offer_days=14, campaign=str(turn)
+            )
+            rows.append(sent)
+            if (number + turn) % 2:
+                answered = f"{dt.datetime.fromisoformat(at) + dt.timedelta(days=3):%Y-%m-%dT%H:%M:%S}"
+                rows.append(
+                    event(customer, answered, f"r{turn}{customer}", action="respond", campaign=str(turn))
+                )
+    rows += [
+        event("busy", f"2023-{month:02d}-{day:02d}T12:00:00", f"b{month}{day}", action="buy", amount=day)
+        for month in (3, 12)
+        for day in range(1, 17)
+    ]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after the stages before `train`; each test works in a copy. Dan will withdraw in 2025."""
+    root = tmp_path_factory.mktemp("belonging") / "shop"
+    run = run_builder(spark, root)(**SECTIONS)
+    publish(run, drawn_events(), dict.fromkeys((*CUSTOMERS, "busy"), BOTH))
+    withdraws(run, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
+    for stage in (assemble, examples, snapshot):
+        stage.run(run)
+    return root
+
+
+@pytest.fixture
+def build(spark: SparkSession, filled: Path, tmp_path: Path) -> Build:
+    """Builds runs over a copy of the workspace."""
+    shutil.copytree(filled, tmp_path / "shop")
+    builder = run_builder(spark, tmp_path / "shop")
+    return lambda started_at=STARTED_AT, **sections: builder(started_at=started_at, **(SECTIONS | sections))
+
+
+def withdraws(run: Run, customer: str, effective_at: str, recorded_at: str) -> None:
+    """State in the ledger that a customer is not to be learned from."""
+    stated = [(customer, TRAINING, "opt_out", effective_at, recorded_at)]
+    run.tables.append(ledger_frame(run.spark, stated), "consent")
+
+
+LOST = "1 customers whose events may be in the training snapshot no longer agree to 'model_training': run the stage"
+
+
+@pytest.mark.parametrize("effective_at", ["2024-01-03T00:00:00", "2023-06-01T00:00:00"])
+def test_training_refuses_a_snapshot_of_somebody_who_withdrew_since(build: Build, effective_at: str) -> None:
+    """Stated after the snapshot, for a time after it or before."""
+    withdraws(build(), "ann", effective_at, "2024-01-03T00:00:00")
+    later = build(STARTED_AT + dt.timedelta(days=2))
+    with pytest.raises(ConsentError, match=LOST):
+        train.run(later)
+    assert later.tables.read_versions["consent"] == later.tables.version("consent")
+    snapshot.run(later)
+    layout = layout_of(later.config, later.tables.read("vocabulary"))
+    assert train.specification(later, later.config.workspace / "training", layout, "").all_urls
+
+
+def test_training_refuses_it_once_a_statement_has_taken_effect(build: Build) -> None:
+    """Also where it has only to be registered: what was learned from him is not published."""
+    run = build(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
+    folder = run.config.workspace / "training"
+    folder.mkdir()
+    (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "facts": {}}) + "\n")
+    with pytest.raises(ConsentError, match=LOST):
+        train.run(run)
+
+
+def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Build) -> None:
+    run = build()
+    run.tables.overwrite(run.tables.read("training_blocks"), "training_blocks")
+    with pytest.raises(ConsentError, match=r"does not say which version .* run the stage 'snapshot' again"):
+        train.run(run)
