@@ -5,8 +5,9 @@ from __future__ import annotations
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, ConsentError
+from lam_spark.events.mapping import blank, not_utf8
 from lam_spark.run import Run, StageResult, stage
-from lam_spark.sources.identity import resolve
+from lam_spark.sources.identity import id_text, resolve
 from lam_spark.sources.readers import Inputs
 
 _COLUMNS = {
@@ -25,7 +26,7 @@ def run(run: Run) -> StageResult:
     """Append the statements that are new (grain: a statement; a rerun appends nothing).
 
     Raises:
-        ConsentError: the source holds no statement, or one without customer, purpose or time. Default deny
+        ConsentError: the source holds no statement, or one without a readable customer, purpose or time. Default deny
             would silence every customer; that is not a state to run on by accident.
     """
     stated = Inputs(run.spark, run.config).select(run.config.consent.select, "consent.select")
@@ -33,20 +34,23 @@ def run(run: Run) -> StageResult:
     if lacking:
         raise ConfigError(f"consent.select must yield {', '.join(_COLUMNS)}; it lacks {', '.join(lacking)}")
     stated = stated.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _COLUMNS.items()))
+    # White space around them means nothing: an opt-out is not to be missed for it.
+    stated = stated.withColumns({name: id_text(F.col(name)) for name in ("customer_id", "purpose")})
     total = stated.count()
     if total == 0:
         raise ConsentError(
             "the consent ledger has no statements: default deny leaves nobody to train on or to contact"
         )
     incomplete = stated.where(
-        F.col("customer_id").isNull()
-        | F.col("purpose").isNull()
+        blank("customer_id")
+        | not_utf8("customer_id")
+        | blank("purpose")
         | F.col("effective_at").isNull()
         | F.col("recorded_at").isNull()
     ).count()
     if incomplete:
         raise ConsentError(
-            f"{incomplete:,} of {total:,} consent statements lack customer, purpose or a readable time; "
+            f"{incomplete:,} of {total:,} consent statements lack a readable customer, purpose or time; "
             "an opt-out may be among them, so none is taken. Mend the ledger's source"
         )
     appended = run.tables.insert_new(resolve(run, stated).select(*_STATEMENT), "consent", _STATEMENT)

@@ -17,6 +17,7 @@ from lam_spark.config import ChannelConfig, ClockConfig, Config
 from lam_spark.errors import ConfigError, did_you_mean
 from lam_spark.run import Run, sql_literal
 from lam_spark.schema import CHANNEL_COLUMNS, channel_schema
+from lam_spark.sources.identity import id_text
 from lam_spark.sources.readers import Inputs
 
 REASON = "reason"
@@ -57,6 +58,7 @@ def map_channel(run: Run, inputs: Inputs, channel: str) -> DataFrame:
             for f in schema
         ),
     )
+    typed = typed.withColumn("customer_id", id_text(F.col("customer_id")))
     rules = _before_the_clock(given)
     if spec.clock is not None:
         typed, exists = _read_clock(run.spark, channel, spec.clock, typed)
@@ -84,10 +86,11 @@ def judged_links(inputs: Inputs, name: str, config: Config, now: dt.datetime) ->
         F.struct("id_kind", "linked_at").alias(_GIVEN),
         *(F.col(c).try_cast("timestamp" if c == "linked_at" else "string").alias(c) for c in columns),
     )
+    typed = typed.withColumns({name: id_text(F.col(name)) for name in ("id", "customer_id")})
     late = F.expr(sql_literal(now + _FUTURE_TOLERANCE))
     rules: Rules = [
-        *((_blank(column), f"{column} is missing") for column in ("id_kind", "id", "customer_id")),
-        (_not_utf8("id") | _not_utf8("customer_id"), "text is not UTF-8"),
+        *((blank(column), f"{column} is missing") for column in ("id_kind", "id", "customer_id")),
+        (not_utf8("id") | not_utf8("customer_id"), "text is not UTF-8"),
         (F.col("linked_at").isNull(), "linked_at is missing or not a time"),
         (F.col("linked_at") > late, "linked_at is in the future"),
     ]
@@ -151,8 +154,8 @@ def _before_the_clock(given: DataFrame) -> Rules:
     texts = [f.name for f in given.schema if isinstance(f.dataType, StringType | BinaryType)]
     broken = F.lit(False)
     for name in texts:
-        broken = broken | F.coalesce(_not_utf8(f"{_GIVEN}.{name}"), F.lit(False))
-    return [(_blank("customer_id"), "customer_id is missing"), (broken, "text is not UTF-8")]
+        broken = broken | F.coalesce(not_utf8(f"{_GIVEN}.{name}"), F.lit(False))
+    return [(blank("customer_id"), "customer_id is missing"), (broken, "text is not UTF-8")]
 
 
 def _rules(config: Config, given: DataFrame, now: dt.datetime) -> Rules:
@@ -188,10 +191,12 @@ def _own_rules(spec: ChannelConfig) -> Rules:
     return [(~F.expr(f"({rule})"), f"rule {name}") for name, rule in spec.rules.items()]
 
 
-def _blank(name: str) -> Column:
+def blank(name: str) -> Column:
+    """Whether there is no text."""
     return F.col(name).isNull() | (F.trim(name) == "")
 
 
-def _not_utf8(name: str) -> Column:
+def not_utf8(name: str) -> Column:
+    """Whether text was not UTF-8 where it came from."""
     text = F.col(name).cast("string")
     return ~F.is_valid_utf8(text) | F.contains(text, F.lit(_REPLACEMENT))

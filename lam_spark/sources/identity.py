@@ -24,8 +24,19 @@ from lam_spark.run import Run
 CUSTOMER = "customer"
 KEY_HEX_DIGITS = 32
 _MIN_SECRET_CHARACTERS = 32
+# All that counts as white space: a padded column of a database brings blanks, a spreadsheet no-break spaces.
+_WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _ID = ["id_kind", "raw_id"]
 _IDENTITY = "id_kind STRING, raw_id STRING, id_key STRING, key_check STRING"
+
+
+def id_text(raw: Column) -> Column:
+    """An id without the white space around it: for channels, links and the ledger `' C-12'` is `'C-12'`.
+
+    Were they two customers, an opt-out of the one would leave the other's opt-in standing.
+    """
+    # Spark trims by the lengths that first bytes announce: text that is not UTF-8 may end before.
+    return F.trim(F.make_valid_utf8(raw), F.lit(_WHITE_SPACE))
 
 
 def secret_from_environment(variable: str) -> bytes:
@@ -60,17 +71,31 @@ def fitting_secret(run: Run) -> Secret:
     """The secret, after comparing it with the one that the tables were built with.
 
     Raises:
-        ConfigError: the secret is missing, too short, or another one than before.
+        ConfigError: the secret is missing, too short, or another one than before; or the tables hold ids with white
+            space around them, which to an earlier version were other customers' than those without.
     """
     value = secret_from_environment(run.config.identity.secret_env)
     check = hashlib.sha256(b"check:" + value).hexdigest()[:8]
     if run.tables.exists("identity"):
-        other = run.tables.read("identity").where(F.col("key_check") != check).limit(1)
-        if not other.isEmpty():
+        raw_id = F.col("raw_id")
+        told = (
+            run.tables.read("identity")
+            .agg(F.count_if(F.col("key_check") != check), F.count_if(raw_id != id_text(raw_id)))
+            .first()
+        )
+        assert told is not None  # an aggregate without keys gives one row
+        others, padded = told
+        if others:
             raise ConfigError(
                 f"the secret in {run.config.identity.secret_env} is not the one that the tables in "
                 f"{run.config.root} were built with: customers would get new keys. Set the old secret, or "
                 "use another root"
+            )
+        if padded:
+            raise ConfigError(
+                f"expected ids without white space around them, the table identity in {run.config.root} holds "
+                f"{padded:,} with it: an earlier version took ' C-12' and 'C-12' for two customers, and one of them "
+                "may have opted out for both. Use another root"
             )
     return Secret(value, check)
 

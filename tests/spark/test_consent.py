@@ -7,17 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SECRET, raw_id, statement, write_inputs
+from conftest import SECRET, purchase, raw_id, settings, statement, write_inputs
 from pyspark.sql import SparkSession
 
 from lam_spark.consent import ledger
 from lam_spark.consent.eligibility import count_standings, eligible, standing
 from lam_spark.errors import ConfigError, ConsentError
+from lam_spark.events import ingest
 from lam_spark.run import Run
 from lam_spark.sources.identity import keyed_pseudonym
-from spark.conftest import ledger_frame, publish
+from spark.conftest import ledger_frame, publish, table_versions
 
 CONTACT = "direct_marketing"
+NO_BREAK_SPACE = "\u00a0"
 JAN, FEB, MAR, LATER = (f"2023-{month:02d}-01T00:00:00" for month in (1, 2, 3, 9))
 AT = dt.datetime(2023, 6, 1, tzinfo=dt.UTC)
 
@@ -122,13 +124,52 @@ def test_a_ledger_without_statements_is_refused(make_run: Callable[..., Run], tm
 
 def test_one_incomplete_statement_refuses_all(make_run: Callable[..., Run], tmp_path: Path) -> None:
     good = statement(raw_id(1), CONTACT, "opt_in", JAN)
-    bad = [good | {"customer": None}, good | {"purpose": None}, good | {"effective_at": None}]
+    bad = [good | {"customer": text} for text in (None, "  ", " \t", NO_BREAK_SPACE, "RAW-\ufffd")]
+    bad += [good | {"purpose": None}, good | {"purpose": " "}, good | {"effective_at": None}]
     write_inputs(tmp_path / "shop" / "raw", statements=[good, *bad])
     with pytest.raises(
-        ConsentError, match="3 of 4 consent statements lack customer, purpose or a readable time"
+        ConsentError, match="8 of 9 consent statements lack a readable customer, purpose or time"
     ):
         ledger.run(make_run())
     assert not (tmp_path / "shop" / "tables").exists()
+
+
+def test_white_space_around_an_id_hides_no_opt_out(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    padded = [f" {raw_id(2)}", f"{raw_id(3)}\t", f"{NO_BREAK_SPACE}{raw_id(4)} "]
+    statements = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2, 3, 4)]
+    statements += [statement(customer, CONTACT, "opt_out", FEB) for customer in padded]
+    # Padded everywhere, as a column of fixed width is: the events' customer is the same one.
+    statements += [statement(f"{raw_id(5)}  ", f" {CONTACT} ", "opt_in", JAN)]
+    write_inputs(
+        tmp_path / "shop" / "raw",
+        [purchase(f"  {raw_id(5)} ", AT), purchase(raw_id(5), AT, 2)],
+        [],
+        [],
+        statements,
+    )
+    run = make_run(channels={"shop": settings(tmp_path / "shop")["channels"]["shop"]})
+    ledger.run(run)
+    ingest.run(run)
+    keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2, 3, 4, 5)}
+    assert sorted(keys[row["customer_key"]] for row in eligible(run, CONTACT).collect()) == [1, 5]
+    assert [keys[row["customer_key"]] for row in run.tables.read("events").collect()] == [5, 5]
+
+
+def test_pseudonyms_of_ids_with_white_space_are_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """Of an earlier version: events stand under them, whose customer may have opted out under the bare id."""
+    write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
+    run = make_run()
+    ledger.run(run)
+    known = run.tables.read("identity").limit(1)
+    run.tables.append(
+        known.selectExpr("id_kind", "raw_id || ' ' AS raw_id", "id_key", "key_check"), "identity"
+    )
+    before = table_versions(run)
+    with pytest.raises(
+        ConfigError, match=r"expected ids without white space around them, .* holds 1 with it"
+    ):
+        ledger.run(run)
+    assert table_versions(run) == before
 
 
 def test_a_ledger_select_that_lacks_a_column(make_run: Callable[..., Run], tmp_path: Path) -> None:
