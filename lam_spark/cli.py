@@ -44,7 +44,7 @@ STAGES = {
 # about because a night made them, so whoever has a use for them asks.
 ON_REQUEST = {"embed": "lam_spark.scoring.embed"}
 # Stages that turn raw ids into pseudonyms.
-_MAKE_PSEUDONYMS = {"ingest", "consent"}
+_MAKE_PSEUDONYMS = {"ingest", "consent", "deliver"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,10 @@ from lam_spark.journal import Journal
 from lam_spark.tables import Tables
 
 
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
 @dataclass(frozen=True)
 class Run:
     """What a stage may use.
@@ -24,6 +28,7 @@ class Run:
     Attributes:
         run_id: sortable by time, unique.
         started_at: UTC; the instant at which consent statements must be effective.
+        clock: tells the present instant (UTC); hours after `started_at` where a training lies between.
         held: frames that `keep` computes once; a stage's are let go at its end.
     """
 
@@ -33,6 +38,7 @@ class Run:
     spark: SparkSession
     tables: Tables
     journal: Journal
+    clock: Callable[[], dt.datetime] = _now
     held: list[DataFrame] = field(default_factory=list)
 
     @property

@@ -494,6 +494,7 @@ def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
             spark=spark,
             tables=Tables(spark, config.workspace / "tables"),
             journal=Journal(run_id, None),
+            clock=lambda: started_at,
         )
 
     return build

@@ -26,7 +26,24 @@ def run(run: Run) -> StageResult:
     """Append the statements that are new (grain: a statement; a rerun appends nothing).
 
     Raises:
-        ConsentError: the source holds no statement, or one without a readable customer, purpose or time. Default deny
+        ConfigError, ConsentError: as of `take_in`.
+    """
+    read, new = take_in(run)
+    return StageResult(
+        says=f"{read:,} statements read, {new:,} new",
+        counts={"statements_in": read, "statements_new": new},
+    )
+
+
+def take_in(run: Run) -> tuple[int, int]:
+    """Append to the table `consent` what its source states and the table does not hold yet.
+
+    Returns:
+        Statements that were read, and that were new.
+
+    Raises:
+        ConfigError: the source cannot be read, or lacks a column.
+        ConsentError: it holds no statement, or one without a readable customer, purpose or time. Default deny
             would silence every customer; that is not a state to run on by accident.
     """
     stated = Inputs(run.spark, run.config).select(run.config.consent.select, "consent.select")
@@ -53,8 +70,4 @@ def run(run: Run) -> StageResult:
             f"{incomplete:,} of {total:,} consent statements lack a readable customer, purpose or time; "
             "an opt-out may be among them, so none is taken. Mend the ledger's source"
         )
-    appended = run.tables.insert_new(resolve(run, stated).select(*_STATEMENT), "consent", _STATEMENT)
-    return StageResult(
-        says=f"{total:,} statements read, {appended:,} new",
-        counts={"statements_in": total, "statements_new": appended},
-    )
+    return total, run.tables.insert_new(resolve(run, stated).select(*_STATEMENT), "consent", _STATEMENT)

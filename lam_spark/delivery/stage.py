@@ -1,7 +1,8 @@
 """Stage `deliver`: the ranked contact list, after asking the newest consent ledger once more.
 
-Cost: one shuffle of the scores by customer; only the list itself (at most `delivery.capacity` rows) meets in
-one task.
+A run may have taken hours until here: what the ledger's source has come to state in the meantime is taken in first,
+and the question is put for the present instant. Cost: what the stage `consent` costs, and one shuffle of the scores
+by customer; only the list itself (at most `delivery.capacity` rows) meets in one task.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
+from lam_spark.consent.ledger import take_in
 from lam_spark.errors import ConfigError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 
@@ -23,9 +25,11 @@ LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_
 def run(run: Run) -> StageResult:
     """Publish `contact_list` for this `as_of` (grain: a customer) and the same as CSV.
 
+    Statements that are new go to the table `consent` first, as in the stage of that name.
+
     Raises:
-        ConfigError: no scores for this `as_of`; the stage `score` comes first.
-        ConsentError: nobody may be contacted now.
+        ConfigError: no scores for this `as_of` (the stage `score` comes first), or the ledger's source cannot be read.
+        ConsentError: the ledger's source is refused (`consent.ledger.take_in`), or nobody may be contacted now.
     """
     config = run.config
     as_of = sql_literal(run.as_of)
@@ -35,7 +39,9 @@ def run(run: Run) -> StageResult:
     scored = scores.select("customer_key").distinct().count()
     if scored == 0:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
-    allowed = eligible(run, config.consent.contact_purpose)
+    read, new = take_in(run)
+    now = run.clock()
+    allowed = eligible(run, config.consent.contact_purpose, at=now)
     consent_version = run.tables.read_versions["consent"]
     contactable = scores.join(allowed, "customer_key", "left_semi")
     best = F.max_by(
@@ -66,12 +72,14 @@ def run(run: Run) -> StageResult:
     return StageResult(
         says=f"{delivered:,} customers on the list, {scored - still:,} withheld by the newest ledger: {path}",
         counts={
+            "statements_in": read,
+            "statements_new": new,
             "customers_scored": scored,
             "suppressed_by_consent": scored - still,
             "below_capacity": still - delivered,
             "delivered": delivered,
         },
-        facts={"path": str(path)},
+        facts={"path": str(path), "consent_asked_at": now.isoformat()},
     )
 
 

@@ -1,0 +1,74 @@
+"""The last question to the ledger: what its source says now, at the present instant, hours after the run began."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SECRET, STARTED_AT, raw_id, statement, write_inputs
+
+from lam_spark.consent import ledger
+from lam_spark.delivery import stage as deliver
+from lam_spark.errors import ConfigError, ConsentError
+from lam_spark.run import Run, sql_literal
+from lam_spark.sources.identity import keyed_pseudonym
+from spark.conftest import table_versions
+
+CONTACT, JAN = "direct_marketing", "2023-01-01T00:00:00Z"
+KEYS = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2, 3, 4)}
+AGREED = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in KEYS.values()]
+# Of customer 3: while the run, which takes a day, is at work.
+LATER = statement(raw_id(3), CONTACT, "opt_out", "2024-01-02T19:00:00Z", JAN)
+WITHDRAWN = statement(raw_id(2), CONTACT, "opt_out", "2024-01-02T12:00:00Z")
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
+    """A run that has scored four customers and now stands a day after its start."""
+    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, LATER])
+    run = make_run()
+    ledger.run(run)
+    rows = [(key, number / 10) for key, number in KEYS.items()]
+    scores = run.spark.createDataFrame(rows, "customer_key STRING, calibrated DOUBLE").selectExpr(
+        "*",
+        "'response' AS target",
+        "'mail' AS proposal_id",
+        "'a mail' AS description",
+        f"{sql_literal(run.as_of)} AS as_of",
+        "'digest' AS model_digest",
+    )
+    run.tables.overwrite(scores, "scores")
+    return dataclasses.replace(make_run(), clock=lambda: STARTED_AT + dt.timedelta(days=1))
+
+
+def test_who_withdrew_while_the_run_was_at_work_is_withheld(run: Run, tmp_path: Path) -> None:
+    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, LATER, WITHDRAWN])
+    result = deliver.run(run)
+    assert result.counts == {
+        "statements_in": 6,
+        "statements_new": 1,
+        "customers_scored": 4,
+        "suppressed_by_consent": 2,
+        "below_capacity": 0,
+        "delivered": 2,
+    }
+    listed = run.tables.read("contact_list").orderBy("rank").collect()
+    assert [KEYS[row["customer_key"]] for row in listed] == [4, 1]
+    newest = run.tables.version("consent")
+    assert {row["consent_version"] for row in listed} == {newest}
+    # What goes on record of the stage.
+    assert run.tables.read_versions["consent"] == newest == run.tables.written_versions["consent"]
+
+
+def test_a_source_that_is_refused_delivers_nobody(run: Run, tmp_path: Path) -> None:
+    before = table_versions(run)
+    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, WITHDRAWN | {"customer": None}])
+    with pytest.raises(ConsentError, match="1 of 5 consent statements lack a readable customer"):
+        deliver.run(run)
+    (tmp_path / "shop" / "raw" / "consent_statements.csv").unlink()
+    with pytest.raises(ConfigError, match="consent_statements"):
+        deliver.run(run)
+    assert table_versions(run) == before
