@@ -75,8 +75,7 @@ def run(run: Run) -> StageResult:
     calibration = by_model.calibration()
     told = held.agg(
         F.avg(F.pow(F.col("calibrated") - F.col("label"), 2)),
-        F.min("as_of").cast("date"),
-        F.max("as_of").cast("date"),
+        *(F.to_date(F.from_utc_timestamp(bound("as_of"), config.time_zone)) for bound in (F.min, F.max)),
     ).first()
     assert told is not None  # an aggregate without keys gives one row
     others = other_questions(run, model, answerable(every, cut).where(F.col("target") != target))
