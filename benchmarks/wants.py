@@ -113,7 +113,7 @@ class World:
             return told
         seconds = self._stage("train", f"training.seed={seed}")
         self.open()
-        model = champion(self.run.config, [self.run.config.scoring.target])
+        model = champion(self.run, [self.run.config.scoring.target])
         self._ask(model).to_parquet(self._answers(seed))
         figures = NextActions(self, model).figures() | {"train_seconds": seconds}
         self.run.spark.stop()

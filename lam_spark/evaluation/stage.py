@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import answerable, collect_queries, cut_off, event_columns
-from lam_spark.errors import DataQualityError
+from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.evaluation.histogram import histogram_of
 from lam_spark.evaluation.others import other_questions
 from lam_spark.evaluation.ranking import (
@@ -39,10 +39,16 @@ def run(run: Run) -> StageResult:
 
     Raises:
         DataQualityError: the test period has no example.
-        ModelError: no fitting model.
+        ModelError: no fitting model, or one that has learned from the test period.
     """
     config = run.config
-    model = champion(config, [config.scoring.target])
+    model = champion(run, [config.scoring.target])
+    if model.test_start > config.instant(config.split.test_start):
+        raise ModelError(
+            f"expected a model that has seen nothing from split.test_start = {config.split.test_start} on, the "
+            f"registered one has learned from what happened before {model.test_start:%Y-%m-%d %H:%M} (UTC): run the "
+            "stages 'snapshot' and 'train', or move the date back"
+        )
     target = config.scoring.target
     allowed = eligible(run, config.consent.training_purpose)
     every = (

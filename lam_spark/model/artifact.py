@@ -38,7 +38,8 @@ class Artifact:
 
     Attributes:
         calibration: target -> how its logits become probabilities.
-        facts: how it was trained (data versions, seed, metrics), for people.
+        facts: how it was trained (data versions, seed, metrics), for people; and what ties it to its data
+            (`training.origin`).
         digest: sha256 over both files.
     """
 

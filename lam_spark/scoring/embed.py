@@ -43,7 +43,7 @@ def run(run: Run) -> StageResult:
         ModelError: no fitting model.
     """
     config = run.config
-    model = champion(config, ())
+    model = champion(run, ())
     purpose = config.embeddings.purpose or config.consent.training_purpose
     allowed = eligible(run, purpose)
     consent_version = run.tables.read_versions["consent"]

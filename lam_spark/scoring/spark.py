@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from lam_spark.config import Config
 from lam_spark.dataset.columns import customers, event_columns, query_columns
 from lam_spark.dataset.layout import Layout
 from lam_spark.errors import ModelError
@@ -18,6 +18,7 @@ from lam_spark.model.artifact import Calibration, open_artifact
 from lam_spark.run import Run
 from lam_spark.scoring.predictor import answer_queries, model_of_process, readable
 from lam_spark.tables import NOT_A_NUMBER
+from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.registry import registered_model
 
 
@@ -30,6 +31,7 @@ class Champion:
         version: in the registry.
         calibration: target -> of its answers.
         width: numbers in its hidden state.
+        test_start: it has seen nothing from this instant on (UTC).
     """
 
     weights: bytes
@@ -39,18 +41,21 @@ class Champion:
     layout: Layout
     width: int
     calibration: dict[str, Calibration]
+    test_start: dt.datetime
 
 
-def champion(config: Config, targets: Collection[str]) -> Champion:
-    """Fetch the model behind the alias and check that it fits the configuration.
+def champion(run: Run, targets: Collection[str]) -> Champion:
+    """Fetch the model behind the alias and check that it fits the configuration and the vocabulary.
 
     Args:
-        config: names the model, its alias and the fields.
+        run: its configuration names the model, its alias and the fields.
         targets: what it has to answer.
 
     Raises:
-        ModelError: none registered, damaged, trained on other fields, or not on one of the targets.
+        ModelError: none registered, damaged, trained on other fields or with another vocabulary, or not on one of the
+            targets.
     """
+    config = run.config
     weights, card, digest, version = registered_model(config)
     artifact = open_artifact(weights, card, digest)
     layout = artifact.model.layout
@@ -67,7 +72,27 @@ def champion(config: Config, targets: Collection[str]) -> Champion:
     if unknown:
         known = ", ".join(artifact.calibration)
         raise ModelError(f"the registered model answers {known}, not {', '.join(unknown)}: train again")
-    return Champion(weights, card, digest, version, layout, artifact.model.size.width, artifact.calibration)
+    facts = artifact.facts
+    if not {VOCABULARY, TEST_START} <= facts.keys():
+        raise ModelError(
+            "the registered model does not say with which vocabulary it was trained and where its test period began, "
+            "since an earlier version trained it: train again"
+        )
+    if vocabulary_digest(run.tables.read("vocabulary"), layout) != facts[VOCABULARY]:
+        raise ModelError(
+            f"the registered model was trained with another vocabulary than the one in {config.root}: what its ids "
+            "stand for is something else here. Train again, or use the root that it was trained in"
+        )
+    return Champion(
+        weights,
+        card,
+        digest,
+        version,
+        layout,
+        artifact.model.size.width,
+        artifact.calibration,
+        dt.datetime.fromisoformat(facts[TEST_START]),
+    )
 
 
 def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:

@@ -36,7 +36,7 @@ def run(run: Run) -> StageResult:
         ConfigError: no proposals, or too many.
     """
     config = run.config
-    model = champion(config, [config.scoring.target])
+    model = champion(run, [config.scoring.target])
     offers = proposals(run)
     allowed = eligible(run, config.consent.contact_purpose)
     consent_version = run.tables.read_versions["consent"]

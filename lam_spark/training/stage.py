@@ -21,6 +21,7 @@ from lam_spark.errors import ConsentError, ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.training.launch import launch
 from lam_spark.training.lines import whole_records
+from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.registry import Tracking
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
 from lam_spark.training.vectors import digest_of, packed_vectors, save_vectors
@@ -159,6 +160,8 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
             "config_digest": config.digest(),
             "table_versions": {"training_blocks": version},
             "run_id": run.run_id,
+            VOCABULARY: vocabulary_digest(tables.read("vocabulary"), layout),
+            TEST_START: config.instant(config.split.test_start).isoformat(),
         },
         vectors_digest=vectors_digest,
     )

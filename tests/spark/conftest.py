@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from conftest import DataSet
     from pyspark.sql import DataFrame, SparkSession
 
+    from lam_spark.model.transformer import LargeActionModel
     from lam_spark.run import Run, StageResult
 
 Row = dict[str, Any]
@@ -82,6 +84,22 @@ def publish(run: Run, events: list[Row], standings: Mapping[str, tuple[str | Non
         if state is not None
     ]
     run.tables.overwrite(ledger_frame(run.spark, rows), "consent")
+
+
+def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | None) -> None:
+    """Make it the model that is asked, as if trained on what the workspace holds, where no `facts` say otherwise."""
+    from lam_spark.model.artifact import Calibration, save_artifact
+    from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
+    from lam_spark.training.registry import Tracking
+
+    known = {
+        VOCABULARY: vocabulary_digest(run.tables.read("vocabulary"), model.layout),
+        TEST_START: run.config.instant(run.config.split.test_start).isoformat(),
+    }
+    told = {name: value for name, value in (known | facts).items() if value is not None}
+    digest = save_artifact(folder, model, {"response": Calibration(1.0, 0.0)}, told)
+    with Tracking(run.config, run.run_id, folder, run.journal) as tracking:
+        tracking.register(folder, digest)
 
 
 def table_versions(run: Run) -> dict[str, int]:

@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 from conftest import ONE_TARGET, STARTED_AT, run_builder
 from pyspark.sql import SparkSession
+from unit.tiny import lively_model
 
 from lam_spark.dataset import snapshot
 from lam_spark.dataset.columns import layout_of
-from lam_spark.errors import ConsentError
+from lam_spark.errors import ConsentError, ModelError
+from lam_spark.evaluation import stage as evaluate
+from lam_spark.model.transformer import LargeActionModel
 from lam_spark.run import Run
+from lam_spark.scoring import embed
+from lam_spark.scoring import stage as score
+from lam_spark.scoring.spark import champion
 from lam_spark.sequences import assemble, examples
 from lam_spark.training import stage as train
+from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.worker import PROGRESS_FILE
-from spark.conftest import event, ledger_frame, publish
+from spark.conftest import event, ledger_frame, publish, register
 
 Build = Callable[..., Run]
 Row = dict[str, Any]
@@ -42,13 +49,14 @@ SECTIONS: Row = {
         "proposals": "SELECT 'mail' AS proposal_id, 'a mail' AS description, 'propose' AS action, 14 AS offer_days",
     },
 }
+EARLIER = {"train_start": "2023-02-01", "validation_start": "2023-07-01", "test_start": "2023-09-15"}
 CUSTOMERS = ("ann", "bob", "cid", "dan")
 # Local midnights of Berlin, so that in UTC it is still the day before: of training, of validation, of the test period.
 MAILED = ("2023-03-19T23:00:00", "2023-07-14T22:00:00", "2023-10-19T22:00:00", "2023-11-14T23:00:00")
 
 
 def drawn_events() -> list[Row]:
-    """Everybody is mailed four times, half of them answer; "busy" has more events than are kept."""
+    """Four are mailed four times, half of them answer; of "busy" the sixteen events of December are kept."""
     rows = []
     for number, customer in enumerate(CUSTOMERS):
         for turn, at in enumerate(MAILED):
@@ -61,6 +69,8 @@ def drawn_events() -> list[Row]:
                 rows.append(
                     event(customer, answered, f"r{turn}{customer}", action="respond", campaign=str(turn))
                 )
+    rows.append(event("ann", "2023-09-10T12:00:00", "between", action="buy", amount=3))
+    rows.append(event("new", "2023-12-05T12:00:00", "first", action="buy", amount=3))
     rows += [
         event("busy", f"2023-{month:02d}-{day:02d}T12:00:00", f"b{month}{day}", action="buy", amount=day)
         for month in (3, 12)
@@ -71,13 +81,14 @@ def drawn_events() -> list[Row]:
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after the stages before `train`; each test works in a copy. Dan will withdraw in 2025."""
+    """A workspace after the stages before `train`, with a model; tests work in copies. Dan will withdraw in 2025."""
     root = tmp_path_factory.mktemp("belonging") / "shop"
     run = run_builder(spark, root)(**SECTIONS)
-    publish(run, drawn_events(), dict.fromkeys((*CUSTOMERS, "busy"), BOTH))
+    publish(run, drawn_events(), dict.fromkeys((*CUSTOMERS, "busy", "new"), BOTH))
     withdraws(run, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
     for stage in (assemble, examples, snapshot):
         stage.run(run)
+    register(run, lively_model(layout_of(run.config, run.tables.read("vocabulary"))), root.with_name("model"))
     return root
 
 
@@ -126,3 +137,56 @@ def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Buil
     run.tables.overwrite(run.tables.read("training_blocks"), "training_blocks")
     with pytest.raises(ConsentError, match=r"does not say which version .* run the stage 'snapshot' again"):
         train.run(run)
+
+
+def model_of(run: Run) -> LargeActionModel:
+    return lively_model(layout_of(run.config, run.tables.read("vocabulary")))
+
+
+def test_a_model_belongs_to_the_vocabulary_whose_ids_it_learned(build: Build) -> None:
+    run = build()
+    known = run.tables.read("vocabulary")
+    grown = known.limit(1).selectExpr("field", "'new' AS value", "99 AS token_id", "count_when_added")
+    run.tables.append(grown, "vocabulary")
+    assert champion(run, ["response"]).layout.sizes == (6,)
+    # As in a workspace that was made anew: the same fields and sizes, the values numbered otherwise.
+    turned = known.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
+    run.tables.overwrite(turned, "vocabulary")
+    for stage in (score, embed, evaluate):
+        with pytest.raises(
+            ModelError, match=r"was trained with another vocabulary than the one in .*: what its ids"
+        ):
+            stage.run(run)
+    assert not run.tables.exists("scores")
+
+
+def test_training_says_what_the_model_belongs_to(build: Build, tmp_path: Path) -> None:
+    run = build()
+    layout = layout_of(run.config, run.tables.read("vocabulary"))
+    facts = train.specification(run, tmp_path, layout, "").facts
+    assert facts[TEST_START] == "2023-09-30T22:00:00+00:00"
+    assert facts[VOCABULARY] == vocabulary_digest(run.tables.read("vocabulary"), layout)
+
+
+@pytest.mark.parametrize("fact", [VOCABULARY, TEST_START])
+def test_a_model_that_does_not_say_it_is_refused(build: Build, tmp_path: Path, fact: str) -> None:
+    run = build()
+    register(run, model_of(run), tmp_path / "model", **{fact: None})
+    with pytest.raises(ModelError, match="an earlier version trained it: train again"):
+        champion(run, ["response"])
+
+
+def test_a_model_is_not_judged_on_what_it_has_seen(build: Build, tmp_path: Path) -> None:
+    """The test period begins earlier than when the model was trained."""
+    run = build(split=EARLIER)
+    examples.run(run)
+    with pytest.raises(
+        ModelError, match=r"learned from what happened before 2023-09-30 22:00 \(UTC\): run the stages"
+    ):
+        evaluate.run(run)
+    register(run, model_of(run), tmp_path / "model")
+    assert evaluate.run(run).counts["examples"] == 8
+
+
+def test_the_held_out_period_is_told_in_days_of_the_data_set(build: Build) -> None:
+    assert evaluate.run(build()).facts["period"] == ["2023-10-20", "2023-11-15"]  # both at midnight in Berlin

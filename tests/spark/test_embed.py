@@ -14,14 +14,11 @@ from unit.tiny import lively_model
 
 from lam_spark.dataset.columns import layout_of
 from lam_spark.errors import DataQualityError, ModelError
-from lam_spark.model.artifact import Calibration, save_artifact
-from lam_spark.model.transformer import LargeActionModel
 from lam_spark.run import Run
 from lam_spark.scoring import embed
 from lam_spark.scoring.spark import champion
 from lam_spark.sequences import assemble
-from lam_spark.training.registry import Tracking
-from spark.conftest import event, publish
+from spark.conftest import event, publish, register
 
 BOTH = ("opt_in", "opt_in")
 SECTIONS = {
@@ -50,13 +47,6 @@ STANDINGS = {
 }
 
 Build = Callable[..., Run]
-
-
-def register(run: Run, model: LargeActionModel, folder: Path) -> None:
-    """Make it the model that is asked."""
-    digest = save_artifact(folder, model, {"response": Calibration(1.0, 0.0)}, {})
-    with Tracking(run.config, run.run_id, folder, run.journal) as tracking:
-        tracking.register(folder, digest)
 
 
 @pytest.fixture(scope="module")
@@ -137,4 +127,4 @@ def test_of_a_model_with_other_targets_there_are_vectors_but_no_answers(build: B
     run = build(**(SECTIONS | {"targets": renamed}), scoring=scoring)
     assert embed.run(run).counts["embeddings"] == 4
     with pytest.raises(ModelError, match="the registered model answers response, not renewal: train again"):
-        champion(run.config, ["renewal"])
+        champion(run, ["renewal"])
