@@ -28,6 +28,8 @@ from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult, stage
+from lam_spark.sequences.bounds import micros
+from lam_spark.sequences.dates import PERIODS, periods_of, require_examples
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
 from lam_spark.settings import session_settings
 
@@ -44,12 +46,14 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConsentError: nobody is eligible for training.
-        DataQualityError: nothing to train on.
+        DataQualityError: nothing to train on, or tables made for other dates (`sequences.dates.require_examples`).
     """
     config = run.config
+    require_examples(run)
     layout = layout_of(config, run.tables.read("vocabulary"))
     allowed = eligible(run, config.consent.training_purpose)
-    note = {ASKED: dataclasses.asdict(asked_now(run, config.consent.training_purpose))}
+    question = asked_now(run, config.consent.training_purpose)
+    note = {ASKED: dataclasses.asdict(question), PERIODS: periods_of(config)}
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     if sequences.isEmpty():
         raise DataQualityError(
@@ -68,7 +72,8 @@ def run(run: Run) -> StageResult:
         .sortWithinPartitions("customer_key")
         .drop("customer_key")
     )
-    blocks = _pack(rows, layout, config.micros(config.split.test_start))
+    # Sequences may have been made for a later as_of.
+    blocks = _pack(rows, layout, min(config.micros(config.split.test_start), micros(run.as_of)))
     blocks = blocks.withColumn("packing", F.lit(layout.packing))
     with session_settings(run.spark, {"parquet.block.row.count.limit": str(config.snapshot.rows_per_group)}):
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"], note=note)

@@ -22,6 +22,7 @@ from lam_spark.evaluation.ranking import (
 )
 from lam_spark.run import Run, StageResult, stage
 from lam_spark.scoring.spark import champion, predict
+from lam_spark.sequences.dates import require_examples
 from lam_spark.sequences.examples import TEST
 
 # Logits are binned to a ten-thousandth where there are so many that the driver would feel them.
@@ -38,7 +39,8 @@ def run(run: Run) -> StageResult:
     The other targets' examples go to `held_out_answers`.
 
     Raises:
-        DataQualityError: the test period has no example.
+        DataQualityError: the test period has no example, or tables were made for other dates
+            (`sequences.dates.require_examples`).
         ModelError: no fitting model, or one that has learned from the test period.
     """
     config = run.config
@@ -49,6 +51,7 @@ def run(run: Run) -> StageResult:
             f"registered one has learned from what happened before {model.test_start:%Y-%m-%d %H:%M} (UTC): run the "
             "stages 'snapshot' and 'train', or move the date back"
         )
+    require_examples(run)
     target = config.scoring.target
     allowed = eligible(run, config.consent.training_purpose)
     every = (

@@ -203,7 +203,16 @@ def _funnel(
         )
         if stands[key]
     ]
-    no_history = stands["opted_in"] - scored
+    # A record of an earlier version does not say it.
+    cut_off = score["counts"].get("before_kept_events", 0)
+    without = [
+        c.Loss(text, count)
+        for text, count in (
+            ("no event before the date of the list", stands["opted_in"] - scored - cut_off),
+            ("none of the events before that date are kept", cut_off),
+        )
+        if count
+    ]
     counts = deliver["counts"]
     withheld, below = counts["suppressed_by_consent"], counts["below_capacity"]
     return (
@@ -221,7 +230,7 @@ def _funnel(
             "Scored",
             scored,
             "customers",
-            (c.Loss("no event before the date of the list", no_history),) if no_history else (),
+            tuple(without),
             f"each for {score['counts']['proposals']} proposals",
         ),
         c.FunnelStep(

@@ -16,10 +16,9 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import customers, event_columns, query_columns
-from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.scoring.predictor import embed_customers, model_of_process
-from lam_spark.scoring.spark import Champion, champion
+from lam_spark.scoring.spark import Champion, champion, sequences_at
 from lam_spark.sequences.bounds import micros
 from lam_spark.sequences.entries import local_hour_of_week
 from lam_spark.tables import NOT_A_NUMBER
@@ -39,7 +38,8 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConsentError: nobody is eligible for the purpose.
-        DataQualityError: no eligible customer has a sequence, or a vector is not a number.
+        DataQualityError: no eligible customer has a sequence, the sequences were made for an earlier `as_of`, or a
+            vector is not a number.
         ModelError: no fitting model.
     """
     config = run.config
@@ -47,18 +47,9 @@ def run(run: Run) -> StageResult:
     purpose = config.embeddings.purpose or config.consent.training_purpose
     allowed = eligible(run, purpose)
     consent_version = run.tables.read_versions["consent"]
-    sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-    forgotten = (F.col("older_events") > 0) & (F.element_at("event_time", 1) >= micros(run.as_of))
-    told = sequences.agg(F.count("*"), F.count_if(forgotten)).first()
-    assert told is not None  # an aggregate without keys gives one row
-    held, lost = (int(value) for value in told)
-    if held == 0:
-        raise DataQualityError(
-            f"no customer who is eligible for {purpose!r} has a sequence: run the stage 'sequences' after the "
-            "consent ledger changed"
-        )
+    sequences, held, lost = sequences_at(run, allowed, purpose)
     as_of = sql_literal(run.as_of)
-    result = vectors(run, sequences.where(~forgotten), model).select(
+    result = vectors(run, sequences, model).select(
         "customer_key",
         F.expr(as_of).alias("as_of"),
         "vector",

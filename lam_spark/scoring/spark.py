@@ -13,10 +13,12 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from lam_spark.dataset.columns import customers, event_columns, query_columns
 from lam_spark.dataset.layout import Layout
-from lam_spark.errors import ModelError
+from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
 from lam_spark.run import Run
 from lam_spark.scoring.predictor import answer_queries, model_of_process, readable
+from lam_spark.sequences.bounds import micros
+from lam_spark.sequences.dates import require_sequences
 from lam_spark.tables import NOT_A_NUMBER
 from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.registry import registered_model
@@ -93,6 +95,37 @@ def champion(run: Run, targets: Collection[str]) -> Champion:
         artifact.calibration,
         dt.datetime.fromisoformat(facts[TEST_START]),
     )
+
+
+def sequences_at(run: Run, allowed: DataFrame, purpose: str) -> tuple[DataFrame, int, int]:
+    """The sequences of which something can be asked at `as_of`.
+
+    Left out are customers who had events before `as_of` of which the row holds none: `sequences.max_events` cut them
+    off, and to the model they would be people who have never done anything. Whoever had none is one of those indeed.
+
+    Args:
+        run: of the stage.
+        allowed: customers (column `customer_key`) who may be processed.
+        purpose: that they agreed to, for the error.
+
+    Returns:
+        Rows of the table, how many rows the allowed have, and how many of these are left out.
+
+    Raises:
+        DataQualityError: nobody allowed has a row, or the table was made for an earlier `as_of`.
+    """
+    require_sequences(run, run.as_of)
+    sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
+    forgotten = (F.col("older_events") > 0) & (F.element_at("event_time", 1) >= micros(run.as_of))
+    told = sequences.agg(F.count("*"), F.count_if(forgotten)).first()
+    assert told is not None  # an aggregate without keys gives one row
+    held, lost = (int(value) for value in told)
+    if held == 0:
+        raise DataQualityError(
+            f"no customer who is eligible for {purpose!r} has a sequence: run the stage 'sequences' after the "
+            "consent ledger changed"
+        )
+    return sequences.where(~forgotten), held, lost
 
 
 def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:

@@ -15,7 +15,7 @@ from lam_spark.errors import ConfigError, DataQualityError, did_you_mean
 from lam_spark.local import local_frame
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.schema import field_types
-from lam_spark.scoring.spark import champion, predict
+from lam_spark.scoring.spark import champion, predict, sequences_at
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 from lam_spark.sources.readers import Inputs
@@ -28,10 +28,12 @@ def run(run: Run) -> StageResult:
     """Publish `scores` for this target and `as_of` (a rerun replaces them).
 
     Grain: (customer_key, target, proposal_id, as_of). Columns: `logit, calibrated, description,
-    model_digest, model_version, consent_version, run_id`.
+    model_digest, model_version, consent_version, run_id`. Customers without an event before `as_of` have no row, as if
+    the sequences had been made on that day; nor have those of whose events before it none is kept any more.
 
     Raises:
         ConsentError: nobody may be contacted.
+        DataQualityError: nobody of them has an event before `as_of`, or the sequences were made for an earlier one.
         ModelError: no fitting model.
         ConfigError: no proposals, or too many.
     """
@@ -43,15 +45,17 @@ def run(run: Run) -> StageResult:
     everyone = run.tables.read("events").select("customer_key").distinct()
     purposes = (config.consent.training_purpose, config.consent.contact_purpose)
     standings = count_standings(run, purposes, everyone)
-    sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-    if sequences.isEmpty():
+    sequences, _, lost = sequences_at(run, allowed, config.consent.contact_purpose)
+    target, as_of = config.scoring.target, sql_literal(run.as_of)
+    known = sequences.where(F.col("first_event_time") < F.expr(as_of))
+    if known.isEmpty():
         raise DataQualityError(
-            "no eligible customer has a sequence: run the stage 'sequences' after the consent ledger changed"
+            f"no eligible customer has an event before as_of {config.as_of} that is kept: there is nobody to score. "
+            "Give a later --as-of"
         )
     queries = collect_queries(_as_queries(run, offers), model.layout).drop("customer_key")
-    rows = sequences.select("customer_key", *event_columns(model.layout)).crossJoin(F.broadcast(queries))
+    rows = known.select("customer_key", *event_columns(model.layout)).crossJoin(F.broadcast(queries))
     scored = predict(run, rows, model)
-    target, as_of = config.scoring.target, sql_literal(run.as_of)
     result = scored.join(
         F.broadcast(offers.select("proposal_id", "description")), F.col("query_id") == F.col("proposal_id")
     ).select(
@@ -74,6 +78,7 @@ def run(run: Run) -> StageResult:
         says=f"{written // offered:,} customers x {offered} proposals = {written:,} scores",
         counts={
             "customers_with_events": sum(standings[config.consent.contact_purpose].values()),
+            "before_kept_events": lost,
             "customers_scored": written // offered,
             "proposals": offered,
             "scores": written,

@@ -16,6 +16,8 @@ from lam_spark.config import Config, TargetConfig
 from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal, stage
+from lam_spark.sequences.bounds import bounds_of, check_as_of
+from lam_spark.sequences.dates import AS_OF, PERIODS, periods_of
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 from lam_spark.tokens import FIRST_VALUE
@@ -34,12 +36,15 @@ def run(run: Run) -> StageResult:
     (microseconds UTC), `query_hour_of_week`, and the reference fields.
 
     Raises:
-        ConfigError: a predicate does not run.
+        ConfigError: a predicate does not run, or `as_of` lies before the first event or too long after the last one.
         DataQualityError: a period without both classes of a binary target, or without an answer of another.
     """
     config = run.config
     allowed = eligible(run, config.consent.training_purpose)
-    events = run.tables.read("events").join(allowed, "customer_key", "left_semi")
+    everything = run.tables.read("events")
+    # Long after the last event, every horizon would seem to be over: nothing that was seen would mean that nothing was.
+    check_as_of(run, *bounds_of(everything))
+    events = everything.join(allowed, "customer_key", "left_semi")
     vocabulary = run.keep(run.tables.read("vocabulary"))
     examples = None
     for name, target in config.targets.items():
@@ -62,7 +67,8 @@ def run(run: Run) -> StageResult:
             counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
     for name, target in config.targets.items():
         _require_answers(name, target, counts)
-    rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples")
+    note = {AS_OF: run.as_of.isoformat(), PERIODS: periods_of(config)}
+    rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples", note=note)
     counts["examples"] = rows
     scored = config.scoring.target
     parts = ", ".join(

@@ -19,6 +19,7 @@ from lam_spark.dataset.snapshot import ASKED, QUERIED
 from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ConsentError, ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
+from lam_spark.sequences.dates import PERIODS, periods_of
 from lam_spark.training.launch import launch
 from lam_spark.training.lines import whole_records
 from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
@@ -131,7 +132,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
 
     Raises:
         ConsentError: somebody whose events are in the snapshot does not agree to be learned from any more.
-        ModelError: the snapshot was packed for another layout.
+        ModelError: the snapshot was packed for another layout or for other periods.
     """
     config = run.config
     tables = run.tables
@@ -191,6 +192,11 @@ def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:
         raise ModelError(
             "the training snapshot was packed for other fields, targets, windows or sizes than the configuration and "
             "the vocabulary now give: run the stage 'snapshot' again"
+        )
+    if (run.tables.note_of("training_blocks") or {}).get(PERIODS) != periods_of(run.config):
+        raise ModelError(
+            "the training snapshot was packed for other dates of split than configured, and may hold what happened in "
+            "the test period: run the stages 'examples' and 'snapshot' again"
         )
 
 

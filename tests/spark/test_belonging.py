@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 from conftest import ONE_TARGET, STARTED_AT, run_builder
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from unit.tiny import lively_model
 
 from lam_spark.dataset import snapshot
 from lam_spark.dataset.columns import layout_of
-from lam_spark.errors import ConsentError, ModelError
+from lam_spark.errors import ConsentError, DataQualityError, ModelError
 from lam_spark.evaluation import stage as evaluate
 from lam_spark.model.transformer import LargeActionModel
-from lam_spark.run import Run
+from lam_spark.run import Run, sql_literal
 from lam_spark.scoring import embed
 from lam_spark.scoring import stage as score
 from lam_spark.scoring.spark import champion
 from lam_spark.sequences import assemble, examples
+from lam_spark.sequences.bounds import micros
 from lam_spark.training import stage as train
 from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.worker import PROGRESS_FILE
@@ -139,6 +141,12 @@ def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Buil
         train.run(run)
 
 
+def scored(run: Run) -> set[str]:
+    """Customers with scores at the run's `as_of`."""
+    rows = run.tables.read("scores").where(f"as_of = {sql_literal(run.as_of)}")
+    return {row["customer_key"] for row in rows.collect()}
+
+
 def model_of(run: Run) -> LargeActionModel:
     return lively_model(layout_of(run.config, run.tables.read("vocabulary")))
 
@@ -177,8 +185,17 @@ def test_a_model_that_does_not_say_it_is_refused(build: Build, tmp_path: Path, f
 
 
 def test_a_model_is_not_judged_on_what_it_has_seen(build: Build, tmp_path: Path) -> None:
-    """The test period begins earlier than when the model was trained."""
+    """The test period begins earlier than when the model was trained: each stage on the way says what to run."""
     run = build(split=EARLIER)
+    layout = layout_of(run.config, run.tables.read("vocabulary"))
+    with pytest.raises(
+        ModelError, match=r"packed for other dates of split .* run the stages 'examples' and 'snapshot'"
+    ):
+        train.specification(run, tmp_path, layout, "")
+    with pytest.raises(
+        DataQualityError, match=r"the examples were made for other dates of split .*2023-09-30T22:00"
+    ):
+        snapshot.run(run)
     examples.run(run)
     with pytest.raises(
         ModelError, match=r"learned from what happened before 2023-09-30 22:00 \(UTC\): run the stages"
@@ -186,7 +203,69 @@ def test_a_model_is_not_judged_on_what_it_has_seen(build: Build, tmp_path: Path)
         evaluate.run(run)
     register(run, model_of(run), tmp_path / "model")
     assert evaluate.run(run).counts["examples"] == 8
+    snapshot.run(run)
+    assert train.specification(run, tmp_path, layout, "").all_urls
 
 
 def test_the_held_out_period_is_told_in_days_of_the_data_set(build: Build) -> None:
     assert evaluate.run(build()).facts["period"] == ["2023-10-20", "2023-11-15"]  # both at midnight in Berlin
+
+
+STALE = r"expected sequences of all events before 2023-12-2\d 23:00 \(UTC\), found them made for an as_of of 2023-12-19"
+
+
+@pytest.mark.parametrize("stage", [score, embed])
+def test_nobody_is_scored_by_a_history_that_ends_too_early(build: Build, stage: Any) -> None:
+    with pytest.raises(DataQualityError, match=STALE):
+        stage.run(build(as_of="2023-12-21"))
+
+
+def test_sequences_that_do_not_say_where_they_end_score_nobody(build: Build) -> None:
+    run = build()
+    run.tables.overwrite(run.tables.read("sequences"), "sequences")
+    with pytest.raises(
+        DataQualityError, match="does not say up to when they hold events: run the stage 'sequences'"
+    ):
+        score.run(run)
+
+
+def test_whose_events_are_not_kept_or_yet_to_come_is_not_scored_as_somebody_new(build: Build) -> None:
+    earlier, run = build(as_of="2023-12-01"), build()
+    counts = score.run(earlier).counts
+    assert (counts["before_kept_events"], counts["customers_scored"]) == (1, 4)
+    assert scored(earlier) == set(CUSTOMERS)
+    counts = score.run(run).counts
+    assert (counts["before_kept_events"], counts["customers_scored"]) == (0, 6)
+    assert scored(run) == {*CUSTOMERS, "busy", "new"}
+    with pytest.raises(
+        DataQualityError, match="no eligible customer has an event before as_of 2023-03-01 that is"
+    ):
+        score.run(build(as_of="2023-03-01"))
+
+
+@pytest.mark.parametrize("stage", [snapshot, evaluate])
+def test_examples_know_nothing_from_as_of_on_and_their_histories_are_whole(build: Build, stage: Any) -> None:
+    earlier = build(as_of="2023-12-10")
+    with pytest.raises(
+        DataQualityError, match="their labels know what happened after as_of 2023-12-10: run the"
+    ):
+        stage.run(earlier)
+    assemble.run(earlier)
+    with pytest.raises(
+        DataQualityError, match=r"before 2023-12-19 23:00 \(UTC\), found them made for an as_of of 2023-12-09"
+    ):
+        stage.run(build())
+    run = build()
+    run.tables.overwrite(run.tables.read("examples"), "examples")
+    with pytest.raises(
+        DataQualityError, match="does not say for which dates they were made: run the stage 'examples'"
+    ):
+        stage.run(run)
+
+
+def test_a_snapshot_of_an_earlier_day_holds_nothing_from_then_on(build: Build) -> None:
+    run = build(as_of="2023-09-01")
+    examples.run(run)
+    snapshot.run(run)
+    (latest,) = run.tables.read("training_blocks").agg(F.max(F.array_max("event_time"))).first() or ()
+    assert 0 < latest < micros(run.as_of)

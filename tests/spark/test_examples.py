@@ -18,6 +18,8 @@ from spark.conftest import event, publish
 
 Row = dict[str, Any]
 BOTH = ("opt_in", "opt_in")
+# The last events of these cases lie two to four weeks before as_of.
+LAX = {"max_staleness_days": 31}
 
 
 def mailed(customer: str, at: str, key: str = "", days: float | None = 14, campaign: str = "c") -> Row:
@@ -120,7 +122,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("examples") / "shop"
-    run = run_builder(spark, root)(targets=ONE_TARGET)
+    run = run_builder(spark, root)(targets=ONE_TARGET, quality=LAX)
     standings = dict.fromkeys(CASES, BOTH) | {"refused": ("opt_out", "opt_in")}
     publish(run, [row for rows, *_ in CASES.values() for row in rows], standings)
     vocabulary = [("item", "books", 3, 9), ("action", "propose", 3, 9), ("action", "respond", 4, 9)]
@@ -164,7 +166,8 @@ def test_the_query_is_encoded_and_its_campaign_is_only_carried(world: World) -> 
 
 
 def answers(run: Run, label: str) -> Row:
-    return {"targets": {"response": settings(run.config.workspace)["targets"]["response"] | {"label": label}}}
+    target = settings(run.config.workspace)["targets"]["response"] | {"label": label}
+    return {"targets": {"response": target}, "quality": LAX}
 
 
 def test_one_class_only_is_refused_and_the_last_examples_stand(spark: SparkSession, world: World) -> None:
@@ -225,7 +228,8 @@ def regular(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> di
     targets = settings(root)["targets"]
     del targets["response"]
     scored = targets["lapse"]
-    run = run_builder(spark, root)(targets=targets, scoring={**settings(root)["scoring"], "target": "lapse"})
+    scoring = {**settings(root)["scoring"], "target": "lapse"}
+    run = run_builder(spark, root)(targets=targets, scoring=scoring, quality=LAX)
     assert scored["every_days"] == 28
     publish(run, REGULARS, dict.fromkeys({row["customer_key"] for row in REGULARS}, BOTH))
     vocabulary = [("item", "books", 3, 9), ("item", "games", 4, 9), ("action", "purchase", 3, 9)]
@@ -281,6 +285,17 @@ def test_a_rule_may_look_back_from_the_question(regular: dict[tuple[str, str, st
     assert regular["spend", "instant", "2023-02-19"]["rule_score"] == 1.0  # 18 days before
     assert regular["spend", "instant", "2023-03-19"]["rule_score"] == 0.0  # 46 days before
     assert regular["lapse", "steady", "2023-03-19"]["rule_score"] == -8.0
+
+
+def test_an_as_of_long_after_the_last_event_is_refused(spark: SparkSession, world: World) -> None:
+    """All horizons would seem to be over, and nobody to have answered."""
+    version = world.run.tables.version("examples")
+    run = run_builder(spark, world.run.config.workspace)(targets=ONE_TARGET, quality=LAX, as_of="2024-06-01")
+    with pytest.raises(
+        ConfigError, match="as_of 2024-06-01 is outside the data: events run from 2023-01-31 to"
+    ):
+        examples.run(run)
+    assert run.tables.version("examples") == version
 
 
 def test_examples_need_events(make_run: Callable[..., Run]) -> None:
