@@ -233,7 +233,9 @@ class ConsentConfig(Section):
 class SequencesConfig(Section):
     """What a customer's sequence holds."""
 
-    max_events: int = Field(default=8192, ge=16, description="latest events kept a customer")
+    max_events: int = Field(
+        default=8192, ge=16, description="latest events kept a customer; who has more loses old questions"
+    )
     rebuild: bool = Field(default=False, description="make all rows anew; else only those that changed")
 
 

@@ -38,6 +38,25 @@ class Older:
 NOTHING_OLDER = Older()
 
 
+def first_known(
+    layout: Layout, times: npt.NDArray[np.int64], at: npt.NDArray[np.int64], older: Older
+) -> npt.NDArray[np.intp]:
+    """For each instant, the number of the first event that may count then: 0 where the arrays hold all events.
+
+    Where they do not, how far back they reach depends on how much happened after the instant: whatever is counted
+    from their start on would tell the future. So what lies within `layout.reach` counts, and nothing before it.
+
+    Args:
+        layout: says the reach.
+        times: (n,) microseconds of the customer's events, ascending.
+        at: (q,) instants, microseconds.
+        older: of the events before these.
+    """
+    if not older.events:
+        return np.zeros(len(at), np.intp)
+    return np.searchsorted(times, at - layout.reach, side="left")
+
+
 def signed_log(values: Float) -> Float:
     """sign(x) log(1 + |x|): keeps zero, order and sign, tames tails."""
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
@@ -52,8 +71,9 @@ def aggregates(
         layout: names and windows.
         events: `event_time` (n,) int64 microseconds ascending, and a (n,) array a field.
         queries: `query_time` (q,) int64 and a (q,) array a categorical field.
-        older: events before these. A query that lies before all of `events` cannot be told how many came
-            before it: the callers leave such queries out (`columns.answerable`), here it gets zeros.
+        older: events before these. Where there are some, only the last `layout.reach` before a query counts, but for
+            how many events came before it and since when. The callers leave out queries from which `events` do not
+            reach back so far (`columns.answerable`); one that lies before all of them gets zeros.
 
     Returns:
         (q, len(layout.aggregate_names)) float32. Counts and sums are signed logs, recencies log days. Only
@@ -62,8 +82,9 @@ def aggregates(
     times = np.asarray(events["event_time"], dtype=np.int64)
     asked = np.asarray(queries["query_time"], dtype=np.int64)
     upto = np.searchsorted(times, asked, side="left")  # events before the query
+    known = first_known(layout, times, asked, older)
     running = _running_sums(layout, events, times)
-    blocks = [_history(times, asked, upto, older), _recency(layout, events, times, asked, upto)]
+    blocks = [_history(times, asked, upto, older), _recency(layout, events, times, asked, known)]
     counts = len(layout.counted_ids)
     in_window = []
     for days in layout.window_days:
@@ -72,7 +93,7 @@ def aggregates(
     blocks += [part[:, :counts] for part in in_window]
     blocks += [part[:, counts : 2 * counts] for part in in_window]
     blocks += [part[:, 2 * counts :] for part in in_window]
-    blocks.append(_same_value(layout, events, queries, upto))
+    blocks.append(_same_value(layout, events, queries, known, upto))
     return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
@@ -109,22 +130,29 @@ def _recency(
     events: Arrays,
     times: npt.NDArray[np.int64],
     asked: npt.NDArray[np.int64],
-    upto: npt.NDArray[np.intp],
+    known: npt.NDArray[np.intp],
 ) -> Float:
-    """Log days since the last event of each counted value; ten years where there is none."""
+    """Log days since the last known event of each counted value; ten years where there is none."""
     columns = []
     for value in layout.counted_ids:
-        at = times[np.asarray(events[layout.count_by]) == value]
+        where = np.flatnonzero(np.asarray(events[layout.count_by]) == value)
+        at = times[where]
         last = np.searchsorted(at, asked, side="left") - 1
         days = np.full(len(asked), _NEVER_DAYS)
-        found = last >= 0
+        found = np.searchsorted(where, known, side="left") <= last
         days[found] = (asked[found] - at[last[found]]) / MICROS_PER_DAY
         columns.append(np.log1p(days))
     return np.stack(columns, axis=1) if columns else np.zeros((len(asked), 0))
 
 
-def _same_value(layout: Layout, events: Arrays, queries: Arrays, upto: npt.NDArray[np.intp]) -> Float:
-    """Log count of earlier events that share the query's value, a categorical field; 0 where it has none."""
+def _same_value(
+    layout: Layout,
+    events: Arrays,
+    queries: Arrays,
+    known: npt.NDArray[np.intp],
+    upto: npt.NDArray[np.intp],
+) -> Float:
+    """Log count of known earlier events that share the query's value, a categorical field; 0 where it has none."""
     columns = []
     for name in layout.categorical:
         wanted = np.asarray(queries[f"query_{name}"])
@@ -133,6 +161,6 @@ def _same_value(layout: Layout, events: Arrays, queries: Arrays, upto: npt.NDArr
         for value in np.unique(wanted[wanted >= FIRST_VALUE]):
             rows = wanted == value
             running = np.concatenate([[0], np.cumsum(happened == value)])
-            count[rows] = running[upto[rows]]
+            count[rows] = running[upto[rows]] - running[known[rows]]
         columns.append(np.log1p(count))
     return np.stack(columns, axis=1)

@@ -2,7 +2,8 @@
 
 A block holds the latest events; how often somebody did a thing over a year is in those before. An exponential fades
 the same wherever it is cut, so one set of counts stands for any number of them. Linear in events, whatever their
-number and the number of segments.
+number and the number of segments; but where a customer's oldest events are cut off, each segment counts anew what lies
+within reach.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lam_spark.dataset.aggregates import NOTHING_OLDER, Older, first_known
 from lam_spark.dataset.layout import HOURS_OF_DAY, MICROS_PER_DAY, Layout
 
 _MOST_COUNT = float(np.finfo(np.float16).max)
 
 
 def carried_counts(
-    layout: Layout, events: Mapping[str, npt.NDArray[Any]], starts: Iterable[int]
+    layout: Layout,
+    events: Mapping[str, npt.NDArray[Any]],
+    starts: Iterable[int],
+    older: Older = NOTHING_OLDER,
 ) -> dict[int, npt.NDArray[np.float32]]:
     """The habits of one customer before some of the events.
 
@@ -27,6 +32,7 @@ def carried_counts(
         layout: fields and half-lives.
         events: `event_time` (n,) int64 microseconds ascending, `hour_of_week` and a (n,) array a categorical field.
         starts: numbers of events, 0 to n - 1.
+        older: of the events before these; where there are some, only what `first_known` lets count does.
 
     Returns:
         start -> (half-lives, `Layout.carried_rows`): what the events before it count at its time, to a 2,000th.
@@ -38,7 +44,10 @@ def carried_counts(
     half_lives = np.asarray(layout.half_life_days)[:, None] * MICROS_PER_DAY
     times, rows, width = events["event_time"], _rows(layout, events), layout.carried_rows
     counts, before, at = np.zeros((len(half_lives), width)), 0, 0
-    for start in wanted:
+    known = first_known(layout, times, times[wanted], older)
+    for start, first in zip(wanted, known, strict=True):
+        if first:
+            counts, before, at = np.zeros_like(counts), int(first), int(times[start])
         time, new = int(times[start]), slice(before, start)
         counts *= np.exp2((at - time) / half_lives)
         weights = np.exp2((times[new] - time) / half_lives)

@@ -20,6 +20,7 @@ from lam_spark.tokens import FIRST_VALUE
 _MOST_COUNTED_VALUES = 16
 # What a row of `sequences` tells of events that its arrays no longer hold.
 _OLDER = ("older_events", "first_event_time")
+_NEVER = 2**63 - 1  # no instant is later
 
 
 def layout_of(config: Config, vocabulary: DataFrame) -> Layout:
@@ -86,20 +87,31 @@ def _labels(layout: Layout) -> list[str]:
     return [f"label_{target.name}" for target in layout.targets]
 
 
-def cut_off(sequences: DataFrame) -> DataFrame:
-    """`customer_key, held_from` (microseconds UTC): whose row does not hold all events, and where it starts."""
-    start = F.element_at("event_time", 1).alias("held_from")
-    return sequences.where("older_events > 0").select("customer_key", start)
+def cut_off(sequences: DataFrame, layout: Layout) -> DataFrame:
+    """`customer_key, answers_after` (microseconds UTC): whose row does not hold all events, and when it holds enough.
+
+    A row holds the latest events before the build's `as_of`, so how far back it reaches from a query tells how much
+    happened after the query. From `answers_after` on, all that a query is answered from is held, however much came
+    after it: the last `layout.reach` before the block that it sees (`first_known`). Queries that fewer events came
+    before than a row holds are not answered either: they would be answered from all events, and not all are held.
+    """
+    times, held = F.col("event_time"), F.size("event_time")
+    covered = F.element_at("event_time", 1) + F.lit(layout.reach)
+    # Events before the query: a block of them begins at or after `covered`; and more than a row holds.
+    reached = F.size(F.filter(times, lambda time: time < covered)) + layout.block_events
+    needed = F.greatest(reached, held - F.col("older_events") + 1)
+    after = F.coalesce(F.get(times, (needed - 1).cast("int")), F.lit(_NEVER))
+    return sequences.where("older_events > 0").select("customer_key", after.alias("answers_after"))
 
 
 def answerable(examples: DataFrame, cut: DataFrame, held: bool = True) -> DataFrame:
-    """The examples that lie after the start of what the customer's row holds; with `held` false, the others.
+    """The examples whose customer's row holds what they are answered from; with `held` false, the others.
 
-    Those others would see nothing where in truth much has happened: `max_events` is too small for them. Grain
-    and columns are those of `examples`; `cut` is what `cut_off` gives.
+    Those others would be told by what is missing how much is still to come: `max_events` is too small for them.
+    Grain and columns are those of `examples`; `cut` is what `cut_off` gives.
     """
-    late = F.col("held_from").isNull() | (F.col("query_time") > F.col("held_from"))
-    return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("held_from")
+    late = F.col("answers_after").isNull() | (F.col("query_time") > F.col("answers_after"))
+    return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("answers_after")
 
 
 def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:

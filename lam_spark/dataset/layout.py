@@ -103,6 +103,11 @@ class Layout:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def reach(self) -> int:
+        """How far back (microseconds) an answer looks where a customer's oldest events are cut off (`first_known`)."""
+        return max(self.window_days, default=0) * MICROS_PER_DAY
+
+    @property
     def vectors(self) -> dict[str, tuple[int, int]]:
         """Categorical field -> (ids, width) of its values' fixed vectors, for the fields that have them."""
         widths = self.vector_widths or (0,) * len(self.categorical)

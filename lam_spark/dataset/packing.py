@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lam_spark.dataset.aggregates import NOTHING_OLDER, Older, aggregates
+from lam_spark.dataset.aggregates import NOTHING_OLDER, Older, aggregates, first_known
 from lam_spark.dataset.carried import carried_counts
 from lam_spark.dataset.layout import Layout
 from lam_spark.tokens import MISSING, PADDING
@@ -61,20 +61,22 @@ class Segment:
 
 
 def cut_segments(
-    events: int, upto: npt.NDArray[np.intp], block_events: int, most_queries: int
+    events: int, upto: npt.NDArray[np.intp], block_events: int, most_queries: int, older: int = 0
 ) -> list[Segment]:
     """Windows over `events` events that together cover each event as new once and each query once.
 
-    The windows lie on a grid that starts at the first event: how much history a query sees must not tell how
-    much is still to come. One that does not begin at the first event holds more than half of `block_events`.
+    The windows lie on a grid that starts at the customer's very first event, `older` events before these: how much
+    history a query sees must not tell how much is still to come. One that does not begin at the first of `events` holds
+    more than half of `block_events`.
     """
     half = max(1, block_events // 2)
     segments = []
     new_from = 0
-    for number, border in enumerate(range(block_events, max(events, 1) + block_events, half)):
+    first_border = block_events - older % half
+    for number, border in enumerate(range(first_border, max(events, 1) + block_events, half)):
         if number and new_from >= events:
             break
-        end, start = min(events, border), border - block_events
+        end, start = min(events, border), max(0, border - block_events)
         here = (upto <= end) & ((upto > new_from) | (number == 0))
         rows = np.flatnonzero(here)
         # More queries than a block has slots for: the same events again, with none of them new.
@@ -108,23 +110,25 @@ def prepare(layout: Layout, customer: Customer) -> Prepared:
     """
     times, asked = customer.events["event_time"], customer.queries["query_time"]
     upto = np.searchsorted(times, asked, side="left")
-    segments = cut_segments(len(times), upto, layout.block_events, layout.queries_per_block)
-    summary = aggregates(layout, customer.events, customer.queries, customer.older)
-    carried = carried_counts(layout, customer.events, (s.start for s in segments if s.start))
-    known = {f"query_{name}": _who(customer, name, upto) for name in layout.who}
+    older = customer.older
+    segments = cut_segments(len(times), upto, layout.block_events, layout.queries_per_block, older.events)
+    summary = aggregates(layout, customer.events, customer.queries, older)
+    carried = carried_counts(layout, customer.events, (s.start for s in segments if s.start), older)
+    first = first_known(layout, times, asked, older)
+    known = {f"query_{name}": _who(customer, name, first, upto) for name in layout.who}
     asking = dataclasses.replace(customer, queries={**customer.queries, **known})
     return Prepared(asking, segments, summary, carried)
 
 
-def _who(customer: Customer, name: str, upto: npt.NDArray[np.intp]) -> Array:
-    """What each query says of the field; where it says nothing, what the last event before it did that said something.
+def _who(customer: Customer, name: str, first: npt.NDArray[np.intp], upto: npt.NDArray[np.intp]) -> Array:
+    """What each query says of the field; where it says nothing, what the last known event did that said something.
 
     A block may begin long after the event that told who the customer is.
     """
     happened, asked = customer.events[name], customer.queries[f"query_{name}"]
     last = np.maximum.accumulate(np.where(_said(happened), np.arange(len(happened)), -1))
     last = np.concatenate([[-1], last])[upto]
-    taken = ~_said(asked) & (last >= 0)
+    taken = ~_said(asked) & (last >= first)
     filled = asked.copy()
     filled[taken] = happened[last[taken]]
     return filled

@@ -61,7 +61,7 @@ def run(run: Run) -> StageResult:
         )
     trainable = F.col("split").isin(TRAIN, VALIDATION, STRADDLING)
     examples = run.tables.read("examples").where(trainable).join(allowed, "customer_key", "left_semi")
-    cut = run.keep(cut_off(sequences))
+    cut = run.keep(cut_off(sequences, layout))
     forgotten = answerable(examples, cut, held=False).count()
     queries = collect_queries(answerable(examples, cut), layout)
     rows = (

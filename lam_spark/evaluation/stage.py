@@ -59,7 +59,7 @@ def run(run: Run) -> StageResult:
     )
     test = every.where(F.col("target") == target)
     sequences = run.tables.read("sequences")
-    cut = run.keep(cut_off(sequences))
+    cut = run.keep(cut_off(sequences, model.layout))
     forgotten = answerable(test, cut, held=False).count()
     test = answerable(test, cut)
     rows = sequences.select("customer_key", *event_columns(model.layout)).join(

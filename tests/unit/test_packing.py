@@ -148,6 +148,23 @@ def test_later_events_do_not_move_the_window_of_a_query(
     assert starts[0] == starts[1]
 
 
+@example(8176, 256, 6, 16)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 40), st.integers(2, 17))
+def test_events_that_are_cut_off_do_not_move_the_window_of_a_query(
+    older: int, further: int, more: int, block_events: int
+) -> None:
+    """They are cut off because others came after the query: where its window starts would tell how many."""
+    held = block_events + further  # before the query
+    starts = []
+    for cut in (0, older):
+        upto = older + held - cut
+        segments = cut_segments(upto + more, np.array([upto]), block_events, 4, cut)
+        starts += [s.start + cut for s in segments if len(s.queries)]
+        covered = [n for s in segments for n in range(s.new_from, s.end)]
+        assert covered == list(range(upto + more))
+    assert starts[0] == starts[1]
+
+
 def test_more_queries_than_slots_share_the_same_history() -> None:
     shape = layout(queries_per_block=2)
     days = [START + day * DAY for day in range(5)]
