@@ -1,14 +1,15 @@
-"""The first and the last event, and whether `as_of` lies within reach of them."""
+"""The first and the last event, whether `as_of` lies within reach of them, and up to when events are known."""
 
 from __future__ import annotations
 
 import datetime as dt
+import zoneinfo
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.run import Run
+from lam_spark.run import Run, sql_literal
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -48,3 +49,18 @@ def check_as_of(run: Run, first: int, last: int) -> None:
             f"{instant(last):%Y-%m-%d} (UTC), and as_of may be at most quality.max_staleness_days = "
             f"{stale.days} days after the last"
         )
+
+
+def observed_until(run: Run, events: DataFrame) -> dt.datetime:
+    """Up to when it is known what happened: `as_of`, or the end of the local day of the last event before it.
+
+    `as_of` may lie some days after what was delivered; in these nothing is known to have happened or not. The last
+    event counts whoever's and of whatever channel it is: the kind that a target waits for may be rare, and a quiet
+    week of it is an answer. Events from `as_of` on do not count: a run of an earlier day finds what it found then.
+    """
+    seen = events.where(F.col("event_time") < F.expr(sql_literal(run.as_of)))
+    row = seen.agg(F.unix_micros(F.max("event_time"))).first()
+    if row is None or row[0] is None:
+        return run.as_of
+    last_day = instant(int(row[0])).astimezone(zoneinfo.ZoneInfo(run.config.time_zone)).date()
+    return min(run.as_of, run.config.instant(last_day + dt.timedelta(days=1)))

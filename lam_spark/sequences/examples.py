@@ -1,7 +1,8 @@
 """Stage `examples`: point-in-time examples of every target, from the targets' SQL predicates.
 
 An example is a query event at `as_of`. Its history is what happened before `as_of`, its label what happened
-after it and no later than `label_end`; an example whose horizon is not over is not an example.
+after it and no later than `label_end`; an example whose horizon is not over, or of which the last days were not
+delivered (`bounds.observed_until`), is not an example.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lam_spark.config import Config, TargetConfig
 from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.bounds import bounds_of, check_as_of
+from lam_spark.sequences.bounds import bounds_of, check_as_of, observed_until
 from lam_spark.sequences.dates import AS_OF, PERIODS, periods_of
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
@@ -41,14 +42,15 @@ def run(run: Run) -> StageResult:
     """
     config = run.config
     allowed = eligible(run, config.consent.training_purpose)
-    everything = run.tables.read("events")
+    delivered = run.tables.read("events")
     # Long after the last event, every horizon would seem to be over: nothing that was seen would mean that nothing was.
-    check_as_of(run, *bounds_of(everything))
-    events = everything.join(allowed, "customer_key", "left_semi")
+    check_as_of(run, *bounds_of(delivered))
+    until = observed_until(run, delivered)
+    events = delivered.join(allowed, "customer_key", "left_semi")
     vocabulary = run.keep(run.tables.read("vocabulary"))
     examples = None
     for name, target in config.targets.items():
-        part = _examples_of(run, name, target, events, vocabulary)
+        part = _examples_of(run, name, target, events, vocabulary, until)
         examples = part if examples is None else examples.unionByName(part)
     assert examples is not None  # the configuration has at least one target
     # Kept between the gate and the write: what is published has passed it.
@@ -74,11 +76,17 @@ def run(run: Run) -> StageResult:
     parts = ", ".join(
         f"{counts.get(f'{scored}.{split}', 0):,} {split}" for split in (TRAIN, VALIDATION, STRADDLING, TEST)
     )
-    return StageResult(says=f"{rows:,} examples: {parts}", counts=counts)
+    facts = {"observed_until": until.isoformat()}
+    return StageResult(says=f"{rows:,} examples: {parts}", counts=counts, facts=facts)
 
 
 def _examples_of(
-    run: Run, name: str, target: TargetConfig, events: DataFrame, vocabulary: DataFrame
+    run: Run,
+    name: str,
+    target: TargetConfig,
+    events: DataFrame,
+    vocabulary: DataFrame,
+    until: dt.datetime,
 ) -> DataFrame:
     config = run.config
     try:
@@ -102,7 +110,7 @@ def _examples_of(
         "label_end",
         label.cast("double").alias("label"),
         label_ids.cast("array<int>").alias("label_ids"),
-        _split(config, run).alias("split"),
+        _split(config, until).alias("split"),
         F.coalesce("rule_score", F.lit(0.0)).alias("rule_score"),
         F.unix_micros("event_time").alias("query_time"),
         hour_of_week(F.from_utc_timestamp("event_time", config.time_zone)).alias("query_hour_of_week"),
@@ -218,16 +226,16 @@ def _rule_scores(opened: DataFrame, events: DataFrame, target: TargetConfig) -> 
     return scored.select(F.col("query_id").alias("event_id"), "rule_score")
 
 
-def _split(config: Config, run: Run) -> Column:
+def _split(config: Config, until: dt.datetime) -> Column:
     split = config.split
     start, validation, test = (
         F.expr(sql_literal(config.instant(day)))
         for day in (split.train_start, split.validation_start, split.test_start)
     )
     opens, ends = F.col("event_time"), F.col("label_end")
-    now = F.expr(sql_literal(run.as_of))
+    known = F.expr(sql_literal(until))
     return (
-        F.when((opens < start) | (ends > now) | ends.isNull(), UNUSED)
+        F.when((opens < start) | (ends > known) | ends.isNull(), UNUSED)
         .when(opens >= test, TEST)
         .when(ends > test, UNUSED)
         .when(opens >= validation, VALIDATION)

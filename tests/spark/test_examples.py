@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,12 +120,20 @@ class World:
     rows: dict[str, Row]
 
 
+# Of somebody who refused, on the eve of as_of: what happened before is known.
+LAST = event("refused", "2023-12-19T12:00:00", "the last event before as_of", action="look")
+
+
 @pytest.fixture(scope="module")
 def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("examples") / "shop"
+    return world_of(spark, tmp_path_factory.mktemp("examples") / "shop", LAST)
+
+
+def world_of(spark: SparkSession, root: Path, *more: Row) -> World:
+    """The cases and more events."""
     run = run_builder(spark, root)(targets=ONE_TARGET, quality=LAX)
     standings = dict.fromkeys(CASES, BOTH) | {"refused": ("opt_out", "opt_in")}
-    publish(run, [row for rows, *_ in CASES.values() for row in rows], standings)
+    publish(run, [row for rows, *_ in CASES.values() for row in rows] + list(more), standings)
     vocabulary = [("item", "books", 3, 9), ("action", "propose", 3, 9), ("action", "respond", 4, 9)]
     schema = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
     run.tables.append(run.spark.createDataFrame(vocabulary, schema), "vocabulary")
@@ -153,6 +162,22 @@ def test_the_counts_are_those_of_the_table(world: World) -> None:
         assert world.result.counts[f"response.{split}"] == len(labels) > 0
         assert world.result.counts[f"response.{split}.positives"] == sum(labels)
     assert world.result.counts["examples"] == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("last", "known"),
+    [
+        # Local days end at 23:00 UTC. "just over" matures as 19 December ends.
+        ("2023-12-18T22:59:59", False),
+        ("2023-12-18T23:00:00", True),
+        ("2023-12-19T23:00:00", False),  # at as_of: it is not seen, the last one that is lies on 7 December
+    ],
+)
+def test_a_horizon_whose_last_days_were_not_delivered_is_not_over(
+    spark: SparkSession, tmp_path: Path, world: World, last: str, known: bool
+) -> None:
+    found = world_of(spark, tmp_path / "shop", event("refused", last, "the last event", action="look")).rows
+    assert found.keys() ^ world.rows.keys() == (set() if known else {"just over"})
 
 
 def test_the_query_is_encoded_and_its_campaign_is_only_carried(world: World) -> None:
