@@ -245,7 +245,7 @@ class TargetConfig(Section):
     Asked either when an event of `population` (Spark SQL over `events`) happens, and that event is the query (a
     proposal), or every so many days of all who are `active`: the query is then empty (what next?).
     What follows are the customer's later events that `later` and `label` pick (aliases `query` and `later`), at most
-    `horizon_days` (an SQL expression over `query`) after it. The answer is
+    `horizon_days` (a whole number from 1; an SQL expression over `query`) after it. The answer is
     - `binary`: whether there is one (or, with `absent`, none),
     - `value`: the SQL aggregate `value` over them, not negative, 0 where there are none,
     - `next`: which values of the categorical field `field` they have.
@@ -270,6 +270,17 @@ class TargetConfig(Section):
     rule: str = "count(*)"
     rule_says: str = "no rule"
     weight: float = Field(default=1.0, gt=0, description="of its loss beside those of other targets")
+
+    @field_validator("horizon_days")
+    @classmethod
+    def _whole_days(cls, value: str) -> str:
+        try:
+            days = float(value)
+        except ValueError:
+            return value  # an expression: `examples` looks at what it gives each query
+        if days < 1 or not days.is_integer():
+            raise ValueError(f"expected a whole number of days from 1, got {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> TargetConfig:

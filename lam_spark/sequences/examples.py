@@ -26,6 +26,8 @@ from lam_spark.tokens import FIRST_VALUE
 # The periods an example can fall into. `straddling` ones open in one period and mature in the next: no
 # choice may see them, the last fit may where they matured before the test period.
 TRAIN, VALIDATION, TEST, STRADDLING, UNUSED = "train", "validation", "test", "straddling", "unused"
+# In place of a period, where the horizon is not a whole number of days: such examples stop the stage.
+_BROKEN = "broken"
 
 
 @stage
@@ -38,7 +40,8 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConfigError: a predicate does not run, or `as_of` lies before the first event or too long after the last one.
-        DataQualityError: a period without both classes of a binary target, or without an answer of another.
+        DataQualityError: a period without both classes of a binary target, or without an answer of another; a
+            horizon that is not a whole number of days from 1.
     """
     config = run.config
     allowed = eligible(run, config.consent.training_purpose)
@@ -68,6 +71,7 @@ def run(run: Run) -> StageResult:
         else:
             counts[f"{row['target']}.{row['split']}.positives"] = row["positives"]
     for name, target in config.targets.items():
+        _require_whole_days(name, target, counts)
         _require_answers(name, target, counts)
     note = {AS_OF: run.as_of.isoformat(), PERIODS: periods_of(config)}
     rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples", note=note)
@@ -110,7 +114,7 @@ def _examples_of(
         "label_end",
         label.cast("double").alias("label"),
         label_ids.cast("array<int>").alias("label_ids"),
-        _split(config, until).alias("split"),
+        _split(config, target, until).alias("split"),
         F.coalesce("rule_score", F.lit(0.0)).alias("rule_score"),
         F.unix_micros("event_time").alias("query_time"),
         hour_of_week(F.from_utc_timestamp("event_time", config.time_zone)).alias("query_hour_of_week"),
@@ -128,10 +132,17 @@ def _opened(run: Run, target: TargetConfig, events: DataFrame) -> DataFrame:
         queries = events.where(F.expr(target.population))
     else:
         queries = _regular_queries(run, target, events)
-    horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
+    horizon, is_whole = _horizon(target)
     # Whole local days: a horizon over a clock change ends at local midnight, not an hour off.
-    local_end = F.from_utc_timestamp("query.event_time", zone) + F.make_dt_interval(horizon.cast("int"))
+    days = F.make_dt_interval(F.when(is_whole, horizon.cast("int")))
+    local_end = F.from_utc_timestamp("query.event_time", zone) + days
     return queries.alias("query").withColumn("label_end", F.to_utc_timestamp(local_end, zone))
+
+
+def _horizon(target: TargetConfig) -> tuple[Column, Column]:
+    """A query's horizon in days (null: it has none), and whether that is a whole number from 1."""
+    horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
+    return horizon, (horizon >= 1) & (horizon == F.floor(horizon))
 
 
 def _regular_queries(run: Run, target: TargetConfig, events: DataFrame) -> DataFrame:
@@ -226,7 +237,7 @@ def _rule_scores(opened: DataFrame, events: DataFrame, target: TargetConfig) -> 
     return scored.select(F.col("query_id").alias("event_id"), "rule_score")
 
 
-def _split(config: Config, until: dt.datetime) -> Column:
+def _split(config: Config, target: TargetConfig, until: dt.datetime) -> Column:
     split = config.split
     start, validation, test = (
         F.expr(sql_literal(config.instant(day)))
@@ -234,14 +245,26 @@ def _split(config: Config, until: dt.datetime) -> Column:
     )
     opens, ends = F.col("event_time"), F.col("label_end")
     known = F.expr(sql_literal(until))
+    horizon, is_whole = _horizon(target)
     return (
-        F.when((opens < start) | (ends > known) | ends.isNull(), UNUSED)
+        F.when(horizon.isNotNull() & ~is_whole, _BROKEN)
+        .when((opens < start) | (ends > known) | ends.isNull(), UNUSED)
         .when(opens >= test, TEST)
         .when(ends > test, UNUSED)
         .when(opens >= validation, VALIDATION)
         .when(ends > validation, STRADDLING)
         .otherwise(TRAIN)
     )
+
+
+def _require_whole_days(name: str, target: TargetConfig, counts: dict[str, int]) -> None:
+    broken = counts.get(f"{name}.{_BROKEN}", 0)
+    if broken:
+        raise DataQualityError(
+            f"targets.{name}.horizon_days: expected a whole number of days from 1, or null where a query has no "
+            f"horizon; {target.horizon_days!r} gives {broken:,} queries another number. Round it, or leave these "
+            "queries out of the population"
+        )
 
 
 def _require_answers(name: str, target: TargetConfig, counts: dict[str, int]) -> None:

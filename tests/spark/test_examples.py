@@ -132,7 +132,7 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Worl
 def world_of(spark: SparkSession, root: Path, *more: Row) -> World:
     """The cases and more events."""
     run = run_builder(spark, root)(targets=ONE_TARGET, quality=LAX)
-    standings = dict.fromkeys(CASES, BOTH) | {"refused": ("opt_out", "opt_in")}
+    standings = dict.fromkeys([*CASES, "another"], BOTH) | {"refused": ("opt_out", "opt_in")}
     publish(run, [row for rows, *_ in CASES.values() for row in rows] + list(more), standings)
     vocabulary = [("item", "books", 3, 9), ("action", "propose", 3, 9), ("action", "respond", 4, 9)]
     schema = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
@@ -216,6 +216,19 @@ def test_a_predicate_that_does_not_run(spark: SparkSession, world: World, label:
     with pytest.raises(ConfigError, match=message):
         examples.run(run_builder(spark, world.run.config.workspace)(**answers(world.run, label)))
     assert world.run.tables.version("examples") == version
+
+
+@pytest.mark.parametrize("days", [1.5, 0.0])
+def test_a_horizon_of_no_whole_days_is_refused(
+    spark: SparkSession, tmp_path: Path, world: World, days: float
+) -> None:
+    """Cut to whole days it would be shorter than was asked for, or empty."""
+    message = (
+        r"^targets\.response\.horizon_days: expected a whole number of days from 1, or null where a query has no "
+        r"horizon; 'query\.offer_days' gives 1 queries another number\. Round it"
+    )
+    with pytest.raises(DataQualityError, match=message):
+        world_of(spark, tmp_path / "shop", mailed("another", SPRING, days=days), LAST)
 
 
 # Local midnights four weeks apart, counted back from the start of the test period (1 October): the first after the

@@ -136,6 +136,13 @@ def test_an_unknown_nested_key_names_the_nearest(override: str, message: str) ->
         ),
         ("split.validation_start=2017-02-01", "split: expected train_start < validation_start < test_start"),
         ("split.validation_start=2017-10-02", "split: expected train_start < validation_start < test_start"),
+        *(
+            (
+                f"targets.coupon_redemption.horizon_days='{days}'",
+                f"targets.coupon_redemption.horizon_days: expected a whole number of days from 1, got '{days}'",
+            )
+            for days in ("1.5", "0.5", "0", "-28", "nan")
+        ),
         ("model.width=36", "model: width 36 must be a multiple of 2 x heads (8)"),
         ("sequences.max_events=100", "sequences.max_events must not be below model.context_events"),
         ("snapshot.files=1", "snapshot.files 1 must not be below training.ranks 2"),
