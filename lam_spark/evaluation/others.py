@@ -1,6 +1,6 @@
 """The targets that are not scored, on the test period: how well the same model answers them.
 
-Histograms and sums come to the driver: at most some ten thousand rows a target, whatever the number of examples.
+Histograms and sums come to the driver: some ten thousand rows a target, whatever the number of examples.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _measures(target: Target, held: DataFrame) -> dict[str, Any]:
         return _of_amounts(held)
     if target.kind == "next":
         return _of_values(target, held)
-    by_model = histogram_of(held, _logit(F.col("answer")[0]), F.col("answer")[0])
-    by_rule = histogram_of(held, F.round("rule_score", 4), F.col("answer")[0])
+    by_model = histogram_of(held, F.col("answer")[0], F.col("answer")[0])
+    by_rule = histogram_of(held, F.col("rule_score"), F.col("answer")[0])
     return {
         "positives": int(by_model.positives.sum()),
         "auc": by_model.auc,
@@ -87,13 +87,14 @@ def _measures(target: Target, held: DataFrame) -> dict[str, Any]:
 
 def _of_amounts(held: DataFrame) -> dict[str, Any]:
     mean, median = F.col("answer")[0], F.col("answer")[1]
+    by_rule = F.coalesce("rule_score", F.lit(0.0))  # where the rule says nothing, nothing is expected
     usual = held.agg(F.percentile_approx("label", 0.5)).first()
     assert usual is not None  # an aggregate without keys gives one row
     row = held.agg(
         F.avg("label"),
         F.avg(mean),
         F.avg(F.abs(F.col("label") - median)),
-        F.avg(F.abs(F.col("label") - F.col("rule_score"))),
+        F.avg(F.abs(F.col("label") - by_rule)),
         F.avg(F.abs(F.col("label") - F.lit(usual[0]))),
     ).first()
     assert row is not None

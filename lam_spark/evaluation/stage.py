@@ -1,7 +1,7 @@
 """Stage `evaluate`: the registered model on the test period, beside the simple rule.
 
-The held-out examples go through the same scoring job as everyone else. Histograms of at most some ten
-thousand bins come to the driver, whatever the number of examples.
+The held-out examples go through the same scoring job as everyone else. Histograms of some ten thousand bins
+come to the driver, whatever the number of examples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from lam_spark.consent.eligibility import eligible
 from lam_spark.dataset.columns import answerable, collect_queries, cut_off, event_columns
 from lam_spark.errors import DataQualityError, ModelError
-from lam_spark.evaluation.histogram import histogram_of
+from lam_spark.evaluation.histogram import histogram_of, ranked
 from lam_spark.evaluation.others import other_questions
 from lam_spark.evaluation.ranking import (
     Intervals,
@@ -25,8 +25,6 @@ from lam_spark.scoring.spark import champion, predict
 from lam_spark.sequences.dates import require_examples
 from lam_spark.sequences.examples import TEST
 
-# Logits are binned to a ten-thousandth where there are so many that the driver would feel them.
-_BIN_DECIMALS = 4
 # Intervals are drawn from at most so many examples: they narrow with the root of the number, and this many
 # are narrow enough for any decision.
 _MOST_RESAMPLED = 20_000
@@ -78,8 +76,8 @@ def run(run: Run) -> StageResult:
     )
     written = run.tables.overwrite(scored, "held_out_scores")
     held = run.keep(run.tables.read("held_out_scores"))
-    by_model = histogram_of(held, F.round("logit", _BIN_DECIMALS), F.col("calibrated"))
-    by_rule = histogram_of(held, F.round("rule_score", _BIN_DECIMALS), F.col("calibrated"))
+    by_model = histogram_of(held, F.col("logit"), F.col("calibrated"))
+    by_rule = histogram_of(held, F.col("rule_score"), F.col("calibrated"))
     positives = int(by_model.positives.sum())
     calibration = by_model.calibration()
     told = held.agg(
@@ -118,6 +116,8 @@ def run(run: Run) -> StageResult:
 def _intervals(held: DataFrame) -> Intervals:
     """Bootstrap intervals over a bounded sample of whole examples, chosen by the customers' hash."""
     sample = held.orderBy(F.xxhash64("customer_key"), "query_id").limit(_MOST_RESAMPLED)
-    rows = list(sample.select("customer_key", "label", "logit", "rule_score").toLocalIterator())
+    rows = list(
+        sample.select("customer_key", "label", "logit", ranked(F.col("rule_score"))).toLocalIterator()
+    )
     customer, label, model, rule = (np.array(column) for column in zip(*rows, strict=True))
     return customer_intervals(customer, label.astype(float), model.astype(float), rule.astype(float))
