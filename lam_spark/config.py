@@ -41,6 +41,8 @@ RESERVED_COLUMNS = frozenset(
         "label_ids",
         "split",
         "rule_score",
+        "rule_place",
+        "rule_events_on",
         "query_time",
         "query_hour_of_week",
         "hour_of_week",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 
-from pyspark.errors import AnalysisException, ParseException
-from pyspark.sql import Column, DataFrame
+from pyspark.errors import AnalysisException, ArithmeticException, ParseException
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config, TargetConfig
@@ -35,8 +35,9 @@ def run(run: Run) -> StageResult:
     """Publish `examples` (grain: customer_key, target, query event) for customers eligible for training.
 
     Columns: `customer_key, target, query_id, as_of, label_end, label` (of `next`: null), `label_ids` (of `next`: the
-    token ids that follow), `split, rule_score`, the query event's fields (token ids and numbers), `query_time`
-    (microseconds UTC), `query_hour_of_week`, and the reference fields.
+    token ids that follow), `split, rule_score` (null where the rule says nothing: lower than any number), the query
+    event's fields (token ids and numbers), `query_time` (microseconds UTC), `query_hour_of_week`, and the reference
+    fields.
 
     Raises:
         ConfigError: a predicate does not run, or `as_of` lies before the first event or too long after the last one.
@@ -97,7 +98,8 @@ def _examples_of(
         opened = _opened(run, target, events).alias("query")
         answers = _answers(config, target, opened, events, vocabulary)
         labelled = opened.join(answers, "event_id", "left")
-        ruled = labelled.join(_rule_scores(opened, events, target), "event_id", "left")
+        scores, of_nothing = _rule_scores(run, opened, events, target)
+        ruled = labelled.join(scores, "event_id", "left")
     except (AnalysisException, ParseException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(f"targets.{name}: {first_line}") from error
@@ -115,7 +117,7 @@ def _examples_of(
         label.cast("double").alias("label"),
         label_ids.cast("array<int>").alias("label_ids"),
         _split(config, target, until).alias("split"),
-        F.coalesce("rule_score", F.lit(0.0)).alias("rule_score"),
+        F.coalesce("rule_score", F.lit(of_nothing).cast("double")).alias("rule_score"),
         F.unix_micros("event_time").alias("query_time"),
         hour_of_week(F.from_utc_timestamp("event_time", config.time_zone)).alias("query_hour_of_week"),
         *config.categorical,
@@ -215,26 +217,61 @@ def _answers(
     return ids.groupBy("event_id").agg(F.sort_array(F.collect_set(target.field)).alias("answer"))
 
 
-def _rule_scores(opened: DataFrame, events: DataFrame, target: TargetConfig) -> DataFrame:
-    """The simple rule, over the events before each query (grain: a query event that has any).
+def _rule_scores(
+    run: Run, opened: DataFrame, events: DataFrame, target: TargetConfig
+) -> tuple[DataFrame, float | None]:
+    """`event_id, rule_score`: the simple rule over the `rule_events` before each query that has any; and what it says
+    of no events.
 
-    Cost: pairs of a customer's queries and earlier `rule_events`; pick few of them, as a rule does.
+    `count(*)` is counted along each customer's time. Any other rule needs pairs of queries and earlier events; they are
+    bounded by `sequences.max_events` a customer: the latest so many before a query count, and queries that more of them
+    follow, which no row of `sequences` reaches back to, are left out. Cost: one sort by customer and time, and
+    a few times the square of that many pairs at most.
     """
-    before = events.where(F.expr(target.rule_events)).alias("before")
-    earlier = (F.col("query.customer_key") == F.col("before.customer_key")) & (
-        F.col("before.event_time") < F.col("query.event_time")
+    ruling = events.where(F.expr(target.rule_events)).where(
+        F.col("event_time") < F.expr(sql_literal(run.as_of))
     )
-    keys = opened.select(
-        F.col("query.customer_key"),
-        F.col("query.event_time").alias("as_of"),
-        F.col("query.event_time"),
-        F.col("query.event_id").alias("query_id"),
-    ).alias("query")
-    joined = keys.join(before, earlier).select(
-        F.col("query.query_id").alias("query_id"), F.col("query.as_of").alias("as_of"), "before.*"
+    queries = opened.select(
+        "query.customer_key", "query.event_time", F.col("query.event_id").alias("query_id")
     )
-    scored = joined.groupBy("query_id").agg(F.expr(f"CAST({target.rule} AS DOUBLE)").alias("rule_score"))
-    return scored.select(F.col("query_id").alias("event_id"), "rule_score")
+    every = ruling.withColumn("query_id", F.lit(None).cast("string")).unionByName(queries, True)
+    is_query = F.col("query_id").isNotNull()
+    of_customer = Window.partitionBy("customer_key")
+    before = of_customer.orderBy(F.unix_micros("event_time")).rangeBetween(Window.unboundedPreceding, -1)
+    placed = every.withColumn("rule_place", F.count_if(~is_query).over(before))
+    if target.rule == "count(*)":
+        count = F.col("rule_place").cast("double").alias("rule_score")
+        return placed.where(is_query).select(F.col("query_id").alias("event_id"), count), 0.0
+    most = run.config.sequences.max_events
+    follow = F.count_if(~is_query).over(of_customer) - F.col("rule_place")
+    placed = placed.withColumn("rule_events_on", follow)
+    keys = placed.where(is_query & (F.col("rule_events_on") <= most)).select(
+        "customer_key", F.col("event_time").alias("as_of"), "query_id", "rule_place"
+    )
+    latest = placed.where(~is_query & (F.col("rule_events_on") <= 2 * most)).drop("query_id")
+    earlier = (
+        (F.col("query.customer_key") == F.col("before.customer_key"))
+        & (F.col("before.event_time") < F.col("query.as_of"))
+        & (F.col("query.rule_place") - F.col("before.rule_place") <= most)
+    )
+    joined = (
+        keys.alias("query")
+        .join(latest.alias("before"), earlier)
+        .select("query.query_id", "query.as_of", *(F.col(f"before.{name}") for name in events.columns))
+    )
+    rule = F.expr(f"CAST({target.rule} AS DOUBLE)").alias("rule_score")
+    scored = joined.groupBy("query_id").agg(rule).withColumnRenamed("query_id", "event_id")
+    return scored, _of_nothing(joined, rule)
+
+
+def _of_nothing(events: DataFrame, rule: Column) -> float | None:
+    """What the rule says where there is no event: a count 0, a latest time nothing."""
+    try:
+        row = events.where(F.lit(False)).agg(rule).first()
+    except ArithmeticException:  # a share of nothing
+        return None
+    assert row is not None  # an aggregate without keys gives one row
+    return None if row[0] is None else float(row[0])
 
 
 def _split(config: Config, target: TargetConfig, until: dt.datetime) -> Column:
