@@ -27,7 +27,7 @@ from typing import IO, Any
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ModelError, values_may_be_shown, without_values
-from lam_spark.training.distributed import run_on_spark
+from lam_spark.training.distributed import PATIENCE, run_on_spark
 from lam_spark.training.lines import drop_torn_line
 from lam_spark.training.meter import Progress
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
@@ -36,7 +36,7 @@ from lam_spark.training.worker import DRIVER_VARIABLE, FAILURE_FILE, PROGRESS_FI
 _HOROVOD = {
     # A rank that never comes becomes an exit code instead of a hang.
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(int(PATIENCE.total_seconds())),
     # Its background thread wakes every millisecond by default; where ranks fill the cores, that is a tenth of
     # the speed (docs/benchmarks.md).
     "HOROVOD_CYCLE_TIME": "5",

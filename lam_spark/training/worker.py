@@ -20,7 +20,7 @@ from lam_spark.training.fit import Trainer
 from lam_spark.training.spec import TrainingSpec
 
 PROGRESS_FILE = "progress.jsonl"
-# With the rank's number: why it failed.
+# With the number of the rank (of the process, before it had a rank): why it failed.
 FAILURE_FILE = "failure."
 DRIVER_VARIABLE = "LAM_SPARK_DRIVER"
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -76,13 +76,15 @@ def main(arguments: list[str]) -> None:
     if DRIVER_VARIABLE in os.environ:
         leave_with_driver(os.environ[DRIVER_VARIABLE])
     spec = TrainingSpec.load(Path(arguments[0]))
-    world = world_of(spec.settings["launcher"])
+    who = f"process {os.getpid()}"  # until it has joined the others
     try:
+        world = world_of(spec.settings["launcher"])
+        who = f"rank {world.rank}"
         train(spec, world)
     except Exception as error:
         # The driver repeats this; the log beside it may quote a customer's row.
-        failure = f"rank {world.rank}: {without_values(error)}"
-        (Path(spec.folder) / f"{FAILURE_FILE}{world.rank}").write_text(failure, encoding="utf-8")
+        failure = f"{who}: {without_values(error)}"
+        (Path(spec.folder) / f"{FAILURE_FILE}{who.split()[1]}").write_text(failure, encoding="utf-8")
         raise
     world.close()
 
