@@ -100,6 +100,9 @@ def test_the_targets_that_are_not_scored_are_held_out_and_measured_too(finished:
     amount = np.array([row["label"] for row in spend])
     mean, median = np.array([row["answer"] for row in spend]).T
     assert measured["spend"]["mean_absolute_error"] == pytest.approx(np.abs(amount - median).mean())
+    ruled = np.array([0.0 if row["rule_score"] is None else row["rule_score"] for row in spend])
+    assert 0 < sum(row["rule_score"] is None for row in spend) < len(spend)  # who bought nothing lately
+    assert measured["spend"]["rule_mean_absolute_error"] == pytest.approx(np.abs(amount - ruled).mean())
     assert measured["spend"]["mean_predicted"] == pytest.approx(mean.mean())
     assert (median >= 0).all()
     assert (mean > 0).all()
