@@ -110,11 +110,12 @@ def cluster(local: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Cluster
         watch.join()
     assert process.returncode == 0, (stdout[-2000:], stderr[-2000:])
     assert len(killed) == 1
-    events = [
-        json.loads(line)
-        for path in (folder / "events").rglob("events_*")
-        for line in path.read_text().splitlines()
-    ]
+    events = []
+    for path in (folder / "events").rglob("events_*"):
+        with path.open(
+            encoding="utf-8"
+        ) as file:  # not `splitlines`: a plan may hold any white space there is
+            events += [json.loads(line) for line in file]
     return Cluster(root, killed[0], events)
 
 
