@@ -51,16 +51,19 @@ def check_as_of(run: Run, first: int, last: int) -> None:
         )
 
 
-def observed_until(run: Run, events: DataFrame) -> dt.datetime:
+def observed_until(run: Run, events: DataFrame, last: int) -> dt.datetime:
     """Up to when it is known what happened: `as_of`, or the end of the local day of the last event before it.
 
     `as_of` may lie some days after what was delivered; in these nothing is known to have happened or not. The last
     event counts whoever's and of whatever channel it is: the kind that a target waits for may be rare, and a quiet
     week of it is an answer. Events from `as_of` on do not count: a run of an earlier day finds what it found then.
+
+    Args:
+        run: its `as_of` lies after the first event (`check_as_of`).
+        events: of everybody.
+        last: of them, by `bounds_of`; only where it is not before `as_of` are they looked at once more.
     """
-    seen = events.where(F.col("event_time") < F.expr(sql_literal(run.as_of)))
-    row = seen.agg(F.unix_micros(F.max("event_time"))).first()
-    if row is None or row[0] is None:
-        return run.as_of
-    last_day = instant(int(row[0])).astimezone(zoneinfo.ZoneInfo(run.config.time_zone)).date()
+    if instant(last) >= run.as_of:
+        _, last = bounds_of(events.where(F.col("event_time") < F.expr(sql_literal(run.as_of))))
+    last_day = instant(last).astimezone(zoneinfo.ZoneInfo(run.config.time_zone)).date()
     return min(run.as_of, run.config.instant(last_day + dt.timedelta(days=1)))

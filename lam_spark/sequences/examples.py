@@ -48,8 +48,9 @@ def run(run: Run) -> StageResult:
     allowed = eligible(run, config.consent.training_purpose)
     delivered = run.tables.read("events")
     # Long after the last event, every horizon would seem to be over: nothing that was seen would mean that nothing was.
-    check_as_of(run, *bounds_of(delivered))
-    until = observed_until(run, delivered)
+    first, last = bounds_of(delivered)
+    check_as_of(run, first, last)
+    until = observed_until(run, delivered, last)
     events = delivered.join(allowed, "customer_key", "left_semi")
     vocabulary = run.keep(run.tables.read("vocabulary"))
     examples = None

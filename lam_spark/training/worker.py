@@ -76,15 +76,15 @@ def main(arguments: list[str]) -> None:
     if DRIVER_VARIABLE in os.environ:
         leave_with_driver(os.environ[DRIVER_VARIABLE])
     spec = TrainingSpec.load(Path(arguments[0]))
-    who = f"process {os.getpid()}"  # until it has joined the others
+    who, number = "process", os.getpid()  # until it has joined the others
     try:
         world = world_of(spec.settings["launcher"])
-        who = f"rank {world.rank}"
+        who, number = "rank", world.rank
         train(spec, world)
     except Exception as error:
         # The driver repeats this; the log beside it may quote a customer's row.
-        failure = f"{who}: {without_values(error)}"
-        (Path(spec.folder) / f"{FAILURE_FILE}{who.split()[1]}").write_text(failure, encoding="utf-8")
+        failure = f"{who} {number}: {without_values(error)}"
+        (Path(spec.folder) / f"{FAILURE_FILE}{number}").write_text(failure, encoding="utf-8")
         raise
     world.close()
 
