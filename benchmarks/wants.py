@@ -1,6 +1,6 @@
 """The telecom world's planted wants: the model beside gradient boosting, chains of actions, and the truth itself.
 
-    python benchmarks/wants.py [--small] [--folder FOLDER] [--seeds 5]
+    python benchmarks/wants.py [--small] [--folder FOLDER] [--seeds 0 1 2 3 4]
 
 100,000 drawn customers (--small: 4,000) through all stages up to the snapshot, then trained with five seeds (--small:
 one), each twenty minutes and more on two cores. With --folder, what is finished stays there, and the same command goes
@@ -356,9 +356,9 @@ class Held:
 
 def main() -> None:
     parser = command_line(__doc__, keeps_folder=True)
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="to train with")
     asked = parser.parse_args()
-    size, seeds = (4_000, range(1)) if asked.small else (100_000, range(asked.seeds))
+    size, seeds = (4_000, asked.seeds[:1]) if asked.small else (100_000, asked.seeds)
     with kept_folder(asked.folder, "wants-", origin_digest(asked.small)) as folder:
         world = World(folder, size)
         by_seed = [world.trained(seed) for seed in seeds]
@@ -394,6 +394,8 @@ def main() -> None:
         **{f"auc_{n}": float(roc_auc_score(held.label, p[held.treated])) for n, p in known.items()},
     }
     by_seed = [told | held.measures(answers) for told, answers in zip(by_seed, ours, strict=True)]
+    for seed, told in zip(seeds, by_seed, strict=True):
+        print(f"  seed {seed}: " + ", ".join(f"{name} {value:.4g}" for name, value in told.items()))
     for name in ("auc", "lift", "effect_correlation", "qini_share", "next_action_lam"):
         values = [told[name] for told in by_seed]
         key = name if name.endswith("lam") else f"{name}_lam"

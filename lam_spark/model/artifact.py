@@ -21,7 +21,7 @@ from lam_spark.errors import ModelError
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
