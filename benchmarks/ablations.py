@@ -11,10 +11,10 @@ goes on from it.
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
 elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event; `who`:
 no query says who asks (the event that said it is seen while it is among the last); `bins`: neither numbers nor
-aggregates by their quantile bins; `members`: one network an answer; `aggregates`: the same for all; `habits`: the same
-for all; `counts`: both, the answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`:
-the last step's weights. `contrastive` is the other way round: what comes of adding it. `accumulate...` are four
-batches a step, with the learning rate as it is or scaled.
+aggregates by their quantile bins; `aggregates`: the same for all; `habits`: the same for all; `counts`: both, the
+answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
+`contrastive` is the other way round: what comes of adding it. `accumulate...` are four batches a step, with the
+learning rate as it is or scaled.
 """
 
 from __future__ import annotations
@@ -111,11 +111,6 @@ def without_bins(spec: TrainingSpec) -> TrainingSpec:
     return dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
 
-def without_members(spec: TrainingSpec) -> TrainingSpec:
-    """One small network an answer."""
-    return dataclasses.replace(spec, size=dataclasses.replace(spec.size, answer_members=1))
-
-
 def no_habits(habits: Habits, batch: Batch, seen_BQT: Tensor) -> Tensor:
     """The same habits for all."""
     return torch.zeros_like(_counted(habits, batch, seen_BQT))
@@ -154,7 +149,6 @@ VARIANTS: dict[str, Variant] = {
     "numbers": Variant(batch=without_numbers),
     "who": Variant(batch=without_who),
     "bins": Variant(spec=without_bins),
-    "members": Variant(spec=without_members),
     "aggregates": Variant(batch=without_aggregates),
     "habits": Variant(patches=(_NO_HABITS,)),
     "counts": Variant(batch=without_aggregates, patches=(_NO_HABITS,)),

@@ -327,11 +327,6 @@ class ModelConfig(Section):
     numeric_bins: int = Field(
         default=8, ge=0, description="quantile bins of each number and aggregate; 0: none"
     )
-    answer_members: int = Field(
-        default=16,
-        ge=1,
-        description="small networks that an answer is the mean of; they share their first layer",
-    )
     half_life_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(3.0, 14.0, 60.0, 240.0),
         min_length=1,

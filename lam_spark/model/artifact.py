@@ -21,7 +21,7 @@ from lam_spark.errors import ModelError
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 5
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A causal transformer over customers' events, with query events that ask what follows.
 
 Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates, H half-lives and R rows of
-habits, V values of an answer, M members that make it; in attention H heads of width E.
+habits, V values of an answer; in attention H heads of width E.
 
 - An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
   of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
@@ -10,7 +10,7 @@ habits, V values of an answer, M members that make it; in attention H heads of w
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
 - An answer is made of the sequence's summary, the aggregates of the full history (standardised and by quantile bins,
-  as an event's numbers) and the habits (`habits.py`): the mean of what several members answer.
+  as an event's numbers) and the habits (`habits.py`).
 - Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
 - Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
   set, from the last event of the one before.
@@ -21,7 +21,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -43,14 +42,13 @@ _HABIT_SCALE = 0.25
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0), members of an answer."""
+    """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0)."""
 
     width: int
     layers: int
     heads: int
     dropout: float
     numeric_bins: int = 8
-    answer_members: int = 16
 
 
 @dataclass(frozen=True)
@@ -98,19 +96,13 @@ class Predictions:
     Attributes:
         event_hidden_BTD: after each event.
         query_hidden_BQD: at each query.
-        member_answers: target -> what each member answers: (B, Q, M) logits of `binary`; (B, Q, M, 3) of `value`:
-            logit of more than nothing, mean and log deviation of the log of how much; (B, Q, M, V) of `next`: a logit
-            a value.
+        answers: target -> (B, Q) logit of `binary`; (B, Q, 3) of `value`: logit of more than nothing, mean and log
+            deviation of the log of how much; (B, Q, V) of `next`: a logit a value.
     """
 
     event_hidden_BTD: Tensor
     query_hidden_BQD: Tensor
-    member_answers: dict[str, Tensor]
-
-    @cached_property
-    def answers(self) -> dict[str, Tensor]:
-        """Target -> the members' mean, (B, Q) or (B, Q, outputs)."""
-        return {name: by_member.mean(dim=2) for name, by_member in self.member_answers.items()}
+    answers: dict[str, Tensor]
 
 
 class LargeActionModel(nn.Module):
@@ -189,10 +181,7 @@ class LargeActionModel(nn.Module):
                 nn.init.zeros_(module.feed_out.weight)
             elif isinstance(module, _Answer):
                 nn.init.zeros_(module.wide.weight)
-                nn.init.zeros_(module.last_MDV)
-                # What makes members differ: each reads the shared layer by signs of its own.
-                module.scale_MD.data.bernoulli_(0.5).mul_(2).sub_(1)
-                nn.init.normal_(module.shift_MD, std=0.5)
+                nn.init.zeros_(module.last.weight)
             elif isinstance(module, _OwnHabit):
                 nn.init.zeros_(module.by_sequence.weight)
 
@@ -242,7 +231,7 @@ class LargeActionModel(nn.Module):
     def answers_of(
         self, hidden_BQD: Tensor, aggregates_BQA: Tensor, habits_BQHR: Tensor
     ) -> dict[str, Tensor]:
-        """Target -> what each member answers (`Predictions.member_answers`), from what is known at each query."""
+        """Target -> answers (`Predictions.answers`), from what is known at each query."""
         summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
         bins_BQN = self.aggregate_bins(aggregates_BQA).flatten(2)
         known = [hidden_BQD, summary_BQA, bins_BQN, _HABIT_SCALE * habits_BQHR.flatten(2)]
@@ -354,30 +343,24 @@ class _Block(nn.Module):
 class _Answer(nn.Module):
     """Fuses what the sequence says with the summary aggregates and the habits.
 
-    Small networks read all three, M members at the price of little more than one: they share the first layer, and each
-    scales and shifts what it gives in its own way and has a last layer of its own (after TabM, Gorishniy et al. 2024,
-    arXiv 2410.24210, whose members scale the inputs). What is linear in the aggregates is added, and, in an answer of
-    `next`, each value's own habit.
+    A small network reads all three. What is linear in the aggregates is added, as is, in an answer of `next`, each
+    value's own habit.
     """
 
     def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
-        self.target, width, members = target, size.width, size.answer_members
+        self.target, width = target, size.width
         self.wide = nn.Linear(len(layout.aggregate_names), target.outputs)
         self.first = nn.Linear(answer_features(layout, size), width)
-        self.scale_MD = nn.Parameter(torch.empty(members, width))
-        self.shift_MD = nn.Parameter(torch.empty(members, width))
         self.dropout = nn.Dropout(size.dropout)
-        self.last_MDV = nn.Parameter(torch.empty(members, width, target.outputs))
+        self.last = nn.Linear(width, target.outputs)
         self.own_habit = _OwnHabit(target, layout, size) if target.kind == "next" else None
 
     def forward(self, known_BQK: Tensor, summary_BQA: Tensor, habits_BQHR: Tensor) -> Tensor:
-        inner_BQD = self.first(known_BQK)
-        inner_BQMD = self.dropout(F.silu(inner_BQD[:, :, None] * self.scale_MD + self.shift_MD))
-        shared_BQV = self.wide(summary_BQA)
+        inner_BQD = self.dropout(F.silu(self.first(known_BQK)))
+        answer: Tensor = self.wide(summary_BQA) + self.last(inner_BQD)
         if self.own_habit is not None:
-            shared_BQV = shared_BQV + self.own_habit(inner_BQMD.mean(dim=2), habits_BQHR)
-        answer: Tensor = shared_BQV[:, :, None] + torch.einsum("bqmd,mdv->bqmv", inner_BQMD, self.last_MDV)
+            answer = answer + self.own_habit(inner_BQD, habits_BQHR)
         return answer.squeeze(-1) if self.target.kind == "binary" else answer
 
 

@@ -158,25 +158,21 @@ def answer_loss(
 ) -> tuple[Tensor, Tensor]:
     """Losses of the labelled queries of the period's splits: (K,) sums and counts a target.
 
-    A query's loss is the mean of the members' own: each learns as if it were alone. `binary`: cross-entropy; `value`:
-    likelihood of how much, and how far the median is off in usual amounts; `next`: mean cross-entropy of the values
-    asked for.
+    `binary`: cross-entropy; `value`: likelihood of how much, and how far the median is off in usual amounts; `next`:
+    mean cross-entropy of the values asked for.
     """
     allowed = in_splits(batch, period.splits)
     sums, counts = [], []
     for target in model.layout.targets:
-        asked = _asked(target, batch, allowed)
-        answers = predictions.member_answers[target.name][asked].float()
-        label, members = batch[f"label_{target.name}"][asked], answers.shape[1]
-        labels = label[:, None].expand(-1, members, *label.shape[1:])
+        answers, labels = asked_answers(target, batch, predictions, allowed)
         if target.kind == "value":
             missed = median_error(answers, labels) / model.usual_amount[target.name]
             losses = value_loss(answers, labels) + missed
         else:
             losses = F.binary_cross_entropy_with_logits(answers, labels, reduction="none")
         # The zero keeps a batch without such a query a part of the graph.
-        sums.append(losses.sum() / (target.values * members) + answers.sum() * 0)
-        counts.append(torch.tensor(float(len(label)), device=label.device))
+        sums.append(losses.sum() / target.values + answers.sum() * 0)
+        counts.append(torch.tensor(float(len(labels)), device=labels.device))
     return torch.stack(sums), torch.stack(counts)
 
 

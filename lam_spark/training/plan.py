@@ -34,9 +34,6 @@ _BYTES_A_PARAMETER = 20
 _BYTES_TO_SUM = 8
 # Kept for the backward pass, per slot, layer and unit of width: measured at two sizes, bfloat16, compiled (45 and 52).
 _BYTES_OF_ACTIVATION = 50
-# Likewise per query, target, member of an answer and unit of width: what goes into its activation and its dropout in
-# float32, what goes into its last layer in bfloat16.
-_BYTES_OF_MEMBER = 10
 # Log-probabilities of every field's values and what they are made from, float32.
 _BYTES_OF_LOGIT = 12
 
@@ -169,8 +166,7 @@ def forward_flops(layout: Layout, size: ModelSize, with_answers: bool = True) ->
         return float(size.layers * layer + inputs + nexts)
     summaries = len(layout.aggregate_names)
     inner = answer_features(layout, size) * width
-    last = size.answer_members * width
-    answers = sum(inner + (last + summaries) * target.outputs for target in layout.targets)
+    answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
     return float(size.layers * layer + inputs + nexts + 2 * queries * answers + _habit_flops(layout))
 
 
@@ -204,7 +200,6 @@ def plan(
     flops += block_flops(layout, size) * passes.answering
     activations = batch_blocks * (
         slots * size.layers * size.width * _BYTES_OF_ACTIVATION
-        + layout.queries_per_block * len(layout.targets) * size.answer_members * size.width * _BYTES_OF_MEMBER
         + layout.block_events * sum(layout.sizes) * _BYTES_OF_LOGIT
     )
     bytes_held = _BYTES_A_PARAMETER + (_BYTES_TO_SUM if gpus > 1 else 0)

@@ -22,9 +22,7 @@ NOT_DECISIVE = ("checkpoint_minutes", "experiment", "recompute")
 def size_of(config: Config) -> ModelSize:
     """The size of the model that a configuration asks for."""
     model = config.model
-    return ModelSize(
-        model.width, model.layers, model.heads, model.dropout, model.numeric_bins, model.answer_members
-    )
+    return ModelSize(model.width, model.layers, model.heads, model.dropout, model.numeric_bins)
 
 
 @dataclass(frozen=True)

@@ -216,26 +216,6 @@ def test_a_fresh_model_knows_nothing() -> None:
     assert answers(model, [daily(6, (3, 6))])[0].tolist() == [0.0, 0.0]
 
 
-@torch.no_grad()
-def test_an_answer_is_the_mean_of_its_members(model: LargeActionModel, batch: Batch) -> None:
-    told = model(batch)
-    by_member = told.member_answers["reply"][0, :3]
-    assert by_member.shape == (3, SIZE.answer_members)
-    assert all(len(each.unique()) == SIZE.answer_members for each in by_member)
-    torch.testing.assert_close(told.answers["reply"][0, :3], by_member.mean(dim=1))
-
-
-def test_members_that_begin_alike_learn_each_in_its_own_way(batch: Batch) -> None:
-    fresh = LargeActionModel(LAYOUT, SIZE, lively_model().normaliser).eval()
-    assert len(fresh(batch).member_answers["reply"].unique()) == 1
-    loss_of(fresh, batch, WHOLE, with_next=False, with_answers=True).answer_sums.sum().backward()
-    with torch.no_grad():
-        for parameter in fresh.parameters():
-            if parameter.grad is not None:
-                parameter -= 0.1 * parameter.grad
-        assert len(fresh(batch).member_answers["reply"][0, 0].unique()) == SIZE.answer_members
-
-
 def test_ids_newer_than_the_model_are_unknown_to_it(model: LargeActionModel) -> None:
     found = []
     for item in (1, 99):
