@@ -53,7 +53,7 @@ def environment() -> Path:
 
 def household_events() -> pd.DataFrame:
     """All that a household did or got, as `coles_train.py` takes it, with `household_id`; local time in days."""
-    products = raw("products")[["product_id", "department", "brand", "product_category"]]
+    products = raw("products")[["product_id", "department", "brand"]]
     lines = purchases().merge(products, on="product_id", how="left").rename(columns={"time": "at"})
     lines["action"] = "purchase"
     sent = raw("campaigns").merge(raw("campaign_descriptions"), on="campaign_id")

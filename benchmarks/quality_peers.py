@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from coles import YEAR, embeddings, household_events
-from coupon import TEST_START, VALIDATION_START, WINDOWS, boosted, periods, purchases, raw
+from coupon import (
+    TEST_START,
+    WINDOWS,
+    boosted,
+    commonest_categories,
+    demographics,
+    logistic,
+    periods,
+    purchases,
+    raw,
+    timed,
+)
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, mean_absolute_error
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 Array = npt.NDArray[Any]
-HORIZON, ACTIVE, CATEGORIES = 28, 91, 20
+HORIZON, ACTIVE = 28, 91
 # Days between two questions of the test period.
 STEP = 28
 BOOSTING = {
@@ -70,13 +77,11 @@ class Question:
 
 def daily() -> tuple[pd.DataFrame, Array, list[str]]:
     """Lines with local day and category; (households, days, K) what each did a day; names of the K."""
-    products = raw("products")[["product_id", "product_category"]]
-    lines = purchases().merge(products, on="product_id", how="left")  # not all products are listed
+    lines = purchases()
     lines["day"] = (lines.time.dt.normalize() - YEAR).dt.days
     households = np.sort(lines.household_id.unique())
     lines["row"] = np.searchsorted(households, lines.household_id)
-    before = lines[lines.day < (VALIDATION_START - YEAR).days]
-    commonest = before.product_category.value_counts().index[:CATEGORIES].tolist()
+    commonest = commonest_categories(lines)
     # Days before the year are a day 0 for a transaction of New Year's Eve, local time.
     lines["day"] = lines.day.clip(lower=0)
     kinds = ["visits", "lines", "spend", "discount", "coupons", *commonest]
@@ -111,6 +116,31 @@ def questions(cube: Array, step: int) -> pd.DataFrame:
     return pd.DataFrame(asked, columns=["row", "day", "period"])
 
 
+def daily_marketing(households: Array, days: int) -> tuple[Array, list[str]]:
+    """(households, days, K) what each was sent and redeemed a day; names of the K: redemptions, and of each type of
+    campaign how many began and how many ended the day before.
+    """
+    sent = raw("campaigns").merge(raw("campaign_descriptions"), on="campaign_id")
+    redeemed = raw("coupon_redemptions")
+    types = sorted(sent.campaign_type.unique())
+    names = ["redemptions", *(f"{what}_{kind}" for kind in types for what in ("contacts", "ended"))]
+    cube = np.zeros((len(households), days, len(names)))
+
+    def count(name: str, rows: pd.DataFrame, dates: pd.Series) -> None:
+        # What began before the year counts from its first day on: so does its end.
+        day = (dates - YEAR).dt.days.clip(lower=0).to_numpy()
+        known = rows.household_id.isin(households).to_numpy() & (day < days)
+        row = np.searchsorted(households, rows.household_id.to_numpy()[known])
+        np.add.at(cube[..., names.index(name)], (row, day[known]), 1)
+
+    count("redemptions", redeemed, redeemed.redemption_date)
+    for kind in types:
+        own = sent[sent.campaign_type == kind]
+        count(f"contacts_{kind}", own, own.start_date)
+        count(f"ended_{kind}", own, own.end_date + pd.Timedelta(days=1))
+    return cube, names
+
+
 def running(cube: Array) -> Array:
     """(households, days + 1, K) sums over the days before each."""
     return np.concatenate([np.zeros((len(cube), 1, cube.shape[2])), cube.cumsum(axis=1)], axis=1)
@@ -119,14 +149,35 @@ def running(cube: Array) -> Array:
 def regular_features(
     rows: pd.DataFrame, cube: Array, kinds: list[str], households: pd.DataFrame
 ) -> pd.DataFrame:
-    """Recency, frequency, money and category shares before each question."""
+    """Before each question: recency, frequency, money, category shares, weekdays, coupons, campaigns; demographics."""
     sums = running(cube)
+    keys = households.household_id.to_numpy()
+    marketing, sent = daily_marketing(keys, cube.shape[1])
+    told = running(marketing)
+    weekday = (YEAR.weekday() + np.arange(cube.shape[1])) % 7
     row, day = rows.row.to_numpy(), rows.day.to_numpy()
     table: dict[str, Array] = {}
     for window in WINDOWS:
         inside = sums[row, day] - sums[row, np.maximum(0, day - window)]
         table |= {f"{name}_{window}": inside[:, number] for number, name in enumerate(kinds)}
         table[f"spend_a_visit_{window}"] = inside[:, 2] / np.maximum(inside[:, 0], 1)
+        table |= {
+            f"share_{name}_{window}": inside[:, number] / np.maximum(inside[:, 1], 1)
+            for number, name in enumerate(kinds)
+            if number >= 5
+        }
+        lately = told[row, day] - told[row, np.maximum(0, day - window)]
+        table |= {f"{name}_{window}": lately[:, number] for number, name in enumerate(sent)}
+    for number in range(7):
+        visits = running(cube[..., :1] * (weekday == number)[None, :, None])[row, day, 0]
+        table[f"visits_on_weekday_{number}"] = visits / np.maximum(sums[row, day, 0], 1)
+    for number, name in enumerate(sent):
+        if name.startswith("contacts_"):
+            # Of each type the end stands beside the beginning.
+            table[f"under_way_{name}"] = told[row, day, number] - told[row, day, number + 1]
+    redeemed = marketing[..., 0] > 0
+    last_redeemed = np.maximum.accumulate(np.where(redeemed, np.arange(cube.shape[1]), -400), axis=1)
+    table["days_since_redeemed"] = day - last_redeemed[row, day - 1]
     bought = cube[..., 1] > 0
     number = np.arange(cube.shape[1])
     last = np.maximum.accumulate(np.where(bought, number, -400), axis=1)
@@ -143,11 +194,8 @@ def regular_features(
             for r, d in zip(row, day, strict=True)
         ]
     )
-    asked = households.household_id.to_numpy()[row]
-    people = raw("demographics").set_index("household_id").reindex(asked)  # known of a third of them
-    for name in people:
-        table[str(name)] = pd.Categorical(people[name]).codes
-    made = pd.DataFrame(table)
+    people = demographics(pd.Series(keys[row]))
+    made = pd.concat([pd.DataFrame(table), people], axis=1)
     made.attrs["categories"] = kinds[5:]
     return made
 
@@ -172,16 +220,8 @@ def each_label(question: Question, answer: Callable[[Array], Array]) -> Array:
 
 
 def linear(question: Question) -> Array:
-    """Logistic regression on the features' logarithms."""
-    logs = np.sign(question.table) * np.log1p(question.table.abs())
-    test = question.where("test")
-
-    def answer(label: Array) -> Array:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        found: Array = model.fit(logs[~test], label[~test]).predict_proba(logs[test])[:, 1]
-        return found
-
-    return each_label(question, answer)
+    """Logistic regression."""
+    return each_label(question, lambda label: logistic(question.table, label, question.rows.period))
 
 
 def by_lightgbm(question: Question, table: pd.DataFrame, seed: int) -> Array:
@@ -240,25 +280,22 @@ def rule(question: Question) -> Array:
     return found.to_numpy()
 
 
-def timed(what: str, work: Callable[[], Array]) -> Array:
-    """Do it and say how long it took."""
-    started = time.monotonic()
-    found = work()
-    print(f"{what}: {time.monotonic() - started:.0f} s", flush=True)
-    return found
+def regular_peers(question: Question, weekly: Question, seeds: Iterable[int]) -> Answers:
+    """The peers of what is asked every four weeks; LightGBM also learns from the same asked every week.
 
-
-def regular_peers(question: Question, weekly: Question) -> Answers:
-    """The peers of what is asked every four weeks; LightGBM also learns from the same asked every week."""
+    LightGBM with each seed, where one label is asked; the others have none, or theirs changes nothing.
+    """
     name = question.name
-    found = {
-        "rule": [rule(question)],
-        "lightgbm": [timed(f"LightGBM, {name}", lambda: by_lightgbm(question, question.table, 0))],
-        "lightgbm_weekly": [timed(f"LightGBM, {name}, weekly", lambda: by_lightgbm(weekly, weekly.table, 0))],
-        "sklearn": [timed(f"scikit-learn, {name}", lambda: by_sklearn(question))],
+    found = {"rule": [rule(question)], "lightgbm": [], "lightgbm_weekly": []}
+    for seed in seeds if question.label.ndim == 1 else (0,):
+        for peer, asked in (("lightgbm", question), ("lightgbm_weekly", weekly)):
+            answer = timed(f"{peer}_{name}", lambda q=asked, s=seed: by_lightgbm(q, q.table, s))
+            found[peer].append(answer)
+    found |= {
+        "sklearn": [timed(f"sklearn_{name}", lambda: by_sklearn(question))],
     }
     if not question.is_amount:
-        found["logistic"] = [timed(f"logistic regression, {name}", lambda: linear(question))]
+        found["logistic"] = [timed(f"logistic_{name}", lambda: linear(question))]
     return found
 
 
@@ -281,7 +318,7 @@ def coles_peers(questions: list[Question], seeds: Iterable[int], keep: Path) -> 
             if question.label.ndim > 1:
                 tables = {"coles_lightgbm": beside} if turn == 0 else {}
             for peer, table in tables.items():
-                what = f"{peer}, {question.name}, seed {seed}"
+                what = f"{peer}_{question.name}"
                 answer = timed(what, lambda q=question, t=table, s=seed: by_lightgbm(q, t, s))
                 found[question.name].setdefault(peer, []).append(answer)
     return found
