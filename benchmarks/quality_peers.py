@@ -283,15 +283,17 @@ def rule(question: Question) -> Array:
 def regular_peers(question: Question, weekly: Question, seeds: Iterable[int]) -> Answers:
     """The peers of what is asked every four weeks; LightGBM also learns from the same asked every week.
 
-    LightGBM with each seed, where one label is asked; the others have none, or theirs changes nothing.
+    LightGBM of one label with each seed; of many, and weekly, with the first. The others have none.
     """
     name = question.name
-    found = {"rule": [rule(question)], "lightgbm": [], "lightgbm_weekly": []}
-    for seed in seeds if question.label.ndim == 1 else (0,):
-        for peer, asked in (("lightgbm", question), ("lightgbm_weekly", weekly)):
-            answer = timed(f"{peer}_{name}", lambda q=asked, s=seed: by_lightgbm(q, q.table, s))
-            found[peer].append(answer)
-    found |= {
+    several = seeds if question.label.ndim == 1 else (0,)
+    found = {
+        "rule": [rule(question)],
+        "lightgbm": [
+            timed(f"lightgbm_{name}", lambda s=seed: by_lightgbm(question, question.table, s))
+            for seed in several
+        ],
+        "lightgbm_weekly": [timed(f"lightgbm_weekly_{name}", lambda: by_lightgbm(weekly, weekly.table, 0))],
         "sklearn": [timed(f"sklearn_{name}", lambda: by_sklearn(question))],
     }
     if not question.is_amount:
