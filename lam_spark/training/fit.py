@@ -11,7 +11,8 @@
 A checkpoint every `training.checkpoint_minutes` says where this stands; the same training started again goes
 on from the last one, to the same weights.
 
-Memory of a rank: the model, its optimiser and one row group, whatever the size of the data.
+Memory of a rank: the model, its optimiser, one row group and a histogram of logits a target (of `next`, one a value),
+whatever the size of the data.
 """
 
 from __future__ import annotations

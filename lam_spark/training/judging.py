@@ -1,8 +1,9 @@
-"""How good the answers to a target's queries are over a period: sums and rows that the ranks put together.
+"""How good the answers to a target's queries are over a period: sums that the ranks put together.
 
 A judge of a rank takes batches; `verdict` (all ranks at once) says the loss, the loss of the best constant answer, a
-measure for people and the calibration. Memory: of `binary` and `value` some numbers a query; of `next` a histogram a
-value, whatever the number of queries.
+measure for people and the calibration. Memory: of `value` eight sums, of `binary` and `next` a histogram of logits a
+value, whatever the number of queries. The loss, by which an epoch is chosen, is exact; what comes of the histogram is
+as fine as its bins.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lam_spark.dataset.layout import Target
 from lam_spark.errors import ModelError
-from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
+from lam_spark.metrics import auc, fit_logistic_calibration
 from lam_spark.model.artifact import Calibration
 from lam_spark.model.value import expected_value, median_value, value_loss
 from lam_spark.training.distributed import World
 
 Float = npt.NDArray[np.float64]
-# Of the logits of `next` answers: two hundredths apart; beyond, they are as good as certain.
+# Of logits: two hundredths apart; beyond, they are as good as certain.
 _BINS_A_LOGIT, _MOST_LOGIT = 50, 12
 _BIN_LOGITS = np.arange(-_MOST_LOGIT * _BINS_A_LOGIT, _MOST_LOGIT * _BINS_A_LOGIT + 1) / _BINS_A_LOGIT
+_BINS = len(_BIN_LOGITS)
+_CENTRES, _LABELS = np.tile(_BIN_LOGITS, 2), np.repeat([0.0, 1.0], _BINS)
 _COMMONEST = 20
 
 
@@ -58,25 +62,26 @@ class Judge:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._rows: list[Float] = []
-        self._histogram = np.zeros((target.values, len(_BIN_LOGITS), 2)) if target.kind == "next" else None
+        # Flat, for the ranks to add up at once.
+        self._sums = np.zeros(8 if target.kind == "value" else 1 + 2 * _BINS + target.values * 2 * _BINS)
 
     def add(self, answers: Tensor, labels: Tensor) -> None:
         """(n,) or (n, outputs) answers and (n,) or (n, values) labels of queries that were asked."""
-        if self._histogram is not None:
-            if not bool(answers.isfinite().all()):
-                self._histogram[:] = np.nan  # the loss shows it
-                return
-            binned = _bins_of(answers.double().cpu().numpy())
-            value = np.broadcast_to(np.arange(self.target.values), binned.shape)
-            np.add.at(self._histogram, (value, binned, labels.cpu().numpy().astype(int)), 1.0)
-            return
-        columns = [labels]
         if self.target.kind == "value":
-            columns += [value_loss(answers, labels), expected_value(answers), median_value(answers)]
-        else:
-            columns += [answers]
-        self._rows.append(torch.stack(columns, dim=1).double().cpu().numpy())
+            self._sums += _value_sums(answers, labels)
+            return
+        loss, logit_sums, histogram = self._parts(self._sums)
+        if not bool(answers.isfinite().all()):
+            loss[:] = np.nan
+            return
+        wide, yes = answers.double(), labels.double()
+        loss += float(F.binary_cross_entropy_with_logits(wide, yes, reduction="sum"))
+        logits = wide.reshape(-1, self.target.values).cpu().numpy()
+        binned, label = _bins_of(logits), yes.reshape(logits.shape).cpu().numpy().astype(int)
+        value = np.broadcast_to(np.arange(self.target.values), binned.shape)
+        of_bins = np.bincount((2 * binned + label).ravel(), logits.ravel(), 2 * _BINS)
+        logit_sums += of_bins.reshape(_BINS, 2)
+        np.add.at(histogram, (value, binned, label), 1.0)
 
     def verdict(self, world: World) -> Verdict:
         """Of what all ranks were given.
@@ -84,77 +89,88 @@ class Judge:
         Raises:
             ModelError: there is nothing to judge by: no query, or all have the same answer.
         """
-        if self._histogram is not None:
-            total = world.sum(torch.from_numpy(self._histogram.ravel())).numpy()
-            return self._of_next(total.reshape(self._histogram.shape))
-        width = 4 if self.target.kind == "value" else 2
-        rows = world.gather(np.concatenate([np.zeros((0, width)), *self._rows]))
-        label = rows[:, 0]
-        if len(np.unique(label > 0)) < 2:
-            raise ModelError(
-                f"the validation period has {len(rows)} examples of {self.target.name!r} and not both classes: "
-                "nothing can be chosen or calibrated. Move split.validation_start"
-            )
-        return self._of_value(rows) if self.target.kind == "value" else _of_binary(rows)
+        sums = world.sum(torch.from_numpy(self._sums)).numpy()
+        return self._of_value(sums) if self.target.kind == "value" else self._of_logits(sums)
 
-    def _of_value(self, rows: Float) -> Verdict:
-        label, losses, expected, median = rows.T
-        logs = np.log(label[label > 0])
-        spread = max(float(logs.std()), math.exp(-3.0))
-        share = float((label > 0).mean())
+    def _parts(self, sums: Float) -> tuple[Float, Float, Float]:
+        """(1,) loss, (bins, 2) logits by label, of all values, and (values, bins, 2) answers by label: views."""
+        loss, logit_sums, histogram = np.split(sums, [1, 1 + 2 * _BINS])
+        return loss, logit_sums.reshape(_BINS, 2), histogram.reshape(self.target.values, _BINS, 2)
+
+    def _of_value(self, sums: Float) -> Verdict:
+        queries, some, logs, squares, loss, off, amount, expected = sums.tolist()
+        if not 0 < some < queries:
+            raise self._one_class(queries)
+        spread = max(math.sqrt(max(squares / some - (logs / some) ** 2, 0.0)), math.exp(-3.0))
+        share = some / queries
         unit = _entropy(share) + share
         naive = _entropy(share) + share * (0.5 + math.log(spread))
         # An expectation may be no number where a weight is none; the loss tells, here it must not divide.
-        factor = float(label.sum() / expected.sum()) if expected.sum() > 0 else 1.0
-        measures = {"mean absolute error": float(np.abs(label - median).mean())}
-        return Verdict(float(losses.mean()), naive, unit, measures, Calibration(factor, 0.0))
+        factor = amount / expected if expected > 0 else 1.0
+        return Verdict(
+            loss / queries, naive, unit, {"mean absolute error": off / queries}, Calibration(factor, 0.0)
+        )
 
-    def _of_next(self, histogram: Float) -> Verdict:
-        if not np.isfinite(histogram).all():
+    def _of_logits(self, sums: Float) -> Verdict:
+        loss, logit_sums, histogram = self._parts(sums)
+        if not np.isfinite(loss[0]):
             return Verdict(math.nan, 0.0, 1.0, {}, Calibration(1.0, 0.0))
         queries = histogram[0].sum()
         happened = histogram[:, :, 1].sum(axis=1)
         if not ((happened > 0) & (happened < queries)).any():
-            raise ModelError(
-                f"the validation period has {queries:.0f} examples of {self.target.name!r}, and of its "
-                f"{self.target.values} values each follows all of them or none: nothing can be chosen. Move "
-                "split.validation_start"
-            )
-        both = histogram.sum(axis=0)
-        logits, labels = np.tile(_BIN_LOGITS, 2), np.repeat([0.0, 1.0], len(_BIN_LOGITS))
-        weights = both.T.ravel()
+            raise self._one_class(queries)
         naive = float(np.mean([_entropy(share) for share in happened / queries]))
         areas = [
-            auc(logits, labels, histogram[value].T.ravel())
+            auc(_CENTRES, _LABELS, histogram[value].T.ravel())
             for value in np.argsort(-happened)[:_COMMONEST]
             if 0 < happened[value] < queries
         ]
-        slope, intercept = fit_logistic_calibration(logits, labels, weights)
+        both = histogram.sum(axis=0)
+        # What a bin's logits are on average: the outermost hold all beyond, and a calibration has to see how far.
+        logits = logit_sums / both.clip(1)
+        slope, intercept = fit_logistic_calibration(logits.T.ravel(), _LABELS, both.T.ravel())
         return Verdict(
-            log_loss(logits, labels, weights),
+            float(loss[0] / (queries * self.target.values)),
             naive,
             naive,
-            {"macro AUC": float(np.mean(areas))},
+            {"AUC" if self.target.kind == "binary" else "macro AUC": float(np.mean(areas))},
             Calibration(slope, intercept),
         )
 
+    def _one_class(self, queries: float) -> ModelError:
+        found = f"the validation period has {queries:.0f} examples of {self.target.name!r}"
+        if self.target.kind == "next":
+            return ModelError(
+                f"{found}, and of its {self.target.values} values each follows all of them or none: nothing can be "
+                "chosen. Move split.validation_start"
+            )
+        return ModelError(
+            f"{found} and not both classes: nothing can be chosen or calibrated. Move split.validation_start"
+        )
 
-def _of_binary(rows: Float) -> Verdict:
-    label, logit = rows.T
-    naive = _entropy(float(label.mean()))
-    return Verdict(
-        log_loss(logit, label),
-        naive,
-        naive,
-        {"AUC": auc(logit, label)},
-        Calibration(*fit_logistic_calibration(logit, label)),
+
+def _value_sums(answers: Tensor, labels: Tensor) -> Float:
+    """What `Judge._of_value` needs of (n, 3) answers and (n,) amounts, in its order."""
+    amounts = labels.double()
+    logs = amounts[amounts > 0].log()
+    columns = (
+        torch.ones_like(amounts),
+        amounts > 0,
+        logs,
+        logs.square(),
+        value_loss(answers, labels),
+        (amounts - median_value(answers)).abs(),
+        amounts,
+        expected_value(answers),
     )
+    return torch.stack([column.double().sum() for column in columns]).cpu().numpy()
 
 
 def _bins_of(logits: Float) -> npt.NDArray[np.int64]:
     """The nearest of `_BIN_LOGITS`."""
-    place: npt.NDArray[np.int64] = np.rint((logits + _MOST_LOGIT) * _BINS_A_LOGIT).astype(np.int64)
-    return place.clip(0, len(_BIN_LOGITS) - 1)
+    near = logits.clip(-_MOST_LOGIT, _MOST_LOGIT)  # what is far away would not fit into an integer
+    place: npt.NDArray[np.int64] = np.rint((near + _MOST_LOGIT) * _BINS_A_LOGIT).astype(np.int64)
+    return place
 
 
 def _entropy(share: float) -> float:

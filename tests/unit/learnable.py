@@ -77,6 +77,11 @@ def specification(folder: Path, files: list[list[Block]], **settings: Any) -> Tr
     )
 
 
+def validation_of(spec: TrainingSpec) -> Period:
+    """What an epoch is chosen by."""
+    return Period(spec.validation_start, spec.test_start, ("validation",))
+
+
 def take_steps(trainer: Trainer, blocks_by_step: list[Block | None]) -> dict[str, torch.Tensor]:
     """Drive the trainer's step over given blocks; the weights that come out.
 

@@ -18,7 +18,7 @@ from lam_spark.training.distributed import HorovodWorld
 from lam_spark.training.fit import Trainer
 from lam_spark.training.spec import TrainingSpec
 
-from .learnable import SHAPE, take_steps
+from .learnable import SHAPE, take_steps, validation_of
 
 STEPS = 4
 
@@ -34,12 +34,19 @@ def main(spec_file: str, folder: str) -> None:
     batches = block_batches(trainer.queried_files, SHAPE, spec.settings["batch_blocks"], seed=None)
     mine = [next(batches, None) for _ in range(STEPS)]
     save_file(take_steps(trainer, mine), out / f"steps-{world.rank}.safetensors")
+    verdict = trainer._verdicts(validation_of(spec))[spec.target]
     told: list[dict[str, object]] = []
     trainer = Trainer(spec, world, told.append)
     trainer.fit()
     save_file(trainer.model.state_dict(), out / f"fit-{world.rank}.safetensors")
     read = [block is not None for block in mine]
-    summary = {"size": world.size, "read": read, "blocks": trainer.queried_files.blocks, "told": told}
+    summary = {
+        "size": world.size,
+        "read": read,
+        "blocks": trainer.queried_files.blocks,
+        "verdict": dataclasses.asdict(verdict),
+        "told": told,
+    }
     (out / f"told-{world.rank}.json").write_text(json.dumps(summary))
     world.close()
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
 from lam_spark.dataset.loader import files_of_rank
 from lam_spark.dataset.packing import Customer, unfold
 from lam_spark.errors import ModelError
-from lam_spark.metrics import auc, fit_logistic_calibration, log_loss
+from lam_spark.metrics import Float, auc, fit_logistic_calibration, log_loss, sigmoid
 from lam_spark.model.artifact import open_artifact, read_artifact
 from lam_spark.model.habits import counted_rows, field_rows
 from lam_spark.model.transformer import _OwnHabit
@@ -25,7 +29,7 @@ from lam_spark.scoring.predictor import answer_queries
 from lam_spark.tokens import FIRST_VALUE
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
-from lam_spark.training.judging import Judge
+from lam_spark.training.judging import Judge, Verdict
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.statistics import query_statistics
 
@@ -173,13 +177,135 @@ def test_a_judge_of_next_gives_what_its_rows_would(tmp_path: Path) -> None:
         judge.add(torch.from_numpy(logits[rows]), torch.from_numpy(labels[rows]))
     verdict = judge.verdict(WORLD)
     wide, flat = logits.astype(float), labels.astype(float)
-    assert verdict.loss == pytest.approx(log_loss(wide.ravel(), flat.ravel()), abs=1e-3)
+    assert verdict.loss == pytest.approx(log_loss(wide.ravel(), flat.ravel()), rel=1e-12)
     areas = [auc(wide[:, value], flat[:, value]) for value in range(3)]
     assert verdict.measures["macro AUC"] == pytest.approx(np.mean(areas), abs=1e-3)
     slope, intercept = fit_logistic_calibration(wide.ravel(), flat.ravel())
-    assert verdict.calibration.slope == pytest.approx(slope, rel=1e-2)
-    assert verdict.calibration.intercept == pytest.approx(intercept, abs=2e-2)
+    assert verdict.calibration.slope == pytest.approx(slope, rel=1e-3)
+    assert verdict.calibration.intercept == pytest.approx(intercept, abs=1e-3)
     assert verdict.excess < 0  # it knows something
+
+
+def tied(rng: np.random.Generator, count: int) -> Float:
+    """Logits of a spread of two; every third is one of a few."""
+    logits = rng.normal(size=count) * 2
+    logits[::3] = np.rint(logits[::3] * 2) / 2
+    return logits
+
+
+def far(rng: np.random.Generator, count: int) -> Float:
+    """The same, but every fiftieth is beyond the bins."""
+    logits = tied(rng, count)
+    logits[::50] = rng.choice([-1, 1], count // 50) * rng.uniform(12, 40, count // 50)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("drawn", "of_area", "of_slope", "of_intercept"), [(tied, 1e-4, 1e-5, 1e-5), (far, 1e-4, 1e-4, 1e-4)]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_bins_give_what_the_rows_of_a_binary_target_would(
+    drawn: Callable[[np.random.Generator, int], Float],
+    of_area: float,
+    of_slope: float,
+    of_intercept: float,
+    seed: int,
+) -> None:
+    """Of those beyond the bins, one in ten is wrong: a calibration that saw them at 12 would be too steep by 0.1."""
+    rng = np.random.default_rng(seed)
+    logits = drawn(rng, 20_000).astype(np.float32).astype(np.float64)
+    labels = (rng.random(20_000) < sigmoid(0.8 * logits - 1)) ^ (
+        (abs(logits) > 12) & (rng.random(20_000) < 0.1)
+    )
+    judge = Judge(Target("a"))
+    judge.add(torch.from_numpy(logits).float(), torch.from_numpy(labels).float())
+    verdict = judge.verdict(WORLD)
+    yes = labels.astype(np.float64)
+    assert verdict.loss == pytest.approx(log_loss(logits, yes), rel=1e-12)
+    assert verdict.naive_loss == pytest.approx(
+        log_loss(np.full(20_000, math.log(yes.mean() / (1 - yes.mean()))), yes)
+    )
+    assert verdict.measures == {"AUC": pytest.approx(auc(logits, yes), abs=of_area)}
+    slope, intercept = fit_logistic_calibration(logits, yes)
+    assert verdict.calibration.slope == pytest.approx(slope, abs=of_slope)
+    assert verdict.calibration.intercept == pytest.approx(intercept, abs=of_intercept)
+
+
+def test_the_farthest_numbers_fall_into_the_outermost_bins() -> None:
+    judge = Judge(Target("a"))
+    judge.add(torch.tensor([3e38, 3e37, -3e38]), torch.tensor([1.0, 0.0, 0.0]))
+    verdict = judge.verdict(WORLD)
+    assert verdict.measures["AUC"] == 0.75
+    assert verdict.loss == pytest.approx(1e37)
+
+
+class Meeting(SingleWorld):
+    """A rank that is a thread of this process."""
+
+    def __init__(self, barrier: threading.Barrier, given: list[torch.Tensor]) -> None:
+        self.barrier, self.given = barrier, given
+
+    def begin_sum(self, values: torch.Tensor) -> Callable[[], torch.Tensor]:
+        self.given.append(values)
+        self.barrier.wait(timeout=60)
+        return lambda: torch.stack(self.given).sum(dim=0)
+
+
+def drawn_answers(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    """900 answers that know something; the first hundred have nothing that came true."""
+    torch.manual_seed(0)
+    shape = (900, target.values) if target.kind == "next" else (900,)
+    came = (torch.rand(shape) < 0.3) & (torch.arange(900) >= 100).view(-1, *[1] * (len(shape) - 1))
+    logit = torch.randn(shape) * 2 + came
+    if target.kind != "value":
+        return logit, came.float()
+    amount = torch.exp(1.0 + 0.5 * torch.randn(900)) * came
+    return torch.stack([logit, torch.randn(900) + 1, torch.randn(900)], dim=1), amount
+
+
+@pytest.mark.parametrize(
+    "target", [Target("a"), Target("a", "value"), Target("a", "next", "item", 3)], ids=lambda t: t.kind
+)
+def test_ranks_with_parts_of_the_answers_say_what_one_says_with_all(target: Target) -> None:
+    """One rank has no questions, one only such that nothing followed."""
+    answers, labels = drawn_answers(target)
+    alone = Judge(target)
+    alone.add(answers, labels)
+    expected = alone.verdict(WORLD)
+    parts: list[list[slice]] = [[slice(0, 100)], [], [slice(100, 101), slice(101, 500)], [slice(500, 900)]]
+    barrier, given = threading.Barrier(len(parts)), list[torch.Tensor]()
+
+    def judged(mine: list[slice]) -> Verdict:
+        judge = Judge(target)
+        for rows in mine:
+            judge.add(answers[rows], labels[rows])
+        return judge.verdict(Meeting(barrier, given))
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        verdicts = list(pool.map(judged, parts))
+    assert all(verdict == verdicts[0] for verdict in verdicts)
+    assert verdicts[0].measures.keys() == expected.measures.keys()
+    for found, wanted in zip(figures(verdicts[0]), figures(expected), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-9)
+    assert len({values.numel() for values in given}) == 1
+
+
+def figures(verdict: Verdict) -> list[float]:
+    fitted = (verdict.calibration.slope, verdict.calibration.intercept)
+    return [verdict.loss, verdict.naive_loss, verdict.unit, *verdict.measures.values(), *fitted]
+
+
+@pytest.mark.parametrize(
+    "target", [Target("a"), Target("a", "value"), Target("a", "next", "item", 3)], ids=lambda t: t.kind
+)
+def test_a_judge_holds_no_more_for_more_answers(target: Target) -> None:
+    answers, labels = drawn_answers(target)
+    judge = Judge(target)
+    judge.add(answers, labels)
+    held = len(pickle.dumps(judge))
+    for _ in range(9):
+        judge.add(answers, labels)
+    assert len(pickle.dumps(judge)) == held
 
 
 def test_a_judge_of_amounts_sets_the_sum_right() -> None:
@@ -194,6 +320,20 @@ def test_a_judge_of_amounts_sets_the_sum_right() -> None:
     assert verdict.measures["mean absolute error"] == pytest.approx(
         float((labels - median_value(answers)).abs().mean()), rel=1e-4
     )
+    assert verdict.loss == pytest.approx(float(value_loss(answers, labels).mean()), rel=1e-6)
+    share, spread = float((labels > 0).double().mean()), float(np.log(labels[labels > 0].numpy()).std())
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert verdict.unit == pytest.approx(entropy + share)
+    assert verdict.naive_loss == pytest.approx(entropy + share * (0.5 + math.log(spread)), rel=1e-6)
+
+
+def test_equal_amounts_have_the_least_spread() -> None:
+    """Whatever rounding leaves of the variance."""
+    labels = torch.tensor([0.0, *[1e6 / 3] * 999])
+    judge = Judge(Target("amount", "value"))
+    judge.add(torch.zeros(1000, 3), labels)
+    entropy = -0.999 * math.log(0.999) - 0.001 * math.log(0.001)
+    assert judge.verdict(WORLD).naive_loss == pytest.approx(entropy + 0.999 * (0.5 - 3))
 
 
 @pytest.mark.parametrize(
@@ -212,10 +352,25 @@ def test_nothing_to_judge_by_is_said(target: Target, answers: list[Any], labels:
         judge.verdict(WORLD)
 
 
-def test_a_score_that_is_no_number_shows_in_the_loss() -> None:
-    judge = Judge(Target("a", "next", "item", 2))
-    judge.add(torch.tensor([[0.1, math.nan]]), torch.tensor([[0.0, 1.0]]))
-    assert math.isnan(judge.verdict(WORLD).loss)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("target", "answers"),
+    [
+        (Target("a"), [0.1, 0.2, 0.3]),
+        (Target("a", "value"), [[0.1, 0.2, 0.3]] * 3),
+        (Target("a", "next", "item", 2), [[0.1, 0.2]] * 3),
+    ],
+)
+def test_a_score_that_is_no_number_shows_in_the_loss(
+    target: Target, answers: list[Any], wrong: float
+) -> None:
+    given = torch.tensor(answers)
+    given.view(3, -1)[1, 0] = wrong
+    labels = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    judge = Judge(target)
+    for rows in (slice(0, 2), slice(2, 3)):
+        judge.add(given[rows], labels[rows] if target.kind == "next" else labels[rows, 0])
+    assert not math.isfinite(judge.verdict(WORLD).loss)
 
 
 def test_untrained_answers_are_the_constants_of_the_training_period(tmp_path: Path) -> None:

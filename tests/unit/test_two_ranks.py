@@ -5,6 +5,7 @@ horovodrun starts once; the tests look at what the ranks left (rank_worker.py).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -23,11 +24,10 @@ from lam_spark.dataset.packing import Block
 from lam_spark.model.artifact import WEIGHTS
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
-from lam_spark.training.objective import Period
 from lam_spark.training.plan import block_flops
 from lam_spark.training.spec import TrainingSpec
 
-from .learnable import SHAPE, blocks, specification, take_steps
+from .learnable import SHAPE, blocks, specification, take_steps, validation_of
 from .rank_worker import STEPS
 from .tiny import SIZE
 
@@ -134,6 +134,19 @@ def test_the_ranks_judge_together_what_one_process_judges(folder: Path, spec: Tr
     """Before any step the models are equal, so the losses over all ranks' files must be."""
     records: list[dict[str, Any]] = []
     alone = Trainer(spec, SingleWorld(), records.append)
-    alone._judge_next(0, Period(spec.validation_start, spec.test_start, ("validation",)))
+    alone._judge_next(0, validation_of(spec))
     first = next(r for r in told(folder, 0)["told"] if r["event"] == "epoch" and r["epoch"] == 0)
     assert first["validation loss"] == pytest.approx(records[0]["validation loss"], rel=1e-5)
+
+
+def test_the_ranks_reach_one_verdict_on_the_answers(folder: Path, spec: TrainingSpec) -> None:
+    """To the last bit the same on both, or they might choose different epochs; and that of one process over all."""
+    first, second = (told(folder, rank)["verdict"] for rank in (0, 1))
+    assert first == second
+    alone = Trainer(spec, SingleWorld(), lambda record: None)
+    alone.model.load_state_dict(weights(folder, "steps")[0])
+    expected = dataclasses.asdict(alone._verdicts(validation_of(spec))["reply"])
+    for name in ("loss", "naive_loss", "unit"):
+        assert first[name] == pytest.approx(expected[name], rel=1e-5)
+    assert first["measures"] == pytest.approx(expected["measures"])
+    assert first["calibration"] == pytest.approx(expected["calibration"], rel=1e-3)
