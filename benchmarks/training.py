@@ -15,7 +15,7 @@
   `..._at_512`: at the default context; `..._at_2048`: where nearly all histories are whole.
 - `matmul_share`: FLOP/s of the matrix products of forward and backward, as a share of the best float32 product that
   one thread makes in the same minutes; for a medium size (256 wide, 4 layers) and the small one (64 wide, 2 layers).
-- `rank_peak_gib`, `rank_peak_at_4x`: peak memory of one rank, and what four times the blocks make of it.
+- `rank_peak_gib`, `rank_peak_at_4x`: peak memory of one rank, and what four times the blocks and questions make of it.
 
 Medians, and whatever is compared takes turns: the machine's speed drifts.
 """

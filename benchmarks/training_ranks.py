@@ -161,12 +161,15 @@ def _high_water_gib(pid: int) -> float:
 
 
 def rank_memory(folder: Path, count: int) -> dict[str, float]:
-    """Peak of one rank over `count` blocks and over four times as many."""
+    """Peak of one rank over `count` blocks and over four times as many, a quarter of them with questions.
+
+    The answers are trained and judged too: who held on to what was asked would be seen as well.
+    """
     made, peaks = blocks(WIDE, 512), []
-    queried = write(folder / "queried", made[:128])  # of 64 events: few hold a question
     for times in (count // len(made), 4 * count // len(made)):
         place = folder / f"{times}"
         urls = write(place / "blocks", made, times)
+        queried = write(place / "queried", made[:128], times)  # of 64 events: few hold a question
         held = times * sum(column.nbytes for block in made for column in block.values()) / 2**20
         spec = spec_of(WIDE, place, urls, queried, launcher="in_process", ranks=1, pretrain_epochs=1)
         peaks.append(peak_gib(spec))
