@@ -34,7 +34,7 @@ _BYTES_A_PARAMETER = 20
 _BYTES_TO_SUM = 8
 # Kept for the backward pass, per slot, layer and unit of width: measured at two sizes, bfloat16, compiled (45 and 52).
 _BYTES_OF_ACTIVATION = 50
-# Log-probabilities of every field's values and what they are made from, float32.
+# Log-probabilities of every field's values and what they are made from, float32; likewise what `next` targets answer.
 _BYTES_OF_LOGIT = 12
 
 
@@ -127,12 +127,14 @@ class Plan:
 
     Attributes:
         parameters: of the model.
-        slots: event and query slots computed, in all passes.
+        tokens: events read in all passes, blocks being full.
+        slots: those and the places of queries, which are computed alike.
         flops: in all passes.
         needs: one a kind of GPU.
     """
 
     parameters: int
+    tokens: int
     slots: int
     flops: float
     needs: tuple[Need, ...]
@@ -195,12 +197,13 @@ def plan(
         gpus: that share the work.
     """
     parameters = sum(p.numel() for p in model_on_paper(layout, size).parameters())
-    slots = layout.block_events + layout.queries_per_block
+    events, queries = layout.block_events, layout.queries_per_block
     flops = block_flops(layout, size, with_answers=False) * passes.pretraining
     flops += block_flops(layout, size) * passes.answering
+    outputs = sum(target.outputs for target in layout.targets)
     activations = batch_blocks * (
-        slots * size.layers * size.width * _BYTES_OF_ACTIVATION
-        + layout.block_events * sum(layout.sizes) * _BYTES_OF_LOGIT
+        (events + queries) * size.layers * size.width * _BYTES_OF_ACTIVATION
+        + (events * sum(layout.sizes) + queries * outputs) * _BYTES_OF_LOGIT
     )
     bytes_held = _BYTES_A_PARAMETER + (_BYTES_TO_SUM if gpus > 1 else 0)
     memory = (parameters * bytes_held + activations) / 2**30
@@ -208,7 +211,8 @@ def plan(
     for kind in ACCELERATORS:
         hours = flops / (kind.flops * utilisation) / 3600
         needs.append(Need(kind, hours, memory, hours * kind.dollars))
-    return Plan(parameters, (passes.pretraining + passes.answering) * slots, flops, tuple(needs))
+    blocks = passes.pretraining + passes.answering
+    return Plan(parameters, blocks * events, blocks * (events + queries), flops, tuple(needs))
 
 
 def imagined_passes(

@@ -44,11 +44,12 @@ def plan_training(arguments: Sequence[str]) -> dict[str, Any]:
     recipe = _recipe(config, flags.size)
     layout, passes, source = _work(config, recipe, flags)
     made = plan(layout, recipe.size, passes, config.training.batch_blocks, flags.utilisation, flags.gpus)
-    for line in _told(made, layout, recipe, passes, source, flags):
+    for line in _told(made, layout, recipe, passes, source, config.training.batch_blocks, flags):
         print(line)
     return {
         "size": flags.size or "as configured",
         "parameters": made.parameters,
+        "tokens": made.tokens,
         "slots": made.slots,
         "flops": made.flops,
         "utilisation": flags.utilisation,
@@ -159,7 +160,13 @@ def _tables(config: Config) -> Any:
 
 
 def _told(
-    made: Plan, layout: Layout, recipe: Recipe, passes: Passes, source: str, flags: argparse.Namespace
+    made: Plan,
+    layout: Layout,
+    recipe: Recipe,
+    passes: Passes,
+    source: str,
+    batch_blocks: int,
+    flags: argparse.Namespace,
 ) -> list[str]:
     size, sizes = recipe.size, ", ".join(f"{value:,}" for value in layout.sizes)
     lines = [
@@ -168,7 +175,8 @@ def _told(
         f"             = {passes.all_blocks:,} blocks of {layout.block_events} events and {layout.queries_per_block} "
         f"queries, {passes.queried_blocks:,} of them with queries",
         f"passes       pre-training {passes.pretrain_epochs}, fine-tuning {passes.finetune_epochs}, refit "
-        f"{passes.finetune_epochs}: {made.slots:,} slots, {made.flops:.3g} FLOPs",
+        f"{passes.finetune_epochs}: {made.flops:.3g} FLOPs",
+        f"             = {made.tokens:,} tokens (an event each), {made.slots:,} slots (an event or a query each)",
         "",
         f"{'':12} {'GPU-hours':>10} {f'hours on {flags.gpus}':>12} {'memory a GPU':>18} {'dollars':>10}",
     ]
@@ -186,6 +194,8 @@ def _told(
         f"{'reference':12} {REFERENCE_GPU_HOURS:>10,.1f} what the system that this one follows took",
         "",
         f"assumed      bfloat16, compiled; {flags.utilisation:.0%} of the makers' peak ({peaks} TFLOP/s);",
+        f"             on every kind the same share: an H100's was measured ({UTILISATION:.0%}), an A100's was not;",
+        f"             {batch_blocks} blocks a GPU and step;",
         "             every event predicts a next moment, no early stop: both make it dearer than it will be;",
         f"             ids in use, by field: {sizes};",
         f"             dollars an hour: {prices} (list prices of 2025); reading, checkpoints and network not counted",

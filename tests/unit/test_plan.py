@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.cli import main
+from lam_spark.config_file import load_config
+from lam_spark.dataset.columns import layout_with
+from lam_spark.dataset.layout import Layout, Target
 from lam_spark.model.attention import seen_events
-from lam_spark.model.transformer import LargeActionModel, ModelSize
+from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
+from lam_spark.tokens import FIRST_VALUE
 from lam_spark.training.objective import Period, loss_of
 from lam_spark.training.plan import (
     ACCELERATORS,
@@ -32,23 +37,36 @@ SHAPE = layout(block_events=64, queries_per_block=8, sizes=(40, 300))
 CONF = str(Path(__file__).parents[2] / "conf" / "telco.yaml")
 
 
-def full_batch(blocks: int) -> dict[str, torch.Tensor]:
+def full_batch(blocks: int, shape: Layout = SHAPE) -> dict[str, torch.Tensor]:
     """Blocks that are full: one customer each, every event at a time of its own, every query asked."""
     times = [START + day * DAY for day in range(64)]
     asked = [START + day * DAY + DAY // 2 for day in range(8)]
-    return batch_of(SHAPE, [customer(SHAPE, times, asked, seed=n) for n in range(blocks)])
+    return batch_of(shape, [customer(shape, times, asked, seed=n) for n in range(blocks)])
 
 
-def test_flops_are_those_that_torch_counts() -> None:
-    size = ModelSize(width=64, layers=3, heads=4, dropout=0.0)
-    model = LargeActionModel(SHAPE, size, normaliser(SHAPE))
-    batch = full_batch(4)
+def counted_flops(shape: Layout, size: ModelSize, with_answers: bool) -> int:
+    """What torch counts of learning from four blocks."""
+    model, batch = LargeActionModel(shape, size, normaliser(shape)), full_batch(4, shape)
+    assert batch["segment"].shape[0] == 4
     # The CPU's own kernel of attention is not counted by torch; the plain products are.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        part = loss_of(model, batch, Period(0, 2**62, ("train",)), with_next=True, with_answers=True)
+        part = loss_of(model, batch, Period(0, 2**62, ("train",)), with_next=True, with_answers=with_answers)
         (part.next_sum + part.answer_sums.sum()).backward()  # type: ignore[no-untyped-call]
-    assert batch["segment"].shape[0] == 4
-    assert 3 * 4 * forward_flops(SHAPE, size) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [Target("reply"), Target("spent", "value"), Target("bought", "next", "item", 200)],
+    ids=lambda target: target.kind,
+)
+def test_flops_are_those_that_torch_counts(target: Target) -> None:
+    shape = dataclasses.replace(SHAPE, targets=(target,))
+    size = ModelSize(width=64, layers=3, heads=4, dropout=0.0)
+    whole, without = counted_flops(shape, size, True), counted_flops(shape, size, False)
+    assert 4 * block_flops(shape, size) == pytest.approx(whole, rel=0.02)
+    answers = 4 * (block_flops(shape, size) - block_flops(shape, size, with_answers=False))
+    assert answers == pytest.approx(whole - without, rel=0.005)
 
 
 def test_what_is_counted_is_not_learned() -> None:
@@ -71,7 +89,7 @@ def test_cost_follows_from_flops_peak_and_utilisation() -> None:
     size, passes = RECIPES["small"].size, Passes(1000, 200, 2, 3)
     made = plan(SHAPE, size, passes, batch_blocks=4, utilisation=0.5)
     assert (passes.pretraining, passes.answering) == (2 * 1000, 2 * 3 * 200)
-    assert made.slots == 3200 * 72
+    assert (made.tokens, made.slots) == (3200 * 64, 3200 * 72)
     assert made.flops == 2000 * block_flops(SHAPE, size, with_answers=False) + 1200 * block_flops(SHAPE, size)
     for need in made.needs:
         assert need.gpu_hours * 3600 * need.accelerator.flops * 0.5 == pytest.approx(made.flops)
@@ -83,6 +101,16 @@ def test_cost_follows_from_flops_peak_and_utilisation() -> None:
     assert together.needs[0].memory_gib - made.needs[0].memory_gib == pytest.approx(
         8 * made.parameters / 2**30
     )
+
+
+def test_a_next_answer_keeps_a_logit_a_value() -> None:
+    def memory(values: int) -> float:
+        shape = dataclasses.replace(SHAPE, targets=(Target("bought", "next", "item", values),))
+        made = plan(shape, RECIPES["small"].size, Passes(1000, 200, 1, 1), batch_blocks=4)
+        return made.needs[0].memory_gib * 2**30 - 20 * made.parameters
+
+    # Blocks, queries, values, bytes.
+    assert memory(200) - memory(100) == pytest.approx(4 * 8 * 100 * 12)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +147,29 @@ def test_the_large_size_for_eighty_million_customers_is_cheaper_than_the_referen
     assert 30 < summary["gpu_hours"]["A100-40GB"] < summary["reference_gpu_hours"] == 145
     assert summary["gpu_hours"]["H100-80GB"] < summary["gpu_hours"]["A100-40GB"]
     assert summary["memory_gib"] < 40
+    config = load_config(CONF)
+    shape = layout_with(config, dict.fromkeys(config.categorical, 1000 + FIRST_VALUE))
+    shape = dataclasses.replace(shape, block_events=512)
+    size, blocks = RECIPES["large"].size, -(-80_000_000 * 500 // 512)
+    parameters = sum(p.numel() for p in LargeActionModel(shape, size, Normaliser.neutral(shape)).parameters())
+    # One pass without answers, fine-tuning and refit with them.
+    flops = blocks * (block_flops(shape, size, with_answers=False) + 2 * block_flops(shape, size))
+    told = {
+        "parameters": parameters,
+        "tokens": 3 * blocks * 512,
+        "slots": 3 * blocks * (512 + 8),
+        "flops": flops,
+    }
+    assert {name: summary[name] for name in told} == told
     for said in (
         "80,000,000 customers of 500 events",
+        f"{parameters:,} parameters",
+        f"{told['tokens']:,} tokens",
+        f"{told['slots']:,} slots",
+        f"{flops:.3g} FLOPs",
         "24% of the makers' peak",
+        "an H100's was measured (24%), an A100's was not",
+        f"{config.training.batch_blocks} blocks a GPU and step",
         "145",
         *(a.name for a in ACCELERATORS),
     ):
