@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 from lam_spark.training.worker import PROGRESS_FILE
 
 LAUNCHERS = ("horovod", "horovod_spark", "torch", "torch_spark")
+# A killed rank ends the job, and the ranks that live on, after this at most.
+NOTICED_SECONDS = 120
 
 pytestmark = [pytest.mark.usefixtures("spark"), pytest.mark.long]
 
@@ -77,21 +78,27 @@ def test_ranks_that_fail_end_the_training_and_say_why(tmp_path: Path, launcher: 
     assert not (tmp_path / WEIGHTS).exists()
 
 
-def rank_processes(folder: Path) -> Iterator[psutil.Process]:
-    """Processes that have the training's progress open for writing: the first rank, whoever started it."""
+def rank_processes(folder: Path) -> dict[int, psutil.Process]:
+    """Rank -> its process: each has the training's progress open for writing, whoever started it."""
+    found = {}
     for process in psutil.process_iter():
         try:
             if any(Path(file.path).parent == folder and file.mode == "a" for file in process.open_files()):
-                yield process
+                variables = process.environ()
+                found[int(variables.get("HOROVOD_RANK") or variables["RANK"])] = process
         except psutil.Error:
             continue
+    return found
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_rank_that_is_killed_ends_the_training_and_the_next_goes_on(
-    tmp_path: Path, launcher: str, expected: bytes
+@pytest.mark.parametrize(
+    ("launcher", "rank"), [*((launcher, 1) for launcher in LAUNCHERS), ("horovod", 0), ("torch_spark", 0)]
+)
+def test_one_rank_that_is_killed_ends_the_training_and_the_next_goes_on(
+    tmp_path: Path, launcher: str, rank: int, expected: bytes
 ) -> None:
     spec = prepared(tmp_path, launcher, checkpoint_minutes=0)
+    ranks: dict[int, psutil.Process] = {}
     killed: list[float] = []
 
     def kill_one() -> None:
@@ -100,20 +107,23 @@ def test_a_rank_that_is_killed_ends_the_training_and_the_next_goes_on(
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)
-        for process in rank_processes(tmp_path):
-            process.kill()
-            killed.append(time.monotonic())
+        ranks.update(rank_processes(tmp_path))
+        ranks[rank].kill()
+        killed.append(time.monotonic())
 
     thread = threading.Thread(target=kill_one)
     thread.start()
     told: list[dict[str, Any]] = []
-    try:
+    with pytest.raises(ModelError, match="training stopped") as raised:
         launch(spec, told.append)
-    except ModelError:
-        assert time.monotonic() - killed[0] < 120
-        launch(spec, told.append)
-    # Spark starts the tasks of a failed job anew by itself; the ranks then go on as well.
+    ended = time.monotonic()
     thread.join()
-    assert killed
+    assert sorted(ranks) == [0, 1], raised.value
+    assert ended - killed[0] < NOTICED_SECONDS
+    # The others were left alone; one that goes on would write beside the next training's ranks.
+    _, alive = psutil.wait_procs(list(ranks.values()), timeout=killed[0] + NOTICED_SECONDS - ended)
+    assert not alive
+    assert not (tmp_path / WEIGHTS).exists()
+    launch(spec, told.append)
     assert "resumed" in [record["event"] for record in told]
     assert (tmp_path / WEIGHTS).read_bytes() == expected
