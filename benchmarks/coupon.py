@@ -39,8 +39,6 @@ TRAIN_START, VALIDATION_START, TEST_START = (
 )
 DATA_END = pd.Timestamp("2017-12-28")
 WINDOWS = (7, 28, 91, 365)
-# Seconds of each piece of work that was timed, in the order of its turns.
-SECONDS: dict[str, list[float]] = defaultdict(list)
 # How many of the commonest categories features tell apart.
 CATEGORIES = 20
 # A ledger in which all opted in.
@@ -58,13 +56,36 @@ COUPON_BOOSTING = {
 }
 
 
-def timed(what: str, work: Callable[[], Any]) -> Any:
-    """Do it, say how long it took, and keep that in `SECONDS`."""
-    started = time.monotonic()
-    found = work()
-    SECONDS[what].append(time.monotonic() - started)
-    print(f"{what}: {SECONDS[what][-1]:.1f} s", flush=True)
-    return found
+class Timing:
+    """Work whose seconds are told and kept.
+
+    Args:
+        folder: where answers are kept, too: what is there is not worked out again.
+
+    Attributes:
+        seconds: of each piece of work, in the order of its turns.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, what: str, work: Callable[[], np.ndarray]) -> np.ndarray:
+        """Do it, unless the same turn of it has been done."""
+        kept = self.folder and self.folder / f"{what}_{len(self.seconds[what])}.npz"
+        if kept and kept.exists():
+            told = np.load(kept)
+            found, seconds = told["found"], float(told["seconds"])
+        else:
+            started = time.monotonic()
+            found = work()
+            seconds = time.monotonic() - started
+            print(f"{what}: {seconds:.1f} s", flush=True)
+            if kept:
+                np.savez(kept.with_suffix(".unfinished.npz"), found=found, seconds=seconds)
+                kept.with_suffix(".unfinished.npz").rename(kept)
+        self.seconds[what].append(seconds)
+        return found
 
 
 def raw(name: str) -> pd.DataFrame:
@@ -244,7 +265,7 @@ def logistic(table: pd.DataFrame, label: np.ndarray, period: pd.Series) -> np.nd
     return found
 
 
-def peers(rows: pd.DataFrame, table: pd.DataFrame, seeds: range) -> dict[str, np.ndarray]:
+def peers(rows: pd.DataFrame, table: pd.DataFrame, seeds: range, timing: Timing) -> dict[str, np.ndarray]:
     """Test scores of the rule, logistic regression and LightGBM (mean over seeds)."""
     label = rows.label.to_numpy()
     test = (rows.period == "test").to_numpy()
@@ -257,8 +278,8 @@ def peers(rows: pd.DataFrame, table: pd.DataFrame, seeds: range) -> dict[str, np
 
     return {
         "rule": table.redemptions[test].to_numpy(),
-        "logistic": timed("logistic_coupon", lambda: logistic(table, label, rows.period)),
-        "lightgbm": sum(timed("lightgbm_coupon", lambda s=seed: boosting(s)) for seed in seeds) / len(seeds),
+        "logistic": timing("logistic_coupon", lambda: logistic(table, label, rows.period)),
+        "lightgbm": sum(timing("lightgbm_coupon", lambda s=seed: boosting(s)) for seed in seeds) / len(seeds),
     }
 
 
@@ -270,9 +291,8 @@ def main() -> None:
     print(f"{len(rows):,} contacts, {table.shape[1]} features made in {time.monotonic() - started:.0f} s")
     test = rows[rows.period == "test"]
     label = test.label.to_numpy()
-    areas = {
-        name: roc_auc_score(label, s) for name, s in peers(rows, table, range(1 if small else 5)).items()
-    }
+    seeds = range(1 if small else 5)
+    areas = {name: roc_auc_score(label, s) for name, s in peers(rows, table, seeds, Timing()).items()}
     secret = secrets.token_hex(32)
     os.environ["LAM_SPARK_SECRET"] = secret
     keys = pseudonyms(secret, test.household_id)
@@ -282,7 +302,7 @@ def main() -> None:
         everyone = (EVERYONE, *(QUICK if small else ()))
         conf = REPOSITORY / "conf/complete_journey.yaml"
         fill(conf, root, *everyone)
-        for seed in range(1 if small else 5):
+        for seed in seeds:
             trained = lam_spark("train", conf, root, *everyone, f"training.seed={seed}")
             seconds.append(stage_records(root, trained["run_id"])["train"]["seconds"])
             lam_spark("evaluate", conf, root, *everyone)

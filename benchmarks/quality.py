@@ -17,7 +17,7 @@ has any (LightGBM's of coupons are one answer, the mean of its seeds'); `lead_..
 better by than the best peer's first, 95 % over households, since what a user runs is one model; `ties` and `wins` count
 the questions where that interval holds 0 and where it lies above. `seconds_...` are of one training, features not
 counted. `--small` trains one seed instead of five. With --folder what was trained stays there, and the same command
-goes on from it (seconds of an earlier run are not told again).
+goes on from it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,12 @@ from common import (
 from coupon import (
     COUPON_BOOSTING,
     EVERYONE,
-    SECONDS,
+    Timing,
     contacts,
     features,
     newest_file,
     peers,
     pseudonyms,
-    timed,
 )
 from demo import QUICK
 from quality_peers import (
@@ -59,6 +58,7 @@ from quality_peers import (
     Answers,
     Question,
     answers,
+    answers_folder,
     by_sklearn,
     coles_peers,
     daily,
@@ -214,14 +214,21 @@ def coupon_question() -> Question:
 
 
 def every_peer(
-    regular: list[Question], weekly: list[Question], coupon: Question, seeds: range, keep: Path
+    regular: list[Question],
+    weekly: list[Question],
+    coupon: Question,
+    seeds: range,
+    keep: Path,
+    timing: Timing,
 ) -> dict[str, Answers]:
     """Target -> peer -> test predictions."""
-    found = {one.name: regular_peers(one, often, seeds) for one, often in zip(regular, weekly, strict=True)}
-    own = peers(coupon.rows, coupon.table, seeds)
+    found = {
+        one.name: regular_peers(one, often, seeds, timing) for one, often in zip(regular, weekly, strict=True)
+    }
+    own = peers(coupon.rows, coupon.table, seeds, timing)
     found["coupon"] = {name: [told] for name, told in own.items()}
-    found["coupon"]["sklearn"] = [timed("sklearn_coupon", lambda: by_sklearn(coupon))]
-    for name, theirs in coles_peers([coupon, *regular], seeds, keep).items():
+    found["coupon"]["sklearn"] = [timing("sklearn_coupon", lambda: by_sklearn(coupon))]
+    for name, theirs in coles_peers([coupon, *regular], seeds, keep, timing).items():
         found[name] |= theirs
     return found
 
@@ -245,7 +252,8 @@ def main() -> None:
         kept_folder(command.folder and command.folder / "peers", "quality-peers-", "") as keep,
         kept_folder(command.folder and command.folder / "model", "quality-", origin_digest(small)) as folder,
     ):
-        predictions = every_peer(regular, weekly, coupon, seeds, keep)
+        timing = Timing(answers_folder(keep))
+        predictions = every_peer(regular, weekly, coupon, seeds, keep, timing)
         for name in every:
             predictions[name]["lam"] = []
         retailer = Retailer(folder, small)
@@ -277,7 +285,7 @@ def main() -> None:
         figures["wins"] = figures.get("wins", 0) + (low > 0)
         figures["ties"] = figures.get("ties", 0) + (low <= 0 <= high)
     figures["as_good"] = figures["wins"] + figures["ties"]
-    figures |= {f"seconds_{what}": float(np.median(each)) for what, each in SECONDS.items()}
+    figures |= {f"seconds_{what}": float(np.median(each)) for what, each in timing.seconds.items()}
     report("quality", figures, {"coupon_lam": (">=", 0.80), "as_good": (">=", 4), "wins": (">=", 2)})
 
 

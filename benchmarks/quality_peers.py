@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import lightgbm
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import sklearn
 from coles import YEAR, embeddings, household_events
 from coupon import (
     TEST_START,
     WINDOWS,
+    Timing,
     boosted,
     commonest_categories,
     demographics,
@@ -22,7 +25,6 @@ from coupon import (
     periods,
     purchases,
     raw,
-    timed,
 )
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import log_loss, mean_absolute_error
@@ -164,10 +166,14 @@ def regular_features(
         table |= {
             f"share_{name}_{window}": inside[:, number] / np.maximum(inside[:, 1], 1)
             for number, name in enumerate(kinds)
-            if number >= 5
+            if number >= 5 and window >= ACTIVE  # of a few days counts say the same
         }
         lately = told[row, day] - told[row, np.maximum(0, day - window)]
-        table |= {f"{name}_{window}": lately[:, number] for number, name in enumerate(sent)}
+        table |= {
+            f"{name}_{window}": lately[:, number]
+            for number, name in enumerate(sent)
+            if not name.startswith("ended_")
+        }
     for number in range(7):
         visits = running(cube[..., :1] * (weekday == number)[None, :, None])[row, day, 0]
         table[f"visits_on_weekday_{number}"] = visits / np.maximum(sums[row, day, 0], 1)
@@ -280,7 +286,7 @@ def rule(question: Question) -> Array:
     return found.to_numpy()
 
 
-def regular_peers(question: Question, weekly: Question, seeds: Iterable[int]) -> Answers:
+def regular_peers(question: Question, weekly: Question, seeds: Iterable[int], timing: Timing) -> Answers:
     """The peers of what is asked every four weeks; LightGBM also learns from the same asked every week.
 
     LightGBM of one label with each seed; of many, and weekly, with the first. The others have none.
@@ -290,18 +296,30 @@ def regular_peers(question: Question, weekly: Question, seeds: Iterable[int]) ->
     found = {
         "rule": [rule(question)],
         "lightgbm": [
-            timed(f"lightgbm_{name}", lambda s=seed: by_lightgbm(question, question.table, s))
+            timing(f"lightgbm_{name}", lambda s=seed: by_lightgbm(question, question.table, s))
             for seed in several
         ],
-        "lightgbm_weekly": [timed(f"lightgbm_weekly_{name}", lambda: by_lightgbm(weekly, weekly.table, 0))],
-        "sklearn": [timed(f"sklearn_{name}", lambda: by_sklearn(question))],
+        "lightgbm_weekly": [timing(f"lightgbm_weekly_{name}", lambda: by_lightgbm(weekly, weekly.table, 0))],
+        "sklearn": [timing(f"sklearn_{name}", lambda: by_sklearn(question))],
     }
     if not question.is_amount:
-        found["logistic"] = [timed(f"logistic_{name}", lambda: linear(question))]
+        found["logistic"] = [timing(f"logistic_{name}", lambda: linear(question))]
     return found
 
 
-def coles_peers(questions: list[Question], seeds: Iterable[int], keep: Path) -> dict[str, Answers]:
+def answers_folder(keep: Path) -> Path:
+    """Where in `keep` the answers of these very peers lie: others, when their scripts or libraries change."""
+    digest = hashlib.sha256(f"{lightgbm.__version__} {sklearn.__version__}".encode())
+    for name in ("coupon.py", "quality_peers.py", "quality.py", "coles.py", "coles_train.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    folder = keep / f"answers_{digest.hexdigest()[:12]}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def coles_peers(
+    questions: list[Question], seeds: Iterable[int], keep: Path, timing: Timing
+) -> dict[str, Answers]:
     """Target -> answers by CoLES embeddings: LightGBM on them alone, and on them beside the features.
 
     Many labels at once are asked of the first seed only, and only beside the features: each is a model. The embeddings
@@ -321,6 +339,6 @@ def coles_peers(questions: list[Question], seeds: Iterable[int], keep: Path) -> 
                 tables = {"coles_lightgbm": beside} if turn == 0 else {}
             for peer, table in tables.items():
                 what = f"{peer}_{question.name}"
-                answer = timed(what, lambda q=question, t=table, s=seed: by_lightgbm(q, t, s))
+                answer = timing(what, lambda q=question, t=table, s=seed: by_lightgbm(q, t, s))
                 found[question.name].setdefault(peer, []).append(answer)
     return found
