@@ -410,10 +410,12 @@ class Tables:
         detail = DeltaTable.forPath(self.spark, self.path(name)).detail().first()
         properties = detail["properties"] if detail else {}
         features = set(detail["tableFeatures"] or []) if detail else set()
-        if properties.get("delta.columnMapping.mode", "none") != "none" or "deletionVectors" in features:
+        mapped = properties.get("delta.columnMapping.mode", "none") != "none"
+        if mapped or "deletionVectors" in features:
             raise DataQualityError(
-                f"table {name!r} has deletion vectors or column mapping, so its Parquet files cannot be read "
-                "without Delta; rewrite it without these features"
+                f"table {name!r} has {'column mapping' if mapped else 'deletion vectors'}, so its Parquet files cannot "
+                f"be read without Delta, and writing it again keeps that: move its folder {self.path(name)} away and "
+                f"run the stage {TABLES[name].stage!r} again"
             )
         frame = self.spark.read.format("delta").option("versionAsOf", version).load(self.path(name))
         self.read_versions[name] = version

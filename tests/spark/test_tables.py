@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,7 @@ def test_overwriting_a_slice_leaves_the_others(make_run: Callable[..., Run]) -> 
     assert run.tables.read_versions["scores"] == 0
 
 
-def test_files_are_those_of_the_version_and_refused_under_deletion_vectors(
-    make_run: Callable[..., Run],
-) -> None:
+def test_files_are_those_of_the_version(make_run: Callable[..., Run]) -> None:
     run = make_run()
 
     def put(number: int) -> int:
@@ -141,12 +140,40 @@ def test_files_are_those_of_the_version_and_refused_under_deletion_vectors(
     assert numbers(second) == [2]
     assert numbers(second, "block_kind = 'queried'") == [2]
     assert numbers(second, "block_kind = 'plain'") == []
-    run.spark.sql(
-        f"ALTER TABLE delta.`{run.tables.path('training_blocks')}` "
-        "SET TBLPROPERTIES ('delta.enableDeletionVectors' = true)"
+
+
+@pytest.mark.parametrize(
+    ("feature", "setting"),
+    [
+        ("deletion vectors", "'delta.enableDeletionVectors' = true"),
+        (
+            "column mapping",
+            "'delta.columnMapping.mode' = 'name', 'delta.minReaderVersion' = 2, 'delta.minWriterVersion' = 5",
+        ),
+    ],
+)
+def test_files_that_only_delta_can_read_are_refused(
+    make_run: Callable[..., Run], feature: str, setting: str
+) -> None:
+    """Also once the table was written again; a folder of its own makes an end of it."""
+    run = make_run()
+    blocks = run.spark.createDataFrame([(1, "queried")], "n INT, block_kind STRING")
+
+    def files() -> list[str]:
+        run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])
+        return run.tables.files("training_blocks", run.tables.version("training_blocks"))
+
+    assert files()
+    folder = run.tables.path("training_blocks")
+    run.spark.sql(f"ALTER TABLE delta.`{folder}` SET TBLPROPERTIES ({setting})")
+    with pytest.raises(DataQualityError) as caught:
+        files()
+    assert str(caught.value) == (
+        f"table 'training_blocks' has {feature}, so its Parquet files cannot be read without Delta, and writing it "
+        f"again keeps that: move its folder {folder} away and run the stage 'snapshot' again"
     )
-    with pytest.raises(DataQualityError, match="'training_blocks' has deletion vectors or column mapping"):
-        run.tables.files("training_blocks", second)
+    shutil.move(folder, f"{folder}-away")
+    assert files()
 
 
 def test_raw_ids_are_in_the_identity_map_and_nowhere_else(prepared: Prepared) -> None:
