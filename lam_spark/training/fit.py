@@ -394,7 +394,7 @@ class Trainer:
 
     @torch.no_grad()
     def _judge_next(self, epoch: int, period: Period) -> None:
-        """Next-moment loss on the validation period, over all ranks."""
+        """Next-moment loss on the validation period, over all ranks; not told where nothing follows anything in it."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for block in block_batches(
@@ -408,8 +408,8 @@ class Trainer:
             with self._precision():
                 part = loss_of(self.model, batch, period, with_next=True, with_answers=False)
             sums += torch.stack([part.next_sum, part.next_count]).double().cpu()
-        sums = self.world.sum(sums)
-        self._report(epoch, {"validation loss": float(sums[0] / sums[1].clamp_min(1))})
+        loss, moments = self.world.sum(sums).tolist()
+        self._report(epoch, {"validation loss": loss / moments} if moments else {})
 
     def _judge_answers(self, epoch: int, period: Period) -> None:
         """Judge the answers in the validation period; the epoch is chosen if it is the best so far."""

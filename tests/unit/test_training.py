@@ -254,3 +254,36 @@ def test_a_validation_period_of_one_class_is_refused(tmp_path: Path) -> None:
         "the validation period has 16 examples of 'reply' and not both classes: nothing can be chosen or "
         "calibrated. Move split.validation_start"
     )
+
+
+@pytest.mark.parametrize("how", ["no query", "no label"])
+def test_a_validation_period_without_labelled_questions_is_refused(tmp_path: Path, how: str) -> None:
+    made = blocks(8)
+    for block in made:
+        asked = block["query_split"] == 2
+        if how == "no query":
+            block["query_split"][asked] = 3
+        else:
+            block["label_reply"][asked] = np.nan
+    with pytest.raises(ModelError) as caught:
+        Trainer(specification(tmp_path, [made]), SingleWorld(), lambda record: None).fit()
+    assert str(caught.value) == (
+        "the validation period has 0 examples of 'reply' and not both classes: nothing can be chosen or "
+        "calibrated. Move split.validation_start"
+    )
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_a_validation_period_without_next_moments_has_no_loss_of_them(tmp_path: Path) -> None:
+    """A loss of 0 would look like a result. The answers, which choose the epoch, are judged as ever."""
+    made = blocks(8)
+    for block in made:
+        block["is_new"][block["event_time"] >= VALIDATION] = 0
+    told: Records = []
+    Trainer(specification(tmp_path, [made]), SingleWorld(), told.append).fit()
+    epochs = [record for record in told if record["event"] == "epoch"]
+    pre_training = [record for record in epochs if record["phase"] == "pre-training"]
+    assert [record["epoch"] for record in pre_training] == [0, 1, 2]
+    assert not any("validation loss" in record for record in pre_training)
+    assert all(loss > 0 for loss in losses(told, "fine-tuning"))
+    assert told[-1]["event"] == "done"
