@@ -38,6 +38,7 @@ class TrainingSpec:
         folder: where the artifact and the progress go.
         facts: kept in the model's card; they do not change what is trained.
         vectors_digest: of the file of fixed vectors in the folder; empty: no field has any.
+        vocabulary_digest: of the values that the layout's ids stand for (`origin.vocabulary_digest`).
     """
 
     layout: Layout
@@ -55,6 +56,7 @@ class TrainingSpec:
     folder: str
     facts: dict[str, Any]
     vectors_digest: str = ""
+    vocabulary_digest: str = ""
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader finds the old one or the new one."""

@@ -38,7 +38,7 @@ def run(run: Run) -> StageResult:
     """Train and register a model; the alias of `scoring.alias` then points to it.
 
     A training that was cut off goes on from its last checkpoint, if it would be the same one: the same version of
-    the snapshot, the same settings and sizes.
+    the snapshot, the same vocabulary, the same settings and sizes.
 
     Raises:
         ConfigError, DataQualityError: what is wrong with the vectors of a field (`dataset.vectors`).
@@ -141,6 +141,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
     _require_fitting_blocks(run, layout, version)
     mean, std, edges = _numeric_scales(run)
     settings = config.training.model_dump(mode="json")
+    vocabulary = vocabulary_digest(tables.read("vocabulary"), layout)
     return TrainingSpec(
         layout=layout,
         size=size_of(config),
@@ -161,10 +162,11 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
             "config_digest": config.digest(),
             "table_versions": {"training_blocks": version},
             "run_id": run.run_id,
-            VOCABULARY: vocabulary_digest(tables.read("vocabulary"), layout),
+            VOCABULARY: vocabulary,
             TEST_START: config.instant(config.split.test_start).isoformat(),
         },
         vectors_digest=vectors_digest,
+        vocabulary_digest=vocabulary,
     )
 
 

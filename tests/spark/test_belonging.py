@@ -142,6 +142,18 @@ def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Buil
         train.run(run)
 
 
+def test_another_vocabulary_makes_another_training(build: Build) -> None:
+    run = build()
+    known = run.tables.read("vocabulary")
+    layout = layout_of(run.config, known)
+    first = train.specification(run, run.config.workspace / "training", layout, "")
+    turned = known.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
+    run.tables.overwrite(turned, "vocabulary")
+    other = train.specification(run, run.config.workspace / "training", layout, "")
+    assert (first.all_urls, first.layout, first.settings) == (other.all_urls, other.layout, other.settings)
+    assert first.fingerprint() != other.fingerprint()
+
+
 def scored(run: Run) -> set[str]:
     """Customers with scores at the run's `as_of`."""
     rows = run.tables.read("scores").where(f"as_of = {sql_literal(run.as_of)}")

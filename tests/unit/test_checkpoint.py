@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import CHECKPOINTS, Trainer
 from lam_spark.training.spec import TrainingSpec
 
-from .learnable import blocks, specification
+from .learnable import SHAPE, blocks, specification
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -202,6 +203,26 @@ def test_a_training_with_other_settings_begins_anew(tmp_path: Path) -> None:
     )
     assert told[0]["event"] != "resumed"
     assert ("pre-training", 0) in judged(told)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": dataclasses.replace(SHAPE, categorical=SHAPE.categorical[::-1], sizes=SHAPE.sizes[::-1])},
+        {"layout": dataclasses.replace(SHAPE, half_life_days=(1.0, 2.0, 3.0, 4.0))},
+        {"vocabulary_digest": "of other values"},
+    ],
+    ids=["fields", "half-lives", "vocabulary"],
+)
+def test_a_training_whose_numbers_mean_something_else_begins_anew(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """With other half-lives or another vocabulary the checkpoint's tensors would fit: only the fingerprint tells."""
+    spec = specification(tmp_path, [blocks(4)], checkpoint_minutes=0)
+    trained(spec, 4)
+    assert trained(spec, 1)[0]["event"] == "resumed"
+    other = dataclasses.replace(spec, **change)
+    assert "resumed" not in [record["event"] for record in trained(other, 1)]
 
 
 def test_a_training_with_a_damaged_checkpoint_says_so_and_goes_on_from_the_one_before(tmp_path: Path) -> None:
