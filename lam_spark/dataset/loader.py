@@ -97,17 +97,56 @@ def block_batches(
 
 def count_blocks(files: BlockFiles, layout: Layout, wanted: Wanted, columns: Sequence[str]) -> int:
     """How many blocks of the rank are wanted; reads only the columns that `wanted` looks at."""
-    found = 0
+    return sum(int(wanted(arrays).sum()) for _, arrays in _columns_of(files, layout, columns))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block lies: a file of the rank by its URL, a row group in it, and a row in that (both from 0)."""
+
+    url: str
+    group: int
+    row: int
+
+
+def places_of(files: BlockFiles, layout: Layout, blocks: Block) -> list[Place]:
+    """Where the blocks of a batch lie: one more look through the rank's files for the same whole numbers."""
+    names = [name for name, (dtype, _) in layout.columns.items() if dtype.startswith("int")]
+
+    def marks(arrays: Block) -> list[bytes]:
+        return [
+            b"".join(row.tobytes() for row in rows)
+            for rows in zip(*(arrays[name] for name in names), strict=True)
+        ]
+
+    sought = set(marks(blocks))
+    return [
+        Place(url, group, row)
+        for (url, group), arrays in _columns_of(files, layout, names)
+        for row, mark in enumerate(marks(arrays))
+        if mark in sought
+    ]
+
+
+def _columns_of(
+    files: BlockFiles, layout: Layout, columns: Sequence[str]
+) -> Iterator[tuple[tuple[str, int], Block]]:
+    """(URL, row group) and some columns of each row group, in the order of the files."""
     for url in files.urls:
         file = pq.ParquetFile(_path(url))
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, list(columns))
-            arrays = {
-                name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, layout.columns[name][1])
-                for name in columns
-            }
-            found += int(wanted(arrays).sum())
-    return found
+            yield (
+                (url, group),
+                {
+                    name: table[name]
+                    .combine_chunks()
+                    .flatten()
+                    .to_numpy()
+                    .reshape(-1, layout.columns[name][1])
+                    for name in columns
+                },
+            )
 
 
 def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int) -> Iterator[Block]:

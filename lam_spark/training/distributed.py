@@ -204,20 +204,25 @@ def run_on_spark(work: Callable[[], None], ranks: int, environment: Mapping[str,
     )
 
 
-def sum_gradients(world: World, parameters: Sequence[nn.Parameter], compress: bool = False) -> None:
+def sum_gradients(world: World, parameters: Sequence[nn.Parameter], compress: bool = False) -> list[Tensor]:
     """Replace each gradient by its sum over the ranks, in one flat collective.
 
     Where a rank's batch had nothing to say, or it had no batch, it adds zeros. With `compress`, float16 is what travels
     and what is summed; a sum above 65,504 becomes infinite, which the caller's check of the norm finds.
+
+    Returns:
+        The rank's own gradients.
     """
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
+    own = [p.grad for p in parameters if p.grad is not None]
     if world.size == 1:
-        return
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+        return own
+    flat = torch.cat([gradient.reshape(-1) for gradient in own])
     summed = world.sum(flat.half()).float() if compress else world.sum(flat)
     start = 0
     for p in parameters:
         p.grad = summed[start : start + p.numel()].view_as(p)
         start += p.numel()
+    return own

@@ -32,9 +32,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lam_spark.dataset.layout import SPLIT_IDS
-from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
+from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank, places_of
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
 from lam_spark.model.artifact import Calibration, as_batch, save_artifact
@@ -311,16 +312,55 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
         due = bool(summed()[0])
         taught = optimiser.param_groups[0]["params"]
-        sum_gradients(self.world, taught, self.settings["compress_gradients"])
-        norm = torch.nn.utils.clip_grad_norm_(taught, self.settings["clip_norm"])
-        if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-            raise ModelError(
-                f"the loss is not finite in {work.phase}, epoch {standing.epoch}, step {standing.step + 1}, rank "
-                f"{self.world.rank} (loss {value}, gradient norm {float(norm)}), files {work.files.urls}. "
-                "Lower training.learning_rate, or look for extreme numbers in the events"
-            )
+        own = sum_gradients(self.world, taught, self.settings["compress_gradients"])
+        norm = get_total_norm([p.grad for p in taught])
+        finite = bool(torch.isfinite(norm))
+        if not (finite and math.isfinite(value)):
+            # All ranks have the same norm; that only a loss is not finite, no other rank knows.
+            raise ModelError(self._not_finite(work, block, value, own, together=not finite))
+        clip_grads_with_norm_(taught, self.settings["clip_norm"], norm)
         optimiser.step()
         return value, due
+
+    def _not_finite(
+        self, work: _Pass, block: Block | None, value: float, own: list[torch.Tensor], together: bool
+    ) -> str:
+        """What stops the training at this step: the ranks whose own loss or gradient is not finite, and their blocks.
+
+        Args:
+            work: the pass.
+            block: the step's blocks of this rank.
+            value: this rank's part of the loss.
+            own: this rank's gradients.
+            together: all ranks are here, and each says the same of all.
+        """
+        urls, standing = self.spec.all_urls, self.standing
+        norm = float(get_total_norm(own))
+        rows = np.zeros((0, 6))
+        if block is not None and not (math.isfinite(value) and math.isfinite(norm)):
+            places = places_of(work.files, self.spec.layout, block)
+            about = (self.world.rank, value, norm)
+            rows = np.array([[*about, urls.index(p.url), p.group, p.row] for p in places])
+        if together:
+            rows = self.world.gather(rows)
+        place = f"{work.phase}, epoch {standing.epoch}, step {standing.step + 1}"
+        if not len(rows):
+            return (
+                f"the gradients are finite on each rank in {place}, but their sum is not. Lower "
+                "training.learning_rate, or turn training.compress_gradients off"
+            )
+        blamed = []
+        for rank in np.unique(rows[:, 0]):
+            of_rank = rows[rows[:, 0] == rank]
+            loss, norm = of_rank[0, 1:3].tolist()
+            blocks = [
+                f"{urls[file]} row group {group} row {row}" for file, group, row in of_rank[:, 3:].astype(int)
+            ]
+            blamed.append(f"rank {rank:.0f} (loss {loss}, gradient norm {norm}), {', '.join(blocks)}")
+        return (
+            f"the loss is not finite in {place}, {'; '.join(blamed)} (counted from 0). "
+            "Lower training.learning_rate, or look for extreme numbers in the events of these blocks"
+        )
 
     def _parts(self, block: Block) -> list[Block]:
         """A step's blocks, as many at once as the model computes."""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from lam_spark.dataset.loader import block_batches
+from lam_spark.errors import ModelError
 from lam_spark.training.distributed import HorovodWorld
 from lam_spark.training.fit import Trainer
 from lam_spark.training.spec import TrainingSpec
@@ -35,6 +36,12 @@ def main(spec_file: str, folder: str) -> None:
     mine = [next(batches, None) for _ in range(STEPS)]
     save_file(take_steps(trainer, mine), out / f"steps-{world.rank}.safetensors")
     verdict = trainer._verdicts(validation_of(spec))[spec.target]
+    if world.rank == 1 and mine[0] is not None:
+        mine[0]["event_amount"][0][:] = torch.inf
+    try:
+        take_steps(trainer, mine[:1])
+    except ModelError as error:
+        refusal = str(error)
     told: list[dict[str, object]] = []
     trainer = Trainer(spec, world, told.append)
     trainer.fit()
@@ -46,6 +53,7 @@ def main(spec_file: str, folder: str) -> None:
         "blocks": trainer.queried_files.blocks,
         "verdict": dataclasses.asdict(verdict),
         "told": told,
+        "refusal": refusal,
     }
     (out / f"told-{world.rank}.json").write_text(json.dumps(summary))
     world.close()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank
+from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank, places_of
 from lam_spark.dataset.packing import Block, empty_block
 from lam_spark.errors import ModelError
 
@@ -118,6 +118,18 @@ def test_a_block_comes_back_as_it_was_written(urls: list[str]) -> None:
                 assert batch[name].dtype == np.dtype(dtype), name
                 np.testing.assert_array_equal(batch[name][row].ravel(), written[name], err_msg=name)
         assert batch["aggregates"].shape[1:] == (2, len(SHAPE.aggregate_names))
+
+
+def test_the_blocks_of_a_batch_are_found_again_in_the_files(urls: list[str]) -> None:
+    files = files_of_rank(urls, 0, 1)
+    first = [0, *np.cumsum(BLOCKS_A_FILE)]
+    found = 0
+    for batch in block_batches(files, SHAPE, 4, seed=3):
+        places = places_of(files, SHAPE, batch)
+        numbers = [first[urls.index(place.url)] + 3 * place.group + place.row for place in places]
+        assert numbers == sorted(batch["event_time"][:, 0].tolist())
+        found += len(numbers)
+    assert found == 21
 
 
 def test_reading_says_nothing_on_stdout(urls: list[str], capfd: pytest.CaptureFixture[str]) -> None:

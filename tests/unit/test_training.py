@@ -6,25 +6,27 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load
 
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
-from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
+from lam_spark.model.artifact import CARD, WEIGHTS, as_batch, open_artifact, read_artifact
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
 from lam_spark.training.plan import block_flops
 from lam_spark.training.spec import TrainingSpec
 
-from .learnable import SHAPE, TEST, VALIDATION, blocks, specification
-from .tiny import SIZE
+from .learnable import SHAPE, TEST, VALIDATION, blocks, specification, take_steps
+from .tiny import SIZE, stack
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -223,16 +225,70 @@ def with_infinite_amounts(made: list[Block], start: int, end: int) -> list[Block
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
-    made = with_infinite_amounts(blocks(8), 0, VALIDATION)
-    spec = specification(tmp_path, [made])
+    """The one block of all that holds infinite numbers is in the batch that the error names."""
+    made = blocks(20)
+    with_infinite_amounts(made[13:14], 0, VALIDATION)
+    spec = specification(tmp_path, [made[:10], made[10:]])
+    told: Records = []
+    trainer = Trainer(spec, SingleWorld(), told.append)
     with pytest.raises(ModelError) as caught:
-        Trainer(spec, SingleWorld(), lambda record: None).fit()
-    assert re.match(
-        r"the loss is not finite in pre-training, epoch 1, step 1, rank 0 \(loss (nan|inf), .*"
-        r"part-0\.parquet.*Lower training.learning_rate, or look for extreme numbers in the events$",
+        trainer.fit()
+    found = re.fullmatch(
+        r"the loss is not finite in pre-training, epoch 1, step (\d+), rank 0 \(loss nan, gradient norm nan\), (.*) "
+        r"\(counted from 0\)\. Lower training.learning_rate, or look for extreme numbers in the events of these blocks",
         str(caught.value),
     )
+    assert found is not None, caught.value
+    assert int(found[1]) == trainer.standing.step + 1 > 1
+    named = found[2].split(", ")
+    assert len(named) == spec.settings["batch_blocks"]
+    assert f"{spec.all_urls[1]} row group 0 row 3" in named
     assert not (tmp_path / WEIGHTS).exists()
+
+
+class BesideAnother(SingleWorld):
+    """Rank 0 of two; the other one's gradients are the same, its numbers not finite, or too large in 16 bits."""
+
+    size = 2
+
+    def __init__(self, other: str) -> None:
+        self.other = other
+
+    def begin_sum(self, values: torch.Tensor) -> Callable[[], torch.Tensor]:
+        gradients = values.dtype == torch.float16 or (values.dtype == torch.float32 and values.numel() > 1000)
+        return lambda: values * (np.inf if gradients else 2)
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        assert not len(values)  # nothing of its own is to blame
+        others = [[1, np.inf, np.nan, 1, 0, 2], [1, np.inf, np.nan, 1, 2, 0]]
+        return np.array(others) if self.other == "not finite" else values
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (
+            "not finite",
+            "the loss is not finite in fine-tuning, epoch 1, step 1, rank 1 (loss inf, gradient norm nan), {url} row "
+            "group 0 row 2, {url} row group 2 row 0 (counted from 0). Lower training.learning_rate, or look for "
+            "extreme numbers in the events of these blocks",
+        ),
+        (
+            "too large",
+            "the gradients are finite on each rank in fine-tuning, epoch 1, step 1, but their sum is not. Lower "
+            "training.learning_rate, or turn training.compress_gradients off",
+        ),
+    ],
+)
+def test_a_rank_does_not_blame_its_own_blocks_for_what_another_sends(
+    tmp_path: Path, other: str, says: str
+) -> None:
+    made = blocks(8)
+    spec = specification(tmp_path, [made[:4], made[4:]], compress_gradients=other == "too large")
+    trainer = Trainer(spec, BesideAnother(other), lambda record: None)
+    with pytest.raises(ModelError) as caught:
+        take_steps(trainer, [stack(SHAPE, made[:2])])
+    assert str(caught.value) == says.format(url=spec.all_urls[1])
 
 
 def test_an_infinite_number_in_the_validation_period_is_not_passed_over(tmp_path: Path) -> None:

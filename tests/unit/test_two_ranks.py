@@ -116,6 +116,16 @@ def test_two_ranks_do_what_one_process_does_with_their_batches_joined(
     assert any(not torch.allclose(started[name], values, atol=1e-2) for name, values in expected.items())
 
 
+def test_both_ranks_say_whose_loss_is_not_finite(folder: Path, spec: TrainingSpec) -> None:
+    first, second = (told(folder, rank)["refusal"] for rank in (0, 1))
+    assert first == second
+    file = spec.queried_urls[1]
+    assert first.startswith(
+        "the loss is not finite in fine-tuning, epoch 1, step 1, rank 1 (loss nan, gradient norm nan), "
+        f"{file} row group 0 row 0, {file} row group 0 row 1 (counted from 0)."
+    )
+
+
 def test_the_first_rank_alone_tells_and_saves(folder: Path) -> None:
     assert told(folder, 1)["told"] == []
     records = told(folder, 0)["told"]
