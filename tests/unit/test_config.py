@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from lam_spark.config import Config
+from lam_spark.config import Config, ModelConfig
 from lam_spark.config_file import load_config
 from lam_spark.dataset.columns import layout_with
 from lam_spark.dataset.layout import Layout, Target
 from lam_spark.errors import ConfigError
+from lam_spark.training.spec import size_of
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
 Change = Callable[[dict[str, Any]], object]
@@ -359,3 +361,32 @@ def test_the_digest_tells_configurations_apart_and_nothing_else() -> None:
     same: list[Config] = [load_config(SHIPPED), load_config(SHIPPED, overrides=["training.ranks=2"])]
     assert same[0].digest() == same[1].digest()
     assert load_config(SHIPPED, overrides=["training.ranks=1"]).digest() != same[0].digest()
+
+
+def test_every_key_of_the_model_reaches_the_network_or_its_blocks() -> None:
+    """None is left at what it is by default."""
+    model = {
+        "width": 24,
+        "layers": 5,
+        "heads": 3,
+        "dropout": 0.25,
+        "context_events": 100,
+        "count_by": "touchpoint",
+        "window_days": (3, 9),
+        "numeric_bins": 6,
+        "answer_members": 7,
+        "half_life_days": (2.0, 8.0),
+    }
+    defaults = ModelConfig().model_dump()
+    assert {name for name, value in model.items() if value != defaults[name]} == set(defaults)
+    overrides = [f"model.{name}={list(v) if isinstance(v, tuple) else v}" for name, v in model.items()]
+    config = load_config(SHIPPED, overrides=overrides)
+    size = dataclasses.asdict(size_of(config))
+    layout = layout_with(config, dict.fromkeys(config.categorical, 9))
+    shapes = {
+        "context_events": layout.block_events,
+        "count_by": layout.count_by,
+        "window_days": layout.window_days,
+        "half_life_days": layout.half_life_days,
+    }
+    assert size | shapes == model

@@ -1,10 +1,13 @@
-"""What the options of a step do: gradients added up, sent in 16 bits, layers computed again, rates scaled."""
+"""What the options of a step do: gradients added up, sent in 16 bits, cut; layers computed again; rates scaled."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +15,12 @@ from torch import Tensor
 
 from lam_spark.dataset.loader import block_batches, files_of_rank
 from lam_spark.training.distributed import SingleWorld, sum_gradients
-from lam_spark.training.fit import Trainer
+from lam_spark.training.fit import Trainer, _schedule
 from lam_spark.training.objective import loss_of
 
 from .learnable import SHAPE, blocks, specification, take_steps
 from .test_objective import WHOLE
-from .tiny import DAY, SIZE, START, batch_of, customer, lively_model
+from .tiny import DAY, SIZE, START, batch_of, customer, lively_model, stack
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -124,3 +127,65 @@ def test_rates_grow_with_the_batches_of_a_step(tmp_path: Path, scaling: str, fac
     trainer.standing.enter("pre-training")
     next(trainer._epochs(trainer._passes()[0]))
     assert max(rates) == pytest.approx(factor * spec.settings["learning_rate"], rel=0.2)
+
+
+def test_the_rate_begins_in_a_line_and_ends_in_half_a_cosine() -> None:
+    rates = [_schedule(done, 2000) for done in range(2000)]
+    assert rates[0] == pytest.approx(0.01, rel=1e-3)
+    assert rates[49] == pytest.approx(0.5, rel=2e-3)  # of a hundred steps
+    assert max(rates) == rates[99] > 0.99
+    assert rates[500] == pytest.approx(0.05 + 0.95 * (2 + math.sqrt(2)) / 4)
+    assert rates[1000] == pytest.approx((1 + 0.05) / 2)
+    assert rates[1500] == pytest.approx(0.05 + 0.95 * (2 - math.sqrt(2)) / 4)
+    assert 0.05 < rates[-1] < 0.0501
+    changes = [after - before for before, after in itertools.pairwise(rates)]
+    assert all(change > 0 for change in changes[:99])
+    assert all(change < 0 for change in changes[99:])
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 1), (9, 1), (20, 2), (500, 50), (5000, 100)])
+def test_a_short_training_warms_up_in_a_tenth_of_it(total: int, steps: int) -> None:
+    rates = [_schedule(done, total) for done in range(total)]
+    assert rates.index(max(rates)) == steps - 1
+    assert rates[0] == pytest.approx(1 / steps)
+
+
+def test_a_phase_goes_through_its_schedule_once(tmp_path: Path) -> None:
+    """Over all its epochs; the refit, which stops earlier, as fine-tuning until then."""
+    spec = specification(
+        tmp_path, [blocks(8)], pretrain_epochs=2, finetune_epochs=3, learning_rate=0.01,
+        finetune_learning_rate=0.004,
+    )  # fmt: skip
+    trainer = Trainer(spec, SingleWorld(), lambda record: None)
+    rates: dict[str, list[float]] = {}
+    step = trainer._step
+
+    def watched(optimiser: torch.optim.Optimizer, *rest: Any) -> tuple[float, bool]:
+        rates.setdefault(trainer.standing.phase, []).append(optimiser.param_groups[0]["lr"])
+        return step(optimiser, *rest)
+
+    trainer._step = watched  # type: ignore[method-assign]
+    trainer.fit()
+    steps = 4  # an epoch: eight blocks by two
+    assert rates["pre-training"] == [0.01 * _schedule(done, 2 * steps) for done in range(2 * steps)]
+    assert rates["fine-tuning"] == [
+        0.004 * _schedule(done, 3 * steps) for done in range(len(rates["fine-tuning"]))
+    ]
+    assert rates["refit"] == rates["fine-tuning"][: trainer.standing.chosen * steps] != []
+
+
+def test_a_step_is_as_long_as_the_longest_gradient_allowed(tmp_path: Path) -> None:
+    """Plain descent at the rate 0.5 changes the weights by half the gradient: of its length, or of the limit's."""
+    moved: dict[float, Tensor] = {}
+    for limit in (1e9, 0.1, 1e-3):
+        spec = specification(tmp_path / str(limit), [blocks(8)], clip_norm=limit)
+        trainer = Trainer(spec, SingleWorld(), lambda record: None)
+        before = torch.cat([values.detach().flatten().double() for values in trainer.model.parameters()])
+        take_steps(trainer, [stack(SHAPE, blocks(8))])
+        after = torch.cat([values.detach().flatten().double() for values in trainer.model.parameters()])
+        moved[limit] = after - before
+    free = float(moved[1e9].norm())
+    assert free > 0.5 * 0.1
+    for limit in (0.1, 1e-3):
+        assert float(moved[limit].norm()) == pytest.approx(0.5 * limit, rel=1e-2)
+        torch.testing.assert_close(moved[limit] / limit, moved[1e9] / (2 * free), rtol=0.05, atol=1e-2)
