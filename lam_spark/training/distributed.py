@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,9 @@ class World(Protocol):
     def largest(self, value: int) -> int:
         """The largest of the ranks' values."""
 
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The ranks' rows, one after the other; their numbers may differ."""
+
     def share(self, value: Shared) -> Shared:
         """Rank 0's value, on every rank."""
 
@@ -68,6 +73,10 @@ class SingleWorld(World):
     def largest(self, value: int) -> int:
         """The value itself."""
         return value
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The rows themselves."""
+        return values
 
     def share(self, value: Shared) -> Shared:
         """The value itself."""
@@ -109,6 +118,13 @@ class HorovodWorld(World):
     def largest(self, value: int) -> int:
         """An allgather of one number."""
         return int(self._hvd.allgather(torch.tensor([value]), name="largest").max())
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """An allgather along the first axis."""
+        gathered: npt.NDArray[np.float64] = self._hvd.allgather(
+            torch.from_numpy(values), name="gather"
+        ).numpy()
+        return gathered
 
     def share(self, value: Shared) -> Shared:
         """A broadcast of the value in bytes."""
@@ -154,6 +170,12 @@ class TorchWorld(World):
         found = torch.tensor([value])
         self._dist.all_reduce(found, op=self._dist.ReduceOp.MAX)
         return int(found)
+
+    def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """An all-gather of the arrays."""
+        parts: list[Any] = [None] * self.size
+        self._dist.all_gather_object(parts, values)
+        return np.concatenate(parts)
 
     def share(self, value: Shared) -> Shared:
         """A broadcast of the value in bytes."""

@@ -374,7 +374,6 @@ def test_every_key_of_the_model_reaches_the_network_or_its_blocks() -> None:
         "count_by": "touchpoint",
         "window_days": (3, 9),
         "numeric_bins": 6,
-        "answer_members": 7,
         "half_life_days": (2.0, 8.0),
     }
     defaults = ModelConfig().model_dump()

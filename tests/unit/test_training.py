@@ -18,7 +18,7 @@ from safetensors.torch import load
 
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
-from lam_spark.model.artifact import CARD, WEIGHTS, as_batch, open_artifact, read_artifact
+from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
@@ -92,19 +92,6 @@ def test_every_slot_in_use_is_counted_once_an_epoch(trained: tuple[Path, Records
     assert 0 < events < answers
     assert facts["flops"] == len(blocks(PEOPLE)) * (2 * events + (fine + facts["chosen_epoch"]) * answers)
     assert facts["core_seconds"] == pytest.approx(facts["seconds"], abs=0.1)
-
-
-def test_one_member_is_enough_of_an_answer(tmp_path: Path) -> None:
-    made = blocks(PEOPLE)
-    spec = specification(tmp_path, [made], pretrain_epochs=0)
-    spec = dataclasses.replace(spec, size=dataclasses.replace(SIZE, answer_members=1))
-    told: Records = []
-    digest = Trainer(spec, SingleWorld(), told.append).fit()
-    assert min(losses(told, "fine-tuning")) < math.log(2) / 2  # half of what knowing nothing costs
-    model = open_artifact(*read_artifact(tmp_path), digest).model
-    answers = model(as_batch(stack(SHAPE, made[:2])))
-    assert answers.member_answers["reply"].shape == (2, SHAPE.queries_per_block, 1)
-    assert torch.equal(answers.answers["reply"], answers.member_answers["reply"][..., 0])
 
 
 def test_what_teaches_nothing_is_not_computed(tmp_path: Path) -> None:
