@@ -149,8 +149,12 @@ def model_on_paper(layout: Layout, size: ModelSize) -> LargeActionModel:
 def block_flops(layout: Layout, size: ModelSize, with_answers: bool = True) -> float:
     """FLOPs of learning from one block: forward and backward, what `recompute` computes again not counted."""
     learned = (1 + _BACKWARD) * forward_flops(layout, size, with_answers)
-    # Habits are counted, not learned: nothing flows back through them.
-    return learned - _BACKWARD * _habit_flops(layout) if with_answers else learned
+    if not with_answers:
+        return learned
+    # Habits and aggregates are counted, not learned: nothing flows back into them.
+    outputs = sum(target.outputs for target in layout.targets)
+    into_aggregates = 2.0 * layout.queries_per_block * len(layout.aggregate_names) * outputs
+    return learned - _BACKWARD * _habit_flops(layout) - into_aggregates
 
 
 def forward_flops(layout: Layout, size: ModelSize, with_answers: bool = True) -> float:
@@ -169,6 +173,7 @@ def forward_flops(layout: Layout, size: ModelSize, with_answers: bool = True) ->
     summaries = len(layout.aggregate_names)
     inner = answer_features(layout, size) * width
     answers = sum(inner + (width + summaries) * target.outputs for target in layout.targets)
+    answers += sum(width * len(layout.half_life_days) for target in layout.targets if target.kind == "next")
     return float(size.layers * layer + inputs + nexts + 2 * queries * answers + _habit_flops(layout))
 
 
