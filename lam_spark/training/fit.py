@@ -140,6 +140,8 @@ class Trainer:
         late = Period(self.spec.validation_start, self.spec.test_start, ("validation",))
         pre_training, fine_tuning, refit = self._passes()
         if not standing.phase:
+            # A validation period that nothing can be judged by is refused here, not after hours of pre-training.
+            self._verdicts(late)
             standing.enter(pre_training.phase)
             self._judge_next(0, late)
         if standing.phase == pre_training.phase:

@@ -304,8 +304,10 @@ def test_a_validation_period_of_one_class_is_refused(tmp_path: Path) -> None:
     made = blocks(8)
     for block in made:
         block["label_reply"][block["query_split"] == 2] = 0
+    told: Records = []
     with pytest.raises(ModelError) as caught:
-        Trainer(specification(tmp_path, [made]), SingleWorld(), lambda record: None).fit()
+        Trainer(specification(tmp_path, [made]), SingleWorld(), told.append).fit()
+    assert not told, "before anything is trained"
     assert str(caught.value) == (
         "the validation period has 16 examples of 'reply' and not both classes: nothing can be chosen or "
         "calibrated. Move split.validation_start"
@@ -321,8 +323,10 @@ def test_a_validation_period_without_labelled_questions_is_refused(tmp_path: Pat
             block["query_split"][asked] = 3
         else:
             block["label_reply"][asked] = np.nan
+    told: Records = []
     with pytest.raises(ModelError) as caught:
-        Trainer(specification(tmp_path, [made]), SingleWorld(), lambda record: None).fit()
+        Trainer(specification(tmp_path, [made]), SingleWorld(), told.append).fit()
+    assert not told, "before anything is trained"
     assert str(caught.value) == (
         "the validation period has 0 examples of 'reply' and not both classes: nothing can be chosen or "
         "calibrated. Move split.validation_start"
