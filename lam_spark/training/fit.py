@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -227,8 +228,13 @@ class Trainer:
                 f"event nor an answered question of {', '.join(work.period.splits)}. Move the dates of split"
             )
         taught = self.model.taught_by(next_moments=work.next_weight > 0, answers=work.with_answers)
+        # Gains hold the scale and constants the rate of what is rare: with both nearer to zero no model is simpler.
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in taught if weight.ndim > 1]},
+            {"params": [weight for weight in taught if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
         optimiser = torch.optim.AdamW(
-            taught,
+            groups,
             betas=(0.9, 0.98),
             weight_decay=self.settings["weight_decay"],
             fused=True,  # one kernel for all parameters: of a small model's step a tenth
@@ -313,7 +319,7 @@ class Trainer:
             value += float(loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
         due = bool(summed()[0])
-        taught = optimiser.param_groups[0]["params"]
+        taught = [weight for group in optimiser.param_groups for weight in group["params"]]
         own = sum_gradients(self.world, taught, self.settings["compress_gradients"])
         norm = get_total_norm([p.grad for p in taught])
         finite = bool(torch.isfinite(norm))

@@ -15,6 +15,8 @@ from lam_spark.model.transformer import ModelSize
 
 # Its file in the training's folder.
 SPEC_FILE = "spec.json"
+# Of a checkpoint: raised when the order or the meaning of its tensors changes, so that no other version's is read.
+CHECKPOINT_FORMAT = 2
 # Settings that change nothing of what comes out.
 NOT_DECISIVE = ("checkpoint_minutes", "experiment", "recompute")
 
@@ -76,7 +78,7 @@ class TrainingSpec:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of all that decides what comes out: a checkpoint fits only the training that wrote it."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"format": CHECKPOINT_FORMAT}
         # The edges are approximate quantiles of the numbers that the means are of: they may differ a little.
         for name in ("folder", "facts", "numeric_edges"):
             del values[name]

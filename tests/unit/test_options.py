@@ -189,3 +189,25 @@ def test_a_step_is_as_long_as_the_longest_gradient_allowed(tmp_path: Path) -> No
     for limit in (0.1, 1e-3):
         assert float(moved[limit].norm()) == pytest.approx(0.5 * limit, rel=1e-2)
         torch.testing.assert_close(moved[limit] / limit, moved[1e9] / (2 * free), rtol=0.05, atol=1e-2)
+
+
+def test_only_matrices_are_pulled_to_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = specification(tmp_path, [blocks(11)[:4]], weight_decay=0.5)
+    trainer = Trainer(spec, SingleWorld(), lambda record: None)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.fill_(1.0)
+
+    def decayed_only(optimiser: torch.optim.Optimizer, *rest: object) -> tuple[float, bool]:
+        for group in optimiser.param_groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+        optimiser.step()
+        return 0.0, False
+
+    monkeypatch.setattr(trainer, "_step", decayed_only)
+    trainer.standing.enter("fine-tuning")
+    next(trainer._epochs(trainer._passes()[1]))
+    for name, weight in trainer.model.named_parameters():
+        assert bool((weight == 1).all()) == (weight.ndim <= 1), name
+        assert bool((weight > 0).all()), name
