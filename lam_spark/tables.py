@@ -19,6 +19,7 @@ from delta.tables import DeltaTable
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError
 from lam_spark.settings import session_settings
@@ -75,6 +76,9 @@ _SKIP_EMPTY = "spark.databricks.delta.skipRecordingEmptyCommits"
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 # Commits that leave a table's rows as they are.
 _SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END")
+
+# Commits that the change feed tells row by row.
+_TOLD = {"WRITE", "MERGE", "UPDATE", "DELETE", "OPTIMIZE"}
 
 # Every night leaves small files in every table that it writes: each read then opens them all.
 _COMMITS_BETWEEN_COMPACTIONS = 32
@@ -170,8 +174,7 @@ class Tables:
             writer = writer.option("replaceWhere", where)
         else:
             writer = writer.option("overwriteSchema", "true")
-        self._commit(lambda: writer.save(self.path(name)), name)
-        return self._rows_of_last_write(name)
+        return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
 
     def append(self, frame: DataFrame, name: str) -> int:
         """Append rows in one commit; returns how many."""
@@ -179,8 +182,7 @@ class Tables:
         if not self.exists(name):
             for key, value in self._properties(name).items():
                 writer = writer.option(key, value)
-        self._commit(lambda: writer.save(self.path(name)), name)
-        return self._rows_of_last_write(name)
+        return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
 
     def insert_new(
         self,
@@ -202,7 +204,9 @@ class Tables:
         fresh = frame.dropDuplicates(list(keys))
         if not self.exists(name):
             return self.append(complete(fresh) if complete else fresh, name)
-        fresh = fresh.join(self.read(name).select(*keys), list(keys), "left_anti")
+        # As the merge below compares: a missing part of a key is a value like any other.
+        known = self.read(name).select(*(F.col(key).alias(f"known_{key}") for key in keys))
+        fresh = fresh.join(known, [F.col(key).eqNullSafe(F.col(f"known_{key}")) for key in keys], "left_anti")
         if complete:
             fresh = complete(fresh)
         # A merge reads its source twice; what made the rows (a Python function, perhaps) runs once.
@@ -213,14 +217,13 @@ class Tables:
             target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
             condition = " AND ".join(f"known.{key} <=> fresh.{key}" for key in keys)
             merge = target.merge(fresh.alias("fresh"), condition).whenNotMatchedInsertAll()
-            self._commit(merge.execute, name)
+            return self._commit(merge.execute, name).get("numTargetRowsInserted", 0)
         finally:
             fresh.unpersist()
-        return self._rows_of_last_write(name, "numTargetRowsInserted")
 
     def amend(
         self, frame: DataFrame, name: str, key: str, update: Sequence[str] = (), delete: str | None = None
-    ) -> None:
+    ) -> dict[str, int]:
         """Change rows that are there, in one commit: those whose `key` is in `frame` (unique in it).
 
         Args:
@@ -229,6 +232,9 @@ class Tables:
             key: column that names a row.
             update: columns that take the frame's values.
             delete: condition on the frame (alias `fresh`) under which the row is deleted instead.
+
+        Returns:
+            Delta's metrics of the commit; nothing where no row has such a key.
         """
         target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
         merge = target.merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
@@ -236,7 +242,7 @@ class Tables:
             merge = merge.whenMatchedDelete(condition=delete)
         if update:
             merge = merge.whenMatchedUpdate(set={column: f"fresh.{column}" for column in update})
-        self._commit(merge.execute, name)
+        return self._commit(merge.execute, name)
 
     def apply(
         self, frame: DataFrame, name: str, key: str, note: Mapping[str, Any], leaving: DataFrame | None = None
@@ -266,23 +272,19 @@ class Tables:
                 .whenMatchedUpdateAll()
                 .whenNotMatchedInsertAll()
             )
-            before = self.version(name)
             with session_settings(self.spark, {_USER_METADATA: json.dumps(note)}):
-                self._commit(merge.execute, name)
-            if self.version(name) == before:
+                made = self._commit(merge.execute, name)
+            if not made:
                 self.renew_note(name, note)
-                return {"inserted": 0, "replaced": 0, "deleted": deleted}
             return {
-                "inserted": self._rows_of_last_write(name, "numTargetRowsInserted"),
-                "replaced": self._rows_of_last_write(name, "numTargetRowsUpdated"),
+                "inserted": made.get("numTargetRowsInserted", 0),
+                "replaced": made.get("numTargetRowsUpdated", 0),
                 "deleted": deleted,
             }
 
     def _delete(self, keys: DataFrame, name: str, key: str) -> int:
         """Delete the rows with these keys in one commit; how many they were (no commit where there are none)."""
-        before = self.version(name)
-        self.amend(keys, name, key, delete="true")
-        return 0 if self.version(name) == before else self._rows_of_last_write(name, "numTargetRowsDeleted")
+        return self.amend(keys, name, key, delete="true").get("numTargetRowsDeleted", 0)
 
     def renew_note(self, name: str, note: Mapping[str, Any]) -> None:
         """Commit a new note and no rows."""
@@ -320,6 +322,11 @@ class Tables:
             else c["operation"]
             for c in commits
         ]
+
+    def told_since(self, name: str, version: int) -> bool:
+        """Whether the change feed tells, row by row, what has happened above a version (`changes`)."""
+        operations = self.operations(name, version)
+        return operations is not None and set(operations) <= _TOLD
 
     def compact(self, name: str) -> int:
         """Join the table's small files once many commits have come since that was last done.
@@ -433,9 +440,19 @@ class Tables:
         vectors = {"delta.enableDeletionVectors": str(TABLES[name].vectors).lower()}
         return {**vectors, **skipping, **feed}
 
-    def _commit(self, write: Callable[[], object], name: str) -> None:
+    def _commit(self, write: Callable[[], object], name: str) -> dict[str, int]:
+        """Write, and note the version; Delta's own counts of the commit, or nothing where it made none.
+
+        It makes none where no row came or went.
+        """
+        before = max(self._commits(name), default=-1)
         self._attempt(write, name)
-        self.written_versions[name] = self.version(name)
+        version = self.version(name)
+        if version == before:
+            return {}
+        self.written_versions[name] = version
+        metrics = self._commit_info(name, version)["operationMetrics"]
+        return {metric: int(count) for metric, count in metrics.items()}
 
     def _attempt(self, write: Callable[[], object], name: str) -> None:
         """Write; a lost race and a refusal of Delta's become errors of ours."""
@@ -460,11 +477,6 @@ class Tables:
         """Versions in the transaction log's folder: a listing, where asking Spark costs a second each."""
         log = Path(self.path(name)) / "_delta_log"
         return [int(file.stem) for file in log.glob("*.json") if file.stem.isdigit()]
-
-    def _rows_of_last_write(self, name: str, metric: str = "numOutputRows") -> int:
-        """What Delta itself counted in the commit that this run just made."""
-        metrics = self._commit_info(name, self.written_versions[name])["operationMetrics"]
-        return int(metrics.get(metric, 0))
 
     def _commit_info(self, name: str, version: int) -> dict[str, Any]:
         commit = Path(self.path(name)) / "_delta_log" / f"{version:020d}.json"

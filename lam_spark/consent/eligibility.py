@@ -98,6 +98,31 @@ def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
     return _agreed(ledger, asked.purpose, at).join(now, "customer_key", "left_anti").count()
 
 
+def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> int | None:
+    """How many events before `until` that `events` held at version `since` are not to be processed any more.
+
+    They are gone, or belong now to somebody who does not agree to `purpose`: a late link moves events to another
+    customer. None: it cannot be told, since the table was replaced or its log has a gap. Cost: nothing where no event
+    came or went; else the change feed, and a join of the events that it says were changed.
+
+    Raises:
+        ConsentError: nobody is eligible now.
+    """
+    tables = run.tables
+    if tables.version("events") == since:
+        return 0
+    if since > tables.version("events") or not tables.told_since("events", since):
+        return None
+    feed = tables.changes("events", since).where(F.col("event_time") < F.expr(sql_literal(until)))
+    first = feed.groupBy("event_id").agg(F.min(F.struct("_commit_version", "_change_type")).alias("first"))
+    changed = run.keep(first.where(F.col("first._change_type") != "insert").select("event_id"))
+    if changed.isEmpty():
+        return 0
+    events = tables.read("events").join(changed, "event_id", "left_semi")
+    held = events.join(eligible(run, purpose), "customer_key", "left_semi").count()
+    return changed.count() - held
+
+
 def nobody(purpose: str) -> ConsentError:
     """What to say where no customer is eligible."""
     return ConsentError(

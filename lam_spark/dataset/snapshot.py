@@ -29,7 +29,7 @@ from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.bounds import micros
-from lam_spark.sequences.dates import PERIODS, periods_of, require_examples
+from lam_spark.sequences.dates import EVENTS, PERIODS, periods_of, require_examples
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
 from lam_spark.settings import session_settings
 
@@ -45,15 +45,15 @@ def run(run: Run) -> StageResult:
     """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind, `Layout.packing`).
 
     Raises:
-        ConsentError: nobody is eligible for training.
+        ConsentError: nobody is eligible for training, or events of the tables belong to somebody else now.
         DataQualityError: nothing to train on, or tables made for other dates (`sequences.dates.require_examples`).
     """
     config = run.config
-    require_examples(run)
+    events = require_examples(run)
     layout = layout_of(config, run.tables.read("vocabulary"))
     allowed = eligible(run, config.consent.training_purpose)
     question = asked_now(run, config.consent.training_purpose)
-    note = {ASKED: dataclasses.asdict(question), PERIODS: periods_of(config)}
+    note = {ASKED: dataclasses.asdict(question), PERIODS: periods_of(config), EVENTS: events}
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     if sequences.isEmpty():
         raise DataQualityError(

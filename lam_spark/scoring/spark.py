@@ -112,9 +112,10 @@ def sequences_at(run: Run, allowed: DataFrame, purpose: str) -> tuple[DataFrame,
         Rows of the table, how many rows the allowed have, and how many of these are left out.
 
     Raises:
+        ConsentError: events of the table belong now to somebody who does not agree (`sequences.dates.require_owned`).
         DataQualityError: nobody allowed has a row, or the table was made for an earlier `as_of`.
     """
-    require_sequences(run, run.as_of)
+    require_sequences(run, run.as_of, purpose)
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     forgotten = (F.col("older_events") > 0) & (F.element_at("event_time", 1) >= micros(run.as_of))
     told = sequences.agg(F.count("*"), F.count_if(forgotten)).first()

@@ -1,16 +1,19 @@
-"""Whether `sequences` and `examples` were made for the dates that a run has: its `as_of`, its periods of `split`."""
+"""Whether `sequences` and `examples` are those that a run needs: made for its `as_of` and its periods of `split`, of
+events that still belong to whom they did.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 
 from lam_spark.config import Config
-from lam_spark.errors import DataQualityError
+from lam_spark.consent.eligibility import count_disowned
+from lam_spark.errors import ConsentError, DataQualityError
 from lam_spark.run import Run
 from lam_spark.sequences.bounds import instant
 
-# In the notes of `examples` and of the training snapshot.
-AS_OF, PERIODS = "as_of", "periods"
+# In the notes of `examples` and of the training snapshot: their dates, and the version of `events` that they are of.
+AS_OF, PERIODS, EVENTS = "as_of", "periods", "events"
 
 
 def periods_of(config: Config) -> dict[str, str]:
@@ -18,13 +21,46 @@ def periods_of(config: Config) -> dict[str, str]:
     return {name: config.instant(day).isoformat() for name, day in config.split}
 
 
-def require_sequences(run: Run, reached: dt.datetime) -> None:
+def require_owned(
+    run: Run, since: int | None, until: dt.datetime, purpose: str, what: str, again: str
+) -> None:
+    """Hold what was made of version `since` of `events` against what became of these events.
+
+    Args:
+        run: of the stage.
+        since: the version; None: unknown.
+        until: events before this instant are in what was made.
+        purpose: that their customers have to agree to.
+        what: was made, for the error.
+        again: what to do, for the error.
+
+    Raises:
+        ConsentError: some were deleted, or belong now to somebody who does not agree; or it cannot be told.
+    """
+    disowned = None if since is None else count_disowned(run, since, until, purpose)
+    if disowned is None:
+        raise ConsentError(
+            f"the events were replaced since {what} was made of them, or it does not say of which version: whose they "
+            f"are now cannot be told; {again}"
+        )
+    if disowned:
+        raise ConsentError(
+            f"{disowned:,} events that may be in {what} were deleted since, or a link has moved them to somebody who "
+            f"does not agree to {purpose!r}: {again}"
+        )
+
+
+def require_sequences(run: Run, reached: dt.datetime, purpose: str) -> int:
     """Hold `sequences` against an instant: all events before it must have been there to be seen.
 
     Later events do no harm: whatever is asked of a sequence sees what lies before the question.
 
+    Returns:
+        The version of `events` that they were made of.
+
     Raises:
         ConfigError: there are no sequences.
+        ConsentError: as of `require_owned`.
         DataQualityError: they were made for an earlier `as_of`, or do not say for which.
     """
     run.tables.version("sequences")
@@ -40,13 +76,20 @@ def require_sequences(run: Run, reached: dt.datetime) -> None:
             f"expected sequences of all events before {reached:%Y-%m-%d %H:%M} (UTC), found them made for an as_of of "
             f"{held:%Y-%m-%d %H:%M}: what customers did since would be missing; {again}"
         )
+    events = int(note["events"])
+    require_owned(run, events, held, purpose, "the table 'sequences'", "run the stage 'sequences' again")
+    return events
 
 
-def require_examples(run: Run) -> None:
+def require_examples(run: Run) -> int:
     """Hold `examples` against the run's dates, and `sequences` against those of the examples.
+
+    Returns:
+        The version of `events` that the earlier of the two was made of.
 
     Raises:
         ConfigError: one of the tables is not there.
+        ConsentError: as of `require_owned`.
         DataQualityError: the examples are of other periods or of a later `as_of`, or do not say of which; or what
             customers did before them is not in the sequences.
     """
@@ -70,4 +113,13 @@ def require_examples(run: Run) -> None:
             f"the examples were made for an as_of of {made:%Y-%m-%d %H:%M} (UTC), so their labels know what happened "
             f"after as_of {config.as_of}: {again}"
         )
-    require_sequences(run, made)
+    of_sequences = require_sequences(run, made, config.consent.training_purpose)
+    require_owned(
+        run,
+        note.get(EVENTS),
+        made,
+        config.consent.training_purpose,
+        "the table 'examples'",
+        "run the stage 'examples' again",
+    )
+    return min(of_sequences, int(note[EVENTS]))

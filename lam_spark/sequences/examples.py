@@ -18,7 +18,7 @@ from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.sequences.bounds import bounds_of, check_as_of, observed_until
-from lam_spark.sequences.dates import AS_OF, PERIODS, periods_of
+from lam_spark.sequences.dates import AS_OF, EVENTS, PERIODS, periods_of
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 from lam_spark.tokens import FIRST_VALUE
@@ -75,7 +75,11 @@ def run(run: Run) -> StageResult:
     for name, target in config.targets.items():
         _require_whole_days(name, target, counts)
         _require_answers(name, target, counts)
-    note = {AS_OF: run.as_of.isoformat(), PERIODS: periods_of(config)}
+    note = {
+        AS_OF: run.as_of.isoformat(),
+        PERIODS: periods_of(config),
+        EVENTS: run.tables.read_versions["events"],
+    }
     rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples", note=note)
     counts["examples"] = rows
     scored = config.scoring.target

@@ -16,8 +16,6 @@ from lam_spark.sequences.bounds import micros
 _ROW_VERSION = 3
 # Delta keeps removed files for seven days: what is older may not be read again.
 _MOST_DAYS = 6
-# Commits of `events` that the change feed tells row by row.
-_TOLD = {"WRITE", "MERGE", "UPDATE", "DELETE", "OPTIMIZE"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ def last_built(run: Run) -> tuple[Built | None, str]:
     built = Built(**note)
     if micros(run.started_at) - built.asked_at > _MOST_DAYS * 86_400_000_000:
         return None, f"the table is more than {_MOST_DAYS} days old"
-    told = tables.operations("events", built.events)
-    if told is None or not set(told) <= _TOLD:
+    if not tables.told_since("events", built.events):
         return None, "the events were replaced, or their change feed has a gap"
     if built.consent > tables.version("consent"):
         return None, "the consent ledger was replaced"

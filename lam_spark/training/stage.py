@@ -19,7 +19,7 @@ from lam_spark.dataset.snapshot import ASKED, QUERIED
 from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ConsentError, ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.dates import PERIODS, periods_of
+from lam_spark.sequences.dates import EVENTS, PERIODS, periods_of, require_owned
 from lam_spark.training.launch import launch
 from lam_spark.training.lines import whole_records
 from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
@@ -42,8 +42,8 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConfigError, DataQualityError: what is wrong with the vectors of a field (`dataset.vectors`).
-        ConsentError: somebody whose events are in the snapshot has withdrawn since; also where the training is only
-            to be resumed or registered.
+        ConsentError: somebody whose events are in the snapshot has withdrawn since, or a link has moved events of it
+            to somebody who does not agree; also where the training is only to be resumed or registered.
         ModelError: a rank failed, with why and where its log is; the snapshot does not fit; or MLflow does not take
             the model, which then waits in the folder.
     """
@@ -131,7 +131,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
         vectors_digest: of the fixed vectors in the folder (`training.vectors`).
 
     Raises:
-        ConsentError: somebody whose events are in the snapshot does not agree to be learned from any more.
+        ConsentError: somebody whose events are in the snapshot does not agree to be learned from (any more).
         ModelError: the snapshot was packed for another layout or for other periods.
     """
     config = run.config
@@ -173,7 +173,8 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
 def _require_consent(run: Run) -> None:
     """Ask the ledger once more: the snapshot may be days old, and a training may be resumed after as many."""
     purpose, again = run.config.consent.training_purpose, "run the stage 'snapshot' again"
-    asked = (run.tables.note_of("training_blocks") or {}).get(ASKED)
+    note = run.tables.note_of("training_blocks") or {}
+    asked = note.get(ASKED)
     withdrawn = None if asked is None else count_withdrawn(run, Asked(**asked), purpose)
     if withdrawn is None:
         raise ConsentError(
@@ -185,6 +186,14 @@ def _require_consent(run: Run) -> None:
             f"{withdrawn:,} customers whose events may be in the training snapshot no longer agree to {purpose!r}: "
             f"{again}"
         )
+    require_owned(
+        run,
+        note.get(EVENTS),
+        run.config.instant(run.config.split.test_start),
+        purpose,
+        "the training snapshot",
+        "run the stages 'sequences', 'examples' and 'snapshot' again",
+    )
 
 
 def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:

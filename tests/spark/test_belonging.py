@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from unit.tiny import lively_model
 
+from lam_spark.consent.eligibility import count_disowned
 from lam_spark.dataset import snapshot
 from lam_spark.dataset.columns import layout_of
 from lam_spark.errors import ConsentError, DataQualityError, ModelError
@@ -29,7 +30,7 @@ from lam_spark.sequences.bounds import micros
 from lam_spark.training import stage as train
 from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.worker import PROGRESS_FILE
-from spark.conftest import event, ledger_frame, publish, register
+from spark.conftest import event, events_frame, ledger_frame, publish, register
 
 Build = Callable[..., Run]
 Row = dict[str, Any]
@@ -133,6 +134,55 @@ def test_training_refuses_it_once_a_statement_has_taken_effect(build: Build) -> 
     (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "facts": {}}) + "\n")
     with pytest.raises(ConsentError, match=LOST):
         train.run(run)
+
+
+def moves(run: Run, event_id: str, customer: str) -> None:
+    """Give an event to another customer, as a late link does."""
+    events = f"delta.`{run.tables.path('events')}`"
+    run.spark.sql(f"UPDATE {events} SET customer_key = '{customer}' WHERE event_id = '{event_id}'")
+
+
+def test_what_a_link_has_moved_to_somebody_who_does_not_agree_is_not_used(build: Build) -> None:
+    run = build()
+    layout = layout_of(run.config, run.tables.read("vocabulary"))
+    moves(run, "between", "bob")
+    assert train.specification(run, run.config.workspace / "training", layout, "").all_urls
+    moves(run, "between", "somebody who was never asked")
+    told = r"1 events that may be in the .* were deleted since, or a link has moved them to somebody who does not"
+    for stage in (train, score, snapshot):
+        with pytest.raises(ConsentError, match=told):
+            stage.run(run)
+    for stage in (assemble, examples, snapshot):
+        stage.run(run)
+    assert train.specification(run, run.config.workspace / "training", layout, "").all_urls
+    run.tables.overwrite(run.tables.read("events"), "events")
+    with pytest.raises(
+        ConsentError, match=r"the events were replaced since the training snapshot was made of them"
+    ):
+        train.run(run)
+
+
+def test_what_became_of_events_is_told_by_their_log(build: Build) -> None:
+    run = build()
+    since = run.tables.version("events")
+
+    def disowned(until: dt.datetime) -> int | None:
+        return count_disowned(run, since, until, TRAINING)
+
+    assert disowned(run.as_of) == 0
+    run.tables.append(
+        events_frame(run, [event("ann", "2023-05-01T12:00:00", "later", action="buy")]), "events"
+    )
+    moves(run, "later", "nobody")  # nothing has ever been made of it
+    moves(run, "between", "bob")
+    assert disowned(run.as_of) == 0
+    run.spark.sql(f"DELETE FROM delta.`{run.tables.path('events')}` WHERE event_id = 'eve'")
+    assert disowned(run.as_of) == 1
+    moves(run, "m3ann", "nobody")
+    assert disowned(run.as_of) == 2
+    assert disowned(run.config.instant(run.config.split.test_start)) == 1
+    moves(run, "m3ann", "ann")
+    assert disowned(run.as_of) == 1
 
 
 def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Build) -> None:

@@ -177,3 +177,19 @@ def test_a_ledger_select_that_lacks_a_column(make_run: Callable[..., Run], tmp_p
     select = "SELECT customer AS customer_id, purpose, state, effective_at, source FROM consent_statements"
     with pytest.raises(ConfigError, match=r"consent\.select must yield .*; it lacks recorded_at"):
         ledger.run(make_run(consent={"select": select}))
+
+
+def test_statements_without_a_source_are_taken_once(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """A missing part of a statement is like any other: a night without news writes none and counts none."""
+    known = settings(tmp_path / "shop")["consent"]["select"]
+    select = known.replace("recorded_at, source", "recorded_at, CAST(NULL AS STRING) AS source")
+    assert select != known
+    stated, new, versions = [], [], []
+    for number in (1, 2, 2):
+        stated = [statement(raw_id(n), CONTACT, "opt_in", f"{JAN}Z") for n in range(number)]
+        write_inputs(tmp_path / "shop" / "raw", statements=stated)
+        run = make_run(consent={"select": select})
+        new.append(ledger.run(run).counts["statements_new"])
+        versions.append(run.tables.version("consent"))
+    assert new == [1, 1, 0]
+    assert versions[1] == versions[2]

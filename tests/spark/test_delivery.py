@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SECRET, STARTED_AT, raw_id, statement, write_inputs
+from pyspark.sql import functions as F
 
 from lam_spark.consent import ledger
 from lam_spark.delivery import stage as deliver
@@ -72,3 +73,16 @@ def test_a_source_that_is_refused_delivers_nobody(run: Run, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="consent_statements"):
         deliver.run(run)
     assert table_versions(run) == before
+
+
+def test_a_list_of_nobody_is_empty_and_says_so(run: Run, tmp_path: Path) -> None:
+    """All who were scored have withdrawn, somebody else agrees, and there is a list of the day before."""
+    deliver.run(run)
+    earlier = run.tables.read("contact_list").withColumn("as_of", F.expr("as_of - INTERVAL 1 DAY"))
+    assert run.tables.overwrite(earlier, "contact_list") == 3
+    out = [statement(raw_id(n), CONTACT, "opt_out", "2024-01-02T12:00:00Z") for n in KEYS.values()]
+    other = statement(raw_id(9), CONTACT, "opt_in", JAN)
+    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, *out, other])
+    counts = deliver.run(run).counts
+    assert (counts["suppressed_by_consent"], counts["below_capacity"], counts["delivered"]) == (4, 0, 0)
+    assert run.tables.read("contact_list").count() == 3

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SECRET
+from conftest import SECRET, run_builder
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -94,6 +94,18 @@ def test_small_files_are_joined_after_some_commits_and_the_rows_stay(
     monkeypatch.setattr(tables, "_COMMITS_BETWEEN_COMPACTIONS", 2)
     assert run.tables.compact("vocabulary") == 0  # one file: nothing to join
     assert run.tables.note_of("vocabulary") == {"made": 4}
+
+
+def test_where_nothing_is_committed_nothing_is_counted(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    frame = run.spark.createDataFrame([("one", 1), ("two", 2), ("two", 3)], "target STRING, score INT")
+    frame = frame.withColumn("as_of", F.lit("2023-12-20").cast("timestamp"))
+    assert run.tables.overwrite(frame, "scores") == 3
+    version = run.tables.version("scores")
+    again = run_builder(run.spark, run.config.workspace)(run.config)
+    assert again.tables.overwrite(frame.limit(0), "scores", where="target = 'three'") == 0
+    assert again.tables.version("scores") == version
+    assert again.tables.written_versions == {}
 
 
 def test_overwriting_a_slice_leaves_the_others(make_run: Callable[..., Run]) -> None:
