@@ -123,7 +123,8 @@ class Ours:
         with run.letting_go(), session_settings(self.spark, BUILD_SETTINGS):
             assembler = Assembler(run, run.keep(run.tables.read("vocabulary")))
             events = self.events(folder)
-            run.tables.overwrite(assembler.rows(events, allowed, events.count()), "sequences")
+            count = events.count()
+            run.tables.overwrite(assembler.rows(events, allowed, count, longest=count), "sequences")
 
     def result(self, workspace: Path) -> list[str]:
         """Files of the written table."""

@@ -84,7 +84,8 @@ def _rebuild(run: Run) -> Outcome:
             last_event=last,
             top_ids=top_ids(vocabulary),
         )
-        made = Assembler(run, vocabulary).rows(visible, allowed, events.count())
+        count = events.count()
+        made = Assembler(run, vocabulary).rows(visible, allowed, count, longest=count)
         rows = tables.overwrite(made, "sequences", note=built.note())
     return Outcome(built, added, {"remade": rows}, {"inserted": rows})
 

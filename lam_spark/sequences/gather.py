@@ -38,17 +38,18 @@ class Assembler:
     run: Run
     vocabulary: DataFrame
 
-    def rows(self, events: DataFrame, customers: DataFrame, count: int) -> DataFrame:
+    def rows(self, events: DataFrame, customers: DataFrame, count: int, longest: int) -> DataFrame:
         """The rows of those of `customers` who have an event; they do not depend on the order of events.
 
         Args:
             events: those that may be seen, of anybody, in any order.
             customers: a column `customer_key`, unique: whose rows are made.
             count: about how many events these customers have; so many tasks share the work.
+            longest: none of them has more events than this.
         """
-        return finished(self.gathered(events, customers, count), self.run.config)
+        return finished(self.gathered(events, customers, count, longest), self.run.config)
 
-    def gathered(self, events: DataFrame, customers: DataFrame, count: int) -> DataFrame:
+    def gathered(self, events: DataFrame, customers: DataFrame, count: int, longest: int) -> DataFrame:
         """`customer_key`, `entries` (no order) and the columns of `older_types`; grain: a customer.
 
         `entries` are all events of a customer, of a heavy one only the latest (at least `max_events`).
@@ -56,7 +57,7 @@ class Assembler:
         """
         limit = self.run.config.sequences.max_events
         heavy = self.run.keep(heavy_starts(events, limit))
-        heavies = heavy.count() if count > 2 * limit else 0
+        heavies = heavy.count() if longest > 2 * limit else 0
         number, numbered, few = self._numbered(customers)
 
         def of(customers: DataFrame) -> DataFrame:

@@ -197,15 +197,34 @@ def new_rows(
         adding = to_do.where(F.col("task") == _ADD).select("customer_key")
         fresh = step.changed_before(step.built.as_of, as_of)
         old = stored.join(adding, "customer_key", "left_semi")
-        new = assembler.gathered(fresh, adding, fresh.count())
+        came = fresh.count()
+        new = assembler.gathered(fresh, adding, came, longest=came)
         parts.append(finished(merged(old, new, config), config))
     if counts[_REMAKE]:
         visible = before(step.events, as_of)
-        share = counts[_REMAKE] / max(1, stored.count())
-        made = assembler.rows(visible, _remaking(to_do), math.ceil(share * step.events.count()))
+        made = assembler.rows(visible, _remaking(to_do), *_lengths(step, to_do, as_of))
         held = stored.select(*_SAME).join(_remaking(to_do), "customer_key", "left_semi")
         parts.append(made.join(held, list(_SAME), "left_anti"))
     return reduce(DataFrame.unionByName, parts) if parts else stored.limit(0)
+
+
+def _lengths(step: Increment, to_do: DataFrame, as_of: int) -> tuple[int, int]:
+    """Of those who are made again: about how many events they have, and how many none has more than.
+
+    By their rows and what came since; who has no row may have any number.
+    """
+    rows = step.run.tables.read("sequences").select("customer_key", "events_seen")
+    came = step.changed_before(step.built.as_of, as_of).where("sign > 0")
+    came = came.join(_remaking(to_do), "customer_key", "left_semi").groupBy("customer_key").count()
+    each = _remaking(to_do).join(rows, "customer_key", "left").join(came, "customer_key", "left")
+    events = F.coalesce("events_seen", F.lit(0)) + F.coalesce("count", F.lit(0))
+    told = each.agg(F.count_if(F.col("events_seen").isNull()), F.sum(events), F.max(events)).first()
+    assert told is not None  # an aggregate without keys gives one row
+    unknown, total, longest = (int(value) for value in told)
+    if not unknown:
+        return total, longest
+    every = step.events.count()
+    return total + math.ceil(unknown / max(1, rows.count()) * every), every
 
 
 def leaving(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int]) -> DataFrame | None:

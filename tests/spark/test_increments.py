@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult
-from lam_spark.sequences import assemble, increment
+from lam_spark.sequences import assemble, gather, increment
 from lam_spark.sequences.bounds import micros
 from lam_spark.sequences.vocabulary import MISSING, UNKNOWN
 from lam_spark.tables import Tables
@@ -422,6 +422,48 @@ def test_as_of_can_go_back_and_forth(story: dict[str, Night]) -> None:
     back = story["back in time"].rows
     assert all(row["last_event_time"] < dt.datetime(2023, 9, 12) for row in back.values())
     assert story["and forth again"].rows == story["a value was learnt"].rows
+
+
+def test_one_customer_of_very_many_events_is_never_gathered_whole(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made again among many who have few: a mean says nothing of the longest."""
+    summed: list[Any] = []
+    summaries = gather.older_summaries
+
+    def watched(older: DataFrame, *rest: Any) -> DataFrame:
+        summed.append(older)
+        return summaries(older, *rest)
+
+    monkeypatch.setattr(gather, "older_summaries", watched)
+    shop = open_shop(spark, tmp_path / "shop")
+    few = [f"few{number}" for number in range(40)]
+    shop.add(*many("till", 12 * KEPT), *(row for name in few for row in many(name, 1)))
+    run = shop.run(AS_OF)
+    standings = [(name, purpose, "opt_in") for name in ("till", *few) for purpose in PURPOSES]
+    for customer, purpose, state in standings:
+        shop.statements.append(
+            (customer, purpose, state, shop.started_at - dt.timedelta(hours=1), len(shop.statements))
+        )
+    at = (shop.started_at - dt.timedelta(hours=1)).isoformat()[:19]
+    run.tables.append(ledger_frame(spark, [(*one, at, at) for one in standings]), "consent")
+    check(shop, AS_OF)
+    assert len(summed) == 1
+
+    def night(remade: int) -> None:
+        summed.clear()
+        assert check(shop, AS_OF).counts["customers_remade"] == remade
+        assert len(summed) == 1
+
+    (one,) = (n for n, key in enumerate(shop.numbered()) if shop.events[key]["event_time"] == days(30))
+    shop.move(one, "few0")
+    night(1)  # "few0" only gains: that is merged into the row
+    for purpose in PURPOSES:
+        shop.state("till", purpose, "opt_out")
+    check(shop, AS_OF)
+    for purpose in PURPOSES:
+        shop.state("till", purpose, "opt_in")
+    night(1)
 
 
 def test_where_most_would_change_all_are_made_anew(spark: SparkSession, tmp_path: Path) -> None:

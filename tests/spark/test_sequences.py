@@ -107,7 +107,7 @@ def made(run: Run, rows: list[dict[str, Any]], parts: int = 1) -> list[Row]:
     frame = events_frame(run, rows).repartition(parts)
     with run.letting_go(), session_settings(run.spark, BUILD_SETTINGS):
         assembler = Assembler(run, run.tables.read("vocabulary"))
-        return assembler.rows(frame, frame.select("customer_key").distinct(), len(rows)).collect()
+        return assembler.rows(frame, frame.select("customer_key").distinct(), len(rows), len(rows)).collect()
 
 
 def hashes(run: Run, rows: list[dict[str, Any]], parts: int = 1) -> dict[str, int]:
