@@ -10,6 +10,7 @@ import datetime as dt
 import hashlib
 import json
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,7 @@ class Chain:
         )
         number, previous = self._newest()
         here = (number + 1, chain_hash(previous, entry))
-        status, now = "failed" if error else "done", dt.datetime.now(dt.UTC)
-        row = (here[0], run.run_id, stage, status, now, entry, previous, here[1])
+        row = (here[0], *_told(json.loads(entry)), dt.datetime.now(dt.UTC), entry, previous, here[1])
         run.tables.append(local_frame(run.spark, [row], _SCHEMA), "audit")
         self._last, self._version = here, run.tables.written_versions["audit"]
 
@@ -97,7 +97,9 @@ def chain_hash(previous: str, entry: str) -> str:
 
 
 def verify_chain(run: Run) -> int:
-    """Check every entry against the one before; returns how many there are.
+    """Check every entry against the one before, and what stands beside it; returns how many there are.
+
+    That the newest ones were removed, it cannot see: the log of each run (`logs/RUN_ID.jsonl`) still tells of them.
 
     Raises:
         AuditError: names the first entry that does not follow.
@@ -108,6 +110,7 @@ def verify_chain(run: Run) -> int:
             row["sequence"] != expected
             or row["previous_hash"] != previous
             or row["entry_hash"] != chain_hash(previous, row["entry"])
+            or [row["run_id"], row["stage"], row["status"]] != _told(json.loads(row["entry"]))
         )
         if broken:
             raise AuditError(
@@ -118,9 +121,19 @@ def verify_chain(run: Run) -> int:
     return expected
 
 
-def latest_entries(run: Run) -> dict[str, dict[str, Any]]:
-    """The newest successful entry of each stage (as many rows as there are stages)."""
+def _told(entry: dict[str, Any]) -> list[str]:
+    """What an entry says that columns beside it repeat: run, stage, status."""
+    return [entry["run_id"], entry["stage"], "failed" if entry["error"] else "done"]
+
+
+def latest_entries(run: Run, of_day: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """The newest successful entry of each stage (as many rows as there are stages).
+
+    Of the stages `of_day`, only those for the run's own `as_of` count.
+    """
     done = run.tables.read("audit").where("status = 'done'")
+    same_day = F.get_json_object("entry", "$.as_of") == run.config.as_of.isoformat()
+    done = done.where(same_day | ~F.col("stage").isin(*of_day))
     newest = done.groupBy("stage").agg(F.max_by("entry", "sequence").alias("entry"))
     return {row["stage"]: json.loads(row["entry"]) for row in newest.toLocalIterator()}
 

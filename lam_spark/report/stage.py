@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import LongType
 
-from lam_spark.audit.record import latest_entries
+from lam_spark.audit.record import latest_entries, verify_chain
 from lam_spark.errors import ConfigError
 from lam_spark.report import context as c
 from lam_spark.report import words
@@ -24,6 +24,8 @@ from lam_spark.tables import TABLES
 
 _ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
+# What they did for another day is not what is reported on.
+_OF_DAY = ("score", "deliver")
 _HEAD_ROWS = 15
 _HISTOGRAM_BINS = 20
 _PACKAGES = (
@@ -46,12 +48,17 @@ def run(run: Run) -> StageResult:
     """Write `report/<as_of>.html` (atomically, replacing the one of an earlier run).
 
     Raises:
-        ConfigError: a stage that the report needs has not run yet.
+        AuditError: the chain of the audit, which the report is made from, is broken.
+        ConfigError: a stage that the report needs has not run yet, or not for this `as_of`.
     """
-    entries = latest_entries(run)
+    verify_chain(run)
+    entries = latest_entries(run, _OF_DAY)
     lacking = [stage for stage in _NEEDED if stage not in entries]
     if lacking:
-        raise ConfigError(f"the report needs the stages {', '.join(lacking)} to have run first")
+        raise ConfigError(
+            f"the report of {run.config.as_of} needs the stages {', '.join(lacking)} to have run first; "
+            f"{' and '.join(_OF_DAY)} with the same --as-of"
+        )
     context = _context(run, entries)
     path = write_report(context, run.config.workspace / "report" / f"{run.config.as_of}.html")
     summary = {

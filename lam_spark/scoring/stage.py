@@ -93,7 +93,8 @@ def proposals(run: Run) -> DataFrame:
     Columns: `proposal_id, description` and every declared field but the reference ones.
 
     Raises:
-        ConfigError: the select does not run, yields an unknown column, no row, a repeated id, or too many rows.
+        ConfigError: the select does not run, yields an unknown column, no row, a missing or repeated id, or too many
+            rows.
     """
     config = run.config
     statement = config.scoring.proposals.replace("{as_of}", config.as_of.isoformat())
@@ -122,6 +123,11 @@ def proposals(run: Run) -> DataFrame:
         )
     if len(held) > most:
         raise ConfigError(f"scoring.proposals gives more than scoring.max_proposals = {most} rows")
+    if not all((row["proposal_id"] or "").strip() for row in held):
+        raise ConfigError(
+            "scoring.proposals gives a proposal without a proposal_id: concat is null where one of its parts is "
+            "(COALESCE them)"
+        )
     if len({row["proposal_id"] for row in held}) != len(held):
         raise ConfigError("scoring.proposals repeats a proposal_id: each proposal needs one of its own")
     return local_frame(run.spark, held, typed.schema)

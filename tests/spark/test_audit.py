@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +14,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.audit.record import AuditError, Chain, Cost, latest_entries, verify_chain
+from lam_spark.errors import ConfigError
+from lam_spark.report import stage as report
 from lam_spark.run import Run, StageResult
 
 
@@ -54,11 +58,27 @@ def test_an_entry_tells_what_the_stage_did(run: Run) -> None:
         (lambda t: t.withColumn("entry", F.expr("replace(entry, '\"events\": 5', '\"events\": 6')")), 0),
         (lambda t: t.where("sequence != 1"), 1),
         (lambda t: t.union(t.where("sequence = 2")), 3),
+        (lambda t: t.withColumn("status", F.lit("done")), 2),
     ],
-    ids=["changed", "removed", "added"],
+    ids=["changed", "removed", "added", "called done"],
 )
 def test_a_chain_that_was_touched_is_found(run: Run, change: Any, first_broken: int) -> None:
     for touched in rewritten(run, change(run.tables.read("audit"))):
-        with pytest.raises(AuditError, match=f"the audit chain breaks at entry {first_broken} "):
-            verify_chain(touched)
+        for reader in (verify_chain, report.run):
+            with pytest.raises(AuditError, match=f"the audit chain breaks at entry {first_broken} "):
+                reader(touched)
     assert verify_chain(run) == 3
+
+
+def test_a_report_is_of_its_own_day(run: Run) -> None:
+    """What was scored for another day is not in it: it asks for the stages of this one."""
+    other = run.config.model_copy(update={"as_of": dt.date(2023, 12, 1)})
+    chain = Chain(dataclasses.replace(run, config=other))
+    for name in ("score", "deliver"):
+        chain.append(name, StageResult(name), Cost(1.0, None))
+    assert {"score", "deliver"} <= set(latest_entries(run))
+    assert set(latest_entries(run, ("score", "deliver"))) == {"ingest", "train"}
+    assert "score" in latest_entries(dataclasses.replace(run, config=other), ("score", "deliver"))
+    needed = "report of 2023-12-20 needs the stages score, evaluate, deliver to have run first; score and deliver with"
+    with pytest.raises(ConfigError, match=needed):
+        report.run(run)
