@@ -13,7 +13,7 @@ import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from lam_spark.errors import did_you_mean
 
@@ -76,6 +76,17 @@ def _known_zone(value: str) -> str:
     return value
 
 
+def _as_text(value: Any) -> Any:
+    """What YAML takes for a number or a truth value, as Spark writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+# Text that may look like a number: no need to quote it in the file.
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
 class Section(BaseModel):
     """A mapping of the file: an unknown key is refused, nothing changes after loading."""
 
@@ -126,7 +137,7 @@ class InputConfig(Section):
     format: Literal["parquet", "csv", "json", "delta", "jdbc"]
     path: str = ""
     columns: str = Field(description="Spark DDL of the columns, e.g. 'id BIGINT, day DATE'")
-    options: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, Text] = Field(default_factory=dict)
     secrets: dict[str, str] = Field(default_factory=dict)
     watermark: str | None = None
 
@@ -267,7 +278,7 @@ class TargetConfig(Section):
     value: str = Field(default="", description="of kind value, for example sum(later.amount)")
     field: str = Field(default="", description="of kind next: a categorical field")
     most_values: int = Field(default=64, ge=1, description="of kind next: the field's commonest values")
-    horizon_days: str
+    horizon_days: Text
     rule_events: str = "false"
     rule: str = "count(*)"
     rule_says: str = "no rule"
@@ -357,7 +368,7 @@ class TrainingConfig(Section):
     )
     ranks: int = Field(default=2, ge=1)
     threads_per_rank: int = Field(default=1, ge=1)
-    seed: int = 20171002
+    seed: int = Field(default=20171002, ge=0)
     pretrain_epochs: int = Field(default=2, ge=0)
     finetune_epochs: int = Field(default=4, ge=1, description="at most; validation chooses")
     patience: int = Field(
@@ -458,7 +469,7 @@ class SparkConfig(Section):
     master: str = "local[2,4]"
     driver_memory: str = "3g"
     shuffle_partitions: int = Field(default=8, ge=1)
-    settings: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Text] = Field(default_factory=dict)
 
 
 class Config(Section):

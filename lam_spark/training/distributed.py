@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,12 @@ from lam_spark.errors import ModelError
 
 Shared = TypeVar("Shared")
 # A rank that does not come ends the others after this. One that died is noticed at once, by its launcher and its
-# broken connections; one that writes or reads a checkpoint of many gigabytes, or compiles, may take minutes.
-PATIENCE = dt.timedelta(minutes=10)
+# broken connections; one that reads through more files than another before they meet may take long.
+PATIENCE = dt.timedelta(hours=1)
 # Between two looks whether Horovod is done.
 _LOOK_SECONDS = 0.0003
+# Every float16 below 2**15 and the sum of any two of them is one.
+_HALF_EXPONENT, _LEAST_EXPONENT = 15, -100
 
 
 class World(Protocol):
@@ -230,7 +233,8 @@ def sum_gradients(world: World, parameters: Sequence[nn.Parameter], compress: bo
     """Replace each gradient by its sum over the ranks, in one flat collective.
 
     Where a rank's batch had nothing to say, or it had no batch, it adds zeros. With `compress`, float16 is what travels
-    and what is summed; a sum above 65,504 becomes infinite, which the caller's check of the norm finds.
+    and what is summed, scaled so that the largest sum fits: what is below some 1e-12 of the largest gradient is lost.
+    One that is not finite stays so.
 
     Returns:
         The rank's own gradients.
@@ -242,9 +246,19 @@ def sum_gradients(world: World, parameters: Sequence[nn.Parameter], compress: bo
     if world.size == 1:
         return own
     flat = torch.cat([gradient.reshape(-1) for gradient in own])
-    summed = world.sum(flat.half()).float() if compress else world.sum(flat)
+    if compress:
+        # Below 3e-8 a float16 is zero, and a gradient is a share of that of all ranks' moments.
+        scale = 2.0 ** (_HALF_EXPONENT - world.size.bit_length() - world.largest(_exponent(flat)))
+        summed = world.sum((flat * scale).half()).float() / scale
+    else:
+        summed = world.sum(flat)
     start = 0
     for p in parameters:
         p.grad = summed[start : start + p.numel()].view_as(p)
         start += p.numel()
     return own
+
+
+def _exponent(values: Tensor) -> int:
+    """The least e with all finite values below 2**e, though not so small that a scale by it would not be a float32."""
+    return max(math.frexp(float(values.abs().max()))[1], _LEAST_EXPONENT)

@@ -355,7 +355,7 @@ class Trainer:
         if not len(rows):
             return (
                 f"the gradients are finite on each rank in {place}, but their sum is not. Lower "
-                "training.learning_rate, or turn training.compress_gradients off"
+                "training.learning_rate"
             )
         blamed = []
         for rank in np.unique(rows[:, 0]):

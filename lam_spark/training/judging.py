@@ -99,7 +99,7 @@ class Judge:
 
     def _of_value(self, sums: Float) -> Verdict:
         queries, some, logs, squares, loss, off, amount, expected = sums.tolist()
-        if not 0 < some < queries:
+        if not some:
             raise self._one_class(queries)
         spread = max(math.sqrt(max(squares / some - (logs / some) ** 2, 0.0)), math.exp(-3.0))
         share = some / queries
@@ -139,6 +139,11 @@ class Judge:
 
     def _one_class(self, queries: float) -> ModelError:
         found = f"the validation period has {queries:.0f} examples of {self.target.name!r}"
+        if self.target.kind == "value":
+            return ModelError(
+                f"{found}, and none comes to more than 0: nothing can be chosen or calibrated. Move "
+                "split.validation_start"
+            )
         if self.target.kind == "next":
             return ModelError(
                 f"{found}, and of its {self.target.values} values each follows all of them or none: nothing can be "

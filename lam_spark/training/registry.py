@@ -6,9 +6,11 @@ registered as plain files with their sha256; nothing is pickled.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,18 +51,29 @@ _SPOOL_FILE = "mlflow_spool.jsonl"
 
 
 def _client(config: Config) -> Any:
+    """MLflow's client.
+
+    Raises:
+        MlflowException: a database does not answer; a server is asked later.
+    """
     # Import late and quietly: it costs seconds, and only training and scoring need it.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default minutes pass before it says so
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that is in it
     import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
         logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.workspace / "mlflow"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except SQLAlchemyError as error:
+        raise MlflowException(without_values(error), TEMPORARILY_UNAVAILABLE) from None
 
 
 def _reaction(error: MlflowException) -> str:
@@ -85,7 +98,6 @@ class Tracking:
 
     def __init__(self, config: Config, run_id: str, folder: Path, journal: Journal) -> None:
         self.config, self.run_id, self.folder, self.journal = config, run_id, folder, journal
-        self.client = _client(config)
         self.id = ""
         self._spool = folder / _SPOOL_FILE
         # What MLflow has not been told yet, a request each.
@@ -95,6 +107,11 @@ class Tracking:
         self._down_until = 0.0
         # What is wrong, for people; nothing while it answers.
         self._trouble = ""
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """MLflow's, made when it is first asked."""
+        return _client(self.config)
 
     def __enter__(self) -> Self:
         self._catch_up()
@@ -291,9 +308,9 @@ def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client(config)
     name, alias = config.name, config.scoring.alias
     try:
+        client = _client(config)
         version = client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         expected = f"expected a registered model {name!r} with the alias {alias!r}"
@@ -306,11 +323,12 @@ def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
     if digest is None:
         raise ModelError(f"version {version.version} of {name!r} has no sha256 in the registry: train again")
     gone = f"the files of {name!r} version {version.version} cannot be fetched"
-    try:
-        folder = client.download_artifacts(version.run_id, _ARTIFACT_PATH)
-    except MlflowException as error:
-        raise ModelError(f"{gone}: MLflow {_reaction(error)} ({error.error_code})") from None
-    except OSError as error:
-        raise ModelError(f"{gone}: {without_values(error)}") from None
-    weights, card = read_artifact(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="lam_spark-model-") as place:
+        try:
+            folder = client.download_artifacts(version.run_id, _ARTIFACT_PATH, place)
+        except MlflowException as error:
+            raise ModelError(f"{gone}: MLflow {_reaction(error)} ({error.error_code})") from None
+        except OSError as error:
+            raise ModelError(f"{gone}: {without_values(error)}") from None
+        weights, card = read_artifact(Path(folder))
     return weights, card, digest, int(version.version)

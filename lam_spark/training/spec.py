@@ -79,12 +79,10 @@ class TrainingSpec:
     def fingerprint(self) -> str:
         """sha256 (hex) of all that decides what comes out: a checkpoint fits only the training that wrote it."""
         values = dataclasses.asdict(self) | {"format": CHECKPOINT_FORMAT}
-        # The edges are approximate quantiles of the numbers that the means are of: they may differ a little.
-        for name in ("folder", "facts", "numeric_edges"):
+        # What numbers are standardised by is of the events and the ledger as they are now, not of the snapshot, and
+        # Spark adds floats in any order: a training that goes on keeps what it began with.
+        for name in ("folder", "facts", "numeric_mean", "numeric_std", "numeric_edges"):
             del values[name]
         for name in NOT_DECISIVE:
             del values["settings"][name]
-        # Sums of floats that Spark adds in any order: their last digits differ from run to run.
-        for name in ("numeric_mean", "numeric_std"):
-            values[name] = [f"{value:.5e}" for value in values[name]]
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

@@ -51,6 +51,17 @@ def test_the_shipped_configuration_loads() -> None:
     assert config.inputs["products"].path == "out/complete_journey/raw/products.parquet"
 
 
+def test_what_yaml_takes_for_a_number_may_stand_for_text(changed: Callable[[Change], Path]) -> None:
+    def plain(content: dict[str, Any]) -> None:
+        content["targets"]["coupon_redemption"]["horizon_days"] = 28
+        content["inputs"]["campaigns"]["options"] = {"header": True, "maxColumns": 40, "sep": ";"}
+
+    config = load_config(changed(plain), overrides=["spark.settings={spark.task.cpus: 2}"])
+    assert config.targets["coupon_redemption"].horizon_days == "28"
+    assert config.inputs["campaigns"].options == {"header": "true", "maxColumns": "40", "sep": ";"}
+    assert config.spark.settings == {"spark.task.cpus": "2"}
+
+
 def test_the_variables_that_hold_secrets_are_known(changed: Callable[[Change], Path]) -> None:
     crm = {
         "format": "jdbc",

@@ -353,6 +353,23 @@ def test_nothing_to_judge_by_is_said(target: Target, answers: list[Any], labels:
         judge.verdict(WORLD)
 
 
+def test_amounts_that_are_never_nothing_are_judged() -> None:
+    """A monthly bill, say: there is no chance of nothing to be told, only how much."""
+    rng = np.random.default_rng(5)
+    logs = rng.normal(3.0, 0.5, 400)
+    losses = []
+    for mean in (3.0, 0.0):
+        judge = Judge(Target("bill", "value"))
+        told = torch.tensor([[12.0, mean, math.log(0.5)]]).expand(len(logs), 3)
+        judge.add(told, torch.from_numpy(np.exp(logs)))
+        verdict = judge.verdict(WORLD)
+        losses.append(verdict.loss)
+        assert verdict.unit == 1.0
+        assert verdict.naive_loss == pytest.approx(0.5 + math.log(logs.std()))
+    assert losses[0] == pytest.approx(0.5 + math.log(0.5), abs=0.1)
+    assert losses[1] > losses[0] + 10
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("target", "answers"),

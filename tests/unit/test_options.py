@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lam_spark.dataset.loader import block_batches, files_of_rank
+from lam_spark.model.transformer import _Block
 from lam_spark.training.distributed import SingleWorld, sum_gradients
 from lam_spark.training.fit import Trainer, _schedule
 from lam_spark.training.objective import loss_of
@@ -58,7 +59,15 @@ def test_batches_that_are_added_up_are_one_batch(tmp_path: Path) -> None:
     assert any(not torch.allclose(before[name], values, atol=1e-3) for name, values in added.items())
 
 
-def test_a_layer_computed_again_drops_out_the_same(tmp_path: Path) -> None:
+def test_a_layer_computed_again_drops_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    forward = _Block.forward
+
+    def counted(self: _Block, *given: Any) -> Tensor:
+        computed.append(self)
+        return forward(self, *given)
+
+    monkeypatch.setattr(_Block, "forward", counted)
     people = [
         customer(SHAPE, [START + day * DAY for day in range(9)], [START + 9 * DAY], n) for n in range(3)
     ]
@@ -71,9 +80,14 @@ def test_a_layer_computed_again_drops_out_the_same(tmp_path: Path) -> None:
         part = loss_of(model, batch, WHOLE, with_next=True, with_answers=True)
         (part.next_sum + part.answer_sums.sum()).backward()  # type: ignore[no-untyped-call]
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert len(computed) == (1 + recompute) * SIZE.layers
+        computed.clear()
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    for asked in (False, True):
+        spec = specification(tmp_path / str(asked), [blocks(2)], recompute=asked)
+        assert Trainer(spec, SingleWorld(), lambda record: None).model.recompute is asked
 
 
 def test_gradients_travel_in_sixteen_bits_when_asked() -> None:
@@ -88,11 +102,22 @@ def test_gradients_travel_in_sixteen_bits_when_asked() -> None:
         assert torch.equal(model.weight.grad, 2 * given) is not compress
 
 
-def test_a_sum_that_sixteen_bits_cannot_hold_is_not_taken_for_a_number() -> None:
-    model = torch.nn.Linear(1, 1)
-    model(torch.tensor([[60_000.0]])).sum().backward()
-    sum_gradients(TwoAlike(), list(model.parameters()), compress=True)
-    assert not bool(model.weight.grad.isfinite().all())
+@pytest.mark.parametrize("size", [1e9, 60_000.0, 1e-9, 1e-30, 0.0])
+def test_in_sixteen_bits_large_and_small_gradients_arrive(size: float) -> None:
+    """By themselves those would be infinite, and these nothing."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = size * torch.tensor([1.0, -0.75, 1e-4])
+    given = weight.grad.clone()
+    sum_gradients(TwoAlike(), [weight], compress=True)
+    torch.testing.assert_close(weight.grad, 2 * given, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_in_sixteen_bits_what_is_no_number_stays_none(wrong: float) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([1.0, wrong, 1e-9])
+    sum_gradients(TwoAlike(), [weight], compress=True)
+    assert weight.grad.isfinite().tolist()[:2] == [True, False]
 
 
 @pytest.mark.parametrize("world", [SingleWorld, TwoAlike])

@@ -304,6 +304,50 @@ def test_scoring_says_what_is_wrong_with_the_registry(
     assert "password" not in str(raised.value)
 
 
+def test_a_database_that_does_not_answer_is_mlflow_that_does_not(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened when the client is made; a server is only asked later."""
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    uri = f"sqlite:///{config.workspace}"  # a folder
+    with tracking(config, folder, uri, monkeypatch) as down:
+        down.start(spec, {})
+        down.log(epoch(1))
+        with pytest.raises(
+            ModelError, match=r"cannot be reached \(TEMPORARILY_UNAVAILABLE\), so .* waits in"
+        ):
+            down.register(folder, "digest")
+    assert events(config) == ["mlflow cannot be reached"]
+    with pytest.raises(ModelError, match=r"but MLflow cannot be reached \(TEMPORARILY_UNAVAILABLE\)"):
+        registered_model(config)
+    with tracking(config, folder, None, monkeypatch):
+        pass
+    assert losses(*known(config)) == {1: 1.0}
+
+
+def test_nothing_is_left_of_a_model_that_was_fetched(
+    config: Config, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a server, whose artifacts lie elsewhere: a night fetches it several times."""
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.register(folder, "digest")
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    asked = []
+    fetch = MlflowClient.download_artifacts
+
+    def fetched(self: MlflowClient, run_id: str, path: str, dst_path: str | None = None) -> str:
+        found = fetch(self, run_id, path, dst_path)
+        asked.append(Path(found).is_relative_to(place))
+        return found
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", fetched)
+    assert registered_model(config)[:2] == (b"weights", b"{}")
+    assert asked == [True]
+    assert not list(place.iterdir())
+
+
 def test_a_model_is_registered_once(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is still there when the run was killed before it swept it."""
     for digest, version in (("digest", 1), ("digest", 1), ("another", 2)):
