@@ -10,7 +10,7 @@ On the contacts of the test period, the same rows on all sides; the model's figu
 better by than LightGBM, 95 % over customers, by one seed, since what a user runs is one model:
 
 - the order-dependent want: AUC of an upgrade by those called. `way` is how far from the best that counts can do
-  to the best of all, both by the truth file's probabilities of these very rows;
+  (by the truth file's probabilities of these very rows, or LightGBM on counts alone, whichever is better) to its best;
 - lift of orders in the first tenth of those called;
 - uplift: the answer to the query with the call less that without it, against the true effect of each contact:
   rank correlation, and the Qini area by the true effects as a share of the best ranking's;
@@ -18,8 +18,9 @@ better by than LightGBM, 95 % over customers, by one seed, since what a user run
   call helps) and the reluctant (whom it puts off) from others;
 - the next action of a sample of customers in the test period, beside the commonest one and Markov chains.
 
-LightGBM gets what its own users would make of the same events: counts by action, touchpoint and subject over
-7/28/91/365 days, money, demographics, the offer; once with days since each action and subject, once without.
+LightGBM gets what its own users would make of the same events: counts by action, touchpoint, place, subject, item and
+hour of the day over 7/28/91/365 days, money, demographics, the offer; once with days since each of them, once without.
+Chains are counted over everybody whom the model learned from.
 
 How much of the way can be gone at all, two more LightGBMs say (`wants_peers.py`): `informed` has features made by
 somebody who knows what is planted, from the same events; `knowing` is told each contact's planted state and traits, so
@@ -31,7 +32,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ from sklearn.metrics import roc_auc_score
 from wants_peers import PLANTED_STATE, Histories, both_answers
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import collect_queries, customers, event_columns
+from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
+from lam_spark.dataset.layout import Layout
 from lam_spark.dataset.packing import Block, Packer, prepare, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
 from lam_spark.model.transformer import entry
@@ -73,6 +75,8 @@ CONF = REPOSITORY / "conf/telco.yaml"
 BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
 # Whose next actions are predicted: enough for a tenth of a percent.
 SAMPLED = 4_000
+# Of an event, what chains know.
+CHAINED = ("action", "touchpoint", "subject")
 # Draws of customers with return.
 DRAWS = 200
 
@@ -115,7 +119,7 @@ class World:
         self.open()
         model = champion(self.run, [self.run.config.scoring.target])
         self._ask(model).to_parquet(self._answers(seed))
-        figures = NextActions(self, model).figures() | {"train_seconds": seconds}
+        figures = NextActions(self, model.layout).of_model(model) | {"train_seconds": seconds}
         self.run.spark.stop()
         kept.write_text(json.dumps(figures))
         return figures
@@ -210,93 +214,93 @@ def lift(score: Array, label: Array) -> float:
 class NextActions:
     """The next action of sampled customers in the test period: the model's first guess and what chains would guess."""
 
-    def __init__(self, world: World, parts: Champion) -> None:
+    def __init__(self, world: World, layout: Layout) -> None:
         run = world.run
-        self.layout = parts.layout
+        self.layout = layout
         allowed = eligible(run, run.config.consent.training_purpose)
-        sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-        rows = sequences.orderBy(F.xxhash64("customer_key")).limit(SAMPLED)
-        names = event_columns(self.layout)
-        no_queries = {name: None for name, _ in self.layout.query_columns.items()}
-        self.batch = rows.select(*names).toPandas().assign(**no_queries)
+        self.everybody = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
         self.cut = run.config.micros(run.config.split.test_start)
         self.end = run.config.micros(run.config.as_of)
-        self.artifact: Artifact = open_artifact(parts.weights, parts.card, parts.digest)
 
-    def figures(self) -> dict[str, float]:
-        """Top-1 accuracy of each, over the events of moments that begin in the test period."""
-        right: Counter[str] = Counter()
-        commonest, chains = self._chains()
-        period = Period(self.cut, self.end, ())
-        total = 0
-        blocks = self._blocks()
-        while held := [block for _, block in zip(range(8), blocks, strict=False)]:
-            stacked = {name: np.stack([block[name] for block in held]) for name in held[0]}
-            batch = as_batch(unfold(self.layout, stacked))
+    def of_model(self, parts: Champion) -> dict[str, float]:
+        """How often its first guess is right, over the events of moments in the test period; and of how many."""
+        artifact: Artifact = open_artifact(parts.weights, parts.card, parts.digest)
+        right = total = 0
+        for block, source, at in self._moments():
             with torch.inference_mode():
-                hidden = self.artifact.model(batch, with_answers=False).event_hidden_BTD.flatten(0, 1)
-                source, counted = next_moments(batch, period)
-                logits = self.artifact.model.next_value[entry("action")](hidden[source[counted]])
-            guess = logits.argmax(-1).numpy()
-            before, at = source[counted].numpy(), np.flatnonzero(counted.numpy())
-            happened = stacked["event_action"].reshape(-1)[at]
-            total += len(happened)
-            right["lam"] += int((guess == happened).sum())
+                hidden = artifact.model(as_batch(block), with_answers=False).event_hidden_BTD.flatten(0, 1)
+                guess = artifact.model.next_value[entry("action")](hidden[source]).argmax(-1).numpy()
+            right += int((guess == block["event_action"].reshape(-1)[at]).sum())
+            total += len(at)
+        return {"next_action_lam": right / total, "next_actions": total}
+
+    def of_chains(self) -> dict[str, float]:
+        """The same of the commonest action, and of Markov chains."""
+        commonest, chains = self._chains()
+        right: Counter[str] = Counter()
+        total = 0
+        for block, source, at in self._moments():
+            flat = {name: block[f"event_{name}"].reshape(-1) for name in CHAINED}
+            happened = flat["action"][at]
+            total += len(at)
             right["commonest"] += int((happened == commonest).sum())
-            flat = {
-                name: stacked[f"event_{name}"].reshape(-1) for name in ("action", "touchpoint", "subject")
-            }
-            segment = stacked["segment"].reshape(-1)
-            for name, keys in self._states(flat, segment, before).items():
+            for name, keys in states(flat, block["segment"].reshape(-1), source).items():
                 told = [chains[name].get(key, commonest) for key in keys]
                 right[name] += int((np.array(told) == happened).sum())
-        return {f"next_action_{name}": count / total for name, count in right.items()} | {
-            "next_actions": total
-        }
+        return {f"next_action_{name}": count / total for name, count in right.items()}
 
-    def _states(self, flat: dict[str, Array], segment: Array, at: Array) -> dict[str, list[tuple[int, ...]]]:
-        """What a chain knows after each slot of `at`: the last action; the last two; the last event's three fields."""
-        action = flat["action"]
-        earlier = np.maximum(at - 1, 0)
-        second = np.where((at > 0) & (segment[earlier] == segment[at]), action[earlier], 0)
-        last = action[at].tolist()
-        return {
-            "markov": [(a,) for a in last],
-            "markov_of_two": list(zip(second.tolist(), last, strict=True)),
-            "markov_of_events": list(
-                zip(last, flat["touchpoint"][at].tolist(), flat["subject"][at].tolist(), strict=True)
-            ),
-        }
+    def _moments(self) -> Iterator[tuple[Block, Array, Array]]:
+        """Some blocks at once; the slots from which their events are to be guessed, and the slots of these events."""
+        rows = self.everybody.orderBy(F.xxhash64("customer_key")).limit(SAMPLED)
+        no_queries = {name: None for name, _ in self.layout.query_columns.items()}
+        blocks = self._blocks(rows.select(*event_columns(self.layout)).toPandas().assign(**no_queries))
+        while held := [block for _, block in zip(range(8), blocks, strict=False)]:
+            block = unfold(self.layout, {name: np.stack([one[name] for one in held]) for name in held[0]})
+            source, counted = next_moments(as_batch(block), Period(self.cut, self.end, ()))
+            yield block, source[counted].numpy(), np.flatnonzero(counted.numpy())
 
     def _chains(self) -> tuple[int, dict[str, dict[tuple[int, ...], int]]]:
-        """The commonest action, and what follows each state most often, before the test period."""
-        follows: dict[str, dict[tuple[int, ...], Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
-        every: Counter[int] = Counter()
-        for row in self.batch.itertuples():
-            seen = int(np.searchsorted(row.event_time, self.cut))
-            flat = {
-                name: np.asarray(getattr(row, name))[:seen] for name in ("action", "touchpoint", "subject")
-            }
-            if seen < 2:
-                continue
-            every.update(flat["action"].tolist())
-            at = np.arange(seen - 1)
-            for name, keys in self._states(flat, np.ones(seen, int), at).items():
-                for key, then in zip(keys, flat["action"][1:].tolist(), strict=True):
-                    follows[name][key][then] += 1
-        chains = {
-            name: {key: counts.most_common(1)[0][0] for key, counts in states.items()}
-            for name, states in follows.items()
+        """The commonest action, and what follows each state most often: of everybody, before the test period."""
+        rows = self.everybody.select("event_time", *CHAINED).toPandas()
+        seen = [int(np.searchsorted(times, self.cut)) for times in rows.event_time]
+        flat = {
+            name: np.concatenate(
+                [np.asarray(ids)[:count] for ids, count in zip(rows[name], seen, strict=True)]
+            )
+            for name in CHAINED
         }
-        return every.most_common(1)[0][0], chains
+        customer = np.repeat(np.arange(1, len(seen) + 1), seen)
+        at = np.flatnonzero(customer[1:] == customer[:-1])
+        then = flat["action"][at + 1].tolist()
+        chains: dict[str, dict[tuple[int, ...], int]] = {}
+        for name, keys in states(flat, customer, at).items():
+            counted = Counter(zip(keys, then, strict=True))
+            # The most frequent last: it is the one that stays.
+            chains[name] = {key: action for (key, action), _ in reversed(counted.most_common())}
+        return int(np.bincount(flat["action"]).argmax()), chains
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self, rows: pd.DataFrame) -> Iterator[Block]:
         packer = Packer(self.layout)
-        for customer in customers(self.layout, self.batch):
+        for customer in customers(self.layout, rows):
             prepared = prepare(self.layout, customer)
             for segment in prepared.segments:
                 yield from packer.place(prepared, segment, with_loss=True)
         yield from packer.flush()
+
+
+def states(flat: dict[str, Array], segment: Array, at: Array) -> dict[str, list[tuple[int, ...]]]:
+    """What a chain knows after each slot of `at`: the last action; the last two; the last event's three fields."""
+    action = flat["action"]
+    earlier = np.maximum(at - 1, 0)
+    second = np.where((at > 0) & (segment[earlier] == segment[at]), action[earlier], 0)
+    last = action[at].tolist()
+    return {
+        "markov": [(a,) for a in last],
+        "markov_of_two": list(zip(second.tolist(), last, strict=True)),
+        "markov_of_events": list(
+            zip(last, flat["touchpoint"][at].tolist(), flat["subject"][at].tolist(), strict=True)
+        ),
+    }
 
 
 class Held:
@@ -384,6 +388,8 @@ def main() -> None:
         theirs["knowing"] = both_answers(contacts, histories.knowing_features(contacts), every)
         test = contacts[contacts.split == "test"]
         ours = [world.answers(seed, test) for seed in seeds]
+        layout = layout_of(world.run.config, world.run.tables.read("vocabulary"))
+        chains = NextActions(world, layout).of_chains()
     held = Held(test)
     known = {name: test[name].to_numpy() for name in ("best", "best_before_churn", "best_by_counts")}
     figures: dict[str, float] = {
@@ -418,12 +424,6 @@ def main() -> None:
         way = (figures["auc_lam"] - by_counts) / (figures[f"auc_{limit}"] - by_counts)
         figures["way" if limit == "best" else f"way_to_{limit}"] = way
     figures["lift_vs_lightgbm"] = figures["lift_lam"] / figures["lift_lightgbm"]
-    # The same after every training.
-    chains = {
-        name: share
-        for name, share in by_seed[0].items()
-        if name.startswith("next_action_") and name != "next_action_lam"
-    }
     figures |= chains
     figures["next_actions"] = by_seed[0]["next_actions"]
     figures["next_action_vs_chains"] = figures["next_action_lam"] / max(chains.values())

@@ -77,7 +77,7 @@ class Histories:
             CREATE VIEW events AS SELECT * REPLACE (event_time::TIMESTAMP AS event_time)
             FROM read_parquet('{events}/*.parquet');
             CREATE TABLE seen AS
-            SELECT row, action, touchpoint, subject, item, answered, seconds, amount, {_OWN} AS own,
+            SELECT row, action, touchpoint, place, subject, item, answered, seconds, amount, {_OWN} AS own,
                    hour(timezone('Europe/Lisbon', event_time AT TIME ZONE 'UTC')) AS hour,
                    date_diff('second', event_time, as_of) / 86400.0 AS ago
             FROM contacts JOIN events USING (customer_key)
@@ -88,7 +88,7 @@ class Histories:
     def features(self) -> tuple[pd.DataFrame, list[str]]:
         """Hand-made features of each contact; the names of those that are counts and traits only."""
         counted, recent = [], []
-        for name in ("action", "touchpoint", "subject"):
+        for name in ("action", "touchpoint", "place", "subject", "item", "hour"):
             found = self.base.execute(f"SELECT DISTINCT {name} FROM seen WHERE {name} IS NOT NULL").fetchall()
             for value in sorted(value for (value,) in found):
                 is_it = f"{name} = '{value}'"
