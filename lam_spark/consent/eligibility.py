@@ -101,9 +101,10 @@ def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
 def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> int | None:
     """How many events before `until` that `events` held at version `since` are not to be processed any more.
 
-    They are gone, or belong now to somebody who does not agree to `purpose`: a late link moves events to another
-    customer. None: it cannot be told, since the table was replaced or its log has a gap. Cost: nothing where no event
-    came or went; else the change feed, and a join of the events that it says were changed.
+    They were somebody's who agrees to `purpose`, and are gone, or belong now to somebody who does not: a late link
+    moves events to another customer. Of who does not agree nothing was made, or asking the ledger leaves it out. None:
+    it cannot be told, since the table was replaced or its log has a gap. Cost: nothing where no event came or went;
+    else the change feed, and a join of the events that it says were changed.
 
     Raises:
         ConsentError: nobody is eligible now.
@@ -114,12 +115,18 @@ def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> in
     if since > tables.version("events") or not tables.told_since("events", since):
         return None
     feed = tables.changes("events", since).where(F.col("event_time") < F.expr(sql_literal(until)))
-    first = feed.groupBy("event_id").agg(F.min(F.struct("_commit_version", "_change_type")).alias("first"))
-    changed = run.keep(first.where(F.col("first._change_type") != "insert").select("event_id"))
+    before = feed.where("_change_type <> 'update_postimage'")
+    state = F.struct("_commit_version", "_change_type", "customer_key")
+    first = (
+        before.groupBy("event_id").agg(F.min(state).alias("first")).where("first._change_type <> 'insert'")
+    )
+    was = first.select("event_id", F.col("first.customer_key").alias("customer_key"))
+    allowed = eligible(run, purpose)
+    changed = run.keep(was.join(allowed, "customer_key", "left_semi").select("event_id"))
     if changed.isEmpty():
         return 0
     events = tables.read("events").join(changed, "event_id", "left_semi")
-    held = events.join(eligible(run, purpose), "customer_key", "left_semi").count()
+    held = events.join(allowed, "customer_key", "left_semi").count()
     return changed.count() - held
 
 

@@ -261,4 +261,6 @@ def sum_gradients(world: World, parameters: Sequence[nn.Parameter], compress: bo
 
 def _exponent(values: Tensor) -> int:
     """The least e with all finite values below 2**e, though not so small that a scale by it would not be a float32."""
-    return max(math.frexp(float(values.abs().max()))[1], _LEAST_EXPONENT)
+    largest = float(values.abs().max())
+    # Of zero `frexp` says 0, and a rank without a batch would decide for those that have one.
+    return max(math.frexp(largest)[1], _LEAST_EXPONENT) if largest else _LEAST_EXPONENT

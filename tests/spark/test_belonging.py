@@ -176,6 +176,9 @@ def test_what_became_of_events_is_told_by_their_log(build: Build) -> None:
     moves(run, "later", "nobody")  # nothing has ever been made of it
     moves(run, "between", "bob")
     assert disowned(run.as_of) == 0
+    withdraws(run, "cid", "2023-12-01T00:00:00", "2023-12-01T00:00:00")
+    moves(run, "m0cid", "nobody")  # whose events are left out already
+    assert disowned(run.as_of) == 0
     run.spark.sql(f"DELETE FROM delta.`{run.tables.path('events')}` WHERE event_id = 'eve'")
     assert disowned(run.as_of) == 1
     moves(run, "m3ann", "nobody")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lam_spark.dataset.loader import block_batches, files_of_rank
 from lam_spark.model.transformer import _Block
-from lam_spark.training.distributed import SingleWorld, sum_gradients
+from lam_spark.training.distributed import SingleWorld, _exponent, sum_gradients
 from lam_spark.training.fit import Trainer, _schedule
 from lam_spark.training.objective import loss_of
 
@@ -110,6 +110,11 @@ def test_in_sixteen_bits_large_and_small_gradients_arrive(size: float) -> None:
     given = weight.grad.clone()
     sum_gradients(TwoAlike(), [weight], compress=True)
     torch.testing.assert_close(weight.grad, 2 * given, rtol=1e-3, atol=0)
+
+
+def test_a_rank_that_adds_zeros_does_not_decide_how_small_gradients_may_be() -> None:
+    zeros, small = torch.zeros(3), torch.tensor([0.0, 1e-6, -2e-9])
+    assert _exponent(zeros) < _exponent(small) < 0
 
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])
