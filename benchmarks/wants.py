@@ -10,7 +10,7 @@ On the contacts of the test period, the same rows on all sides; the model's figu
 better by than LightGBM, 95 % over customers, by one seed, since what a user runs is one model:
 
 - the order-dependent want: AUC of an upgrade by those called. `way` is how far from the best that counts can do
-  (by the truth file's probabilities of these very rows, or LightGBM on counts alone, whichever is better) to its best;
+  (by the truth file's probabilities of these very rows, or LightGBM on counts alone, if better) to that file's best;
 - lift of orders in the first tenth of those called;
 - uplift: the answer to the query with the call less that without it, against the true effect of each contact:
   rank correlation, and the Qini area by the true effects as a share of the best ranking's;

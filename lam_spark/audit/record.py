@@ -56,29 +56,26 @@ class Chain:
     def append(self, stage: str, result: StageResult | None, cost: Cost, error: str | None = None) -> None:
         """Append the record of one stage; `result` is None for one that failed."""
         run = self._run
-        entry = json.dumps(
-            {
-                "run_id": run.run_id,
-                "stage": stage,
-                "as_of": run.config.as_of.isoformat(),
-                "lam_spark": __version__,
-                "git_commit": git_commit(),
-                "config_digest": run.config.digest(),
-                "config": run.config.model_dump(mode="json"),
-                "tables_read": {k: v for k, v in run.tables.read_versions.items() if k != "audit"},
-                "tables_written": dict(run.tables.written_versions),
-                "counts": result.counts if result else {},
-                "facts": result.facts if result else {},
-                "seconds": round(cost.seconds, 3),
-                "peak_memory_gib": cost.peak_memory_gib,
-                "error": error,
-            },
-            sort_keys=True,
-            default=str,
-        )
+        told = {
+            "run_id": run.run_id,
+            "stage": stage,
+            "as_of": run.config.as_of.isoformat(),
+            "lam_spark": __version__,
+            "git_commit": git_commit(),
+            "config_digest": run.config.digest(),
+            "config": run.config.model_dump(mode="json"),
+            "tables_read": {k: v for k, v in run.tables.read_versions.items() if k != "audit"},
+            "tables_written": dict(run.tables.written_versions),
+            "counts": result.counts if result else {},
+            "facts": result.facts if result else {},
+            "seconds": round(cost.seconds, 3),
+            "peak_memory_gib": cost.peak_memory_gib,
+            "error": error,
+        }
+        entry = json.dumps(told, sort_keys=True, default=str)
         number, previous = self._newest()
         here = (number + 1, chain_hash(previous, entry))
-        row = (here[0], *_told(json.loads(entry)), dt.datetime.now(dt.UTC), entry, previous, here[1])
+        row = (here[0], *_repeated(told), dt.datetime.now(dt.UTC), entry, previous, here[1])
         run.tables.append(local_frame(run.spark, [row], _SCHEMA), "audit")
         self._last, self._version = here, run.tables.written_versions["audit"]
 
@@ -110,7 +107,7 @@ def verify_chain(run: Run) -> int:
             row["sequence"] != expected
             or row["previous_hash"] != previous
             or row["entry_hash"] != chain_hash(previous, row["entry"])
-            or [row["run_id"], row["stage"], row["status"]] != _told(json.loads(row["entry"]))
+            or [row["run_id"], row["stage"], row["status"]] != _repeated(json.loads(row["entry"]))
         )
         if broken:
             raise AuditError(
@@ -121,7 +118,7 @@ def verify_chain(run: Run) -> int:
     return expected
 
 
-def _told(entry: dict[str, Any]) -> list[str]:
+def _repeated(entry: dict[str, Any]) -> list[str]:
     """What an entry says that columns beside it repeat: run, stage, status."""
     return [entry["run_id"], entry["stage"], "failed" if entry["error"] else "done"]
 

@@ -22,7 +22,7 @@ Shared = TypeVar("Shared")
 PATIENCE = dt.timedelta(hours=1)
 # Between two looks whether Horovod is done.
 _LOOK_SECONDS = 0.0003
-# Every float16 below 2**15 and the sum of any two of them is one.
+# Scaled by these powers of two, the ranks' sum stays below 2**15, which a float16 holds, and the scale is a float32.
 _HALF_EXPONENT, _LEAST_EXPONENT = 15, -100
 
 
