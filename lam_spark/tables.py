@@ -7,11 +7,13 @@ run record can name the versions of everything. A stage that dies leaves the las
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -310,23 +312,33 @@ class Tables:
                 return None
         return None
 
-    def operations(self, name: str, after: int) -> list[str] | None:
-        """What the commits above version `after` did, as Delta calls it; None where the log has lost one."""
-        wanted = range(after + 1, self.version(name) + 1)
-        if not {after, *wanted} <= set(self._commits(name)):
-            return None
-        commits = [self._commit_info(name, version) for version in wanted]
-        return [
-            "OVERWRITE"
-            if c["operation"] == "WRITE" and c["operationParameters"].get("mode") != "Append"
-            else c["operation"]
-            for c in commits
-        ]
+    def history(self, name: str, after: int) -> list[int] | None:
+        """The commits above version `after` that the present rows come of, oldest first.
+
+        What was taken back (`undo`) is not among them, nor is its taking back. None: the log has lost one, or the
+        present rows do not come of that version.
+        """
+        commits = set(self._commits(name))
+        path: list[int] = []
+        version = self.version(name)
+        while version > after and version in commits:
+            commit = self._commit_info(name, version)
+            if commit["operation"] == "RESTORE":
+                version = int(commit["operationParameters"]["version"])
+            else:
+                path.append(version)
+                version -= 1
+        return path[::-1] if version == after and after in commits else None
 
     def told_since(self, name: str, version: int) -> bool:
         """Whether the change feed tells, row by row, what has happened above a version (`changes`)."""
-        operations = self.operations(name, version)
-        return operations is not None and set(operations) <= _TOLD
+        history = self.history(name, version)
+        return history is not None and all(self._is_told(name, commit) for commit in history)
+
+    def _is_told(self, name: str, version: int) -> bool:
+        commit = self._commit_info(name, version)
+        replaced = commit["operation"] == "WRITE" and commit["operationParameters"].get("mode") != "Append"
+        return commit["operation"] in _TOLD and not replaced
 
     def compact(self, name: str) -> int:
         """Join the table's small files once many commits have come since that was last done.
@@ -397,15 +409,23 @@ class Tables:
         return self.folder / "undo.json"
 
     def changes(self, name: str, after: int) -> DataFrame:
-        """The change feed of the versions above `after`: the table's columns and `_change_type`.
+        """The change feed of the commits above version `after` (`history`): the table's columns and Delta's three.
 
-        Only for tables with `TableSpec.changes`. Notes the newest version as read.
+        Only for tables with `TableSpec.changes`, and where `told_since`. Notes the newest version as read.
         """
-        newest = self.version(name)
-        self.read_versions[name] = newest
+        history = self.history(name, after)
+        assert history is not None  # told_since
+        self.read_versions[name] = self.version(name)
+        # Without a break but where something was taken back: the feed would tell of it, and of its end.
+        breaks = [at for at in range(1, len(history)) if history[at] > history[at - 1] + 1]
+        spans = [history[start:end] for start, end in itertools.pairwise([0, *breaks, len(history)])]
+        feeds = [self._feed(name, span[0], span[-1]) for span in spans if span]
+        # Of no commit: no rows, but the columns.
+        return reduce(DataFrame.unionByName, feeds) if feeds else self._feed(name, after, after).limit(0)
+
+    def _feed(self, name: str, first: int, last: int) -> DataFrame:
         feed = self.spark.read.format("delta").option("readChangeFeed", "true")
-        between = feed.option("startingVersion", after + 1).option("endingVersion", newest)
-        return between.load(self.path(name))
+        return feed.option("startingVersion", first).option("endingVersion", last).load(self.path(name))
 
     def files(self, name: str, version: int, where: str | None = None) -> list[str]:
         """URLs of the Parquet files of one version: what a reader that knows nothing of Delta may read.

@@ -10,9 +10,10 @@ import datetime as dt
 import hashlib
 import json
 import subprocess
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -123,14 +124,19 @@ def _repeated(entry: dict[str, Any]) -> list[str]:
     return [entry["run_id"], entry["stage"], "failed" if entry["error"] else "done"]
 
 
-def latest_entries(run: Run, of_day: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def latest_entries(
+    run: Run, having: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
     """The newest successful entry of each stage (as many rows as there are stages).
 
-    Of the stages `of_day`, only those for the run's own `as_of` count.
+    Args:
+        run: whose audit is read.
+        having: by stage, what an entry of it has to say to count: JSON path and text.
     """
     done = run.tables.read("audit").where("status = 'done'")
-    same_day = F.get_json_object("entry", "$.as_of") == run.config.as_of.isoformat()
-    done = done.where(same_day | ~F.col("stage").isin(*of_day))
+    for stage, wanted in having.items():
+        for path, text in wanted.items():
+            done = done.where((F.col("stage") != stage) | F.get_json_object("entry", path).eqNullSafe(text))
     newest = done.groupBy("stage").agg(F.max_by("entry", "sequence").alias("entry"))
     return {row["stage"]: json.loads(row["entry"]) for row in newest.toLocalIterator()}
 

@@ -91,7 +91,7 @@ def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
     Raises:
         ConsentError: nobody is eligible now.
     """
-    if run.tables.operations("consent", asked.consent) is None:
+    if run.tables.history("consent", asked.consent) is None:
         return None
     ledger, at = run.tables.read("consent", asked.consent), dt.datetime.fromisoformat(asked.at)
     now = eligible(run, purpose)  # read last: the newest version is the one that decides, and is noted
@@ -110,10 +110,10 @@ def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> in
         ConsentError: nobody is eligible now.
     """
     tables = run.tables
-    if tables.version("events") == since:
-        return 0
-    if since > tables.version("events") or not tables.told_since("events", since):
+    if not tables.told_since("events", since):
         return None
+    if not tables.history("events", since):
+        return 0
     feed = tables.changes("events", since).where(F.col("event_time") < F.expr(sql_literal(until)))
     before = feed.where("_change_type <> 'update_postimage'")
     state = F.struct("_commit_version", "_change_type", "customer_key")

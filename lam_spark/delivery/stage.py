@@ -36,9 +36,10 @@ def run(run: Run) -> StageResult:
     scores = run.tables.read("scores").where(
         (F.col("target") == config.scoring.target) & (F.col("as_of") == F.expr(as_of))
     )
-    scored = scores.select("customer_key").distinct().count()
-    if scored == 0:
+    newest = scores.select("run_id").first()
+    if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
+    scored = scores.select("customer_key").distinct().count()
     read, new = take_in(run)
     now = run.clock()
     allowed = eligible(run, config.consent.contact_purpose, at=now)
@@ -79,7 +80,11 @@ def run(run: Run) -> StageResult:
             "below_capacity": still - delivered,
             "delivered": delivered,
         },
-        facts={"path": str(path), "consent_asked_at": now.isoformat()},
+        facts={
+            "path": str(path),
+            "consent_asked_at": now.isoformat(),
+            "scores_run_id": newest["run_id"],  # all of them: a run replaces those of its day whole
+        },
     )
 
 

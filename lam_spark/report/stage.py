@@ -1,6 +1,7 @@
 """Stage `report`: one HTML file from the run records and the contact list.
 
-Reads the newest successful record of every stage; from the tables only aggregates and the head of the list.
+Reads the newest successful record of every stage that belongs to the list (`_entries`); from the tables only
+aggregates and the head of the list.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from lam_spark.tables import TABLES
 
 _ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
-# What they did for another day is not what is reported on.
-_OF_DAY = ("score", "deliver")
 _HEAD_ROWS = 15
 _HISTOGRAM_BINS = 20
 _PACKAGES = (
@@ -49,17 +48,10 @@ def run(run: Run) -> StageResult:
 
     Raises:
         AuditError: the chain of the audit, which the report is made from, is broken.
-        ConfigError: a stage that the report needs has not run yet, or not for this `as_of`.
+        ConfigError: a stage that the report needs has not run yet, or not for this `as_of` or with another model.
     """
     verify_chain(run)
-    entries = latest_entries(run, _OF_DAY)
-    lacking = [stage for stage in _NEEDED if stage not in entries]
-    if lacking:
-        raise ConfigError(
-            f"the report of {run.config.as_of} needs the stages {', '.join(lacking)} to have run first; "
-            f"{' and '.join(_OF_DAY)} with the same --as-of"
-        )
-    context = _context(run, entries)
+    context = _context(run, _entries(run))
     path = write_report(context, run.config.workspace / "report" / f"{run.config.as_of}.html")
     summary = {
         "report": str(path),
@@ -74,6 +66,39 @@ def run(run: Run) -> StageResult:
             "lines": ["", *lines, f"Report: {path}", f"List: {context.contact_list.path}"],
         },
     )
+
+
+def _entries(run: Run) -> dict[str, Entry]:
+    """The newest record of each stage, of those that have to do with the list.
+
+    The list of this `as_of`, the scores that it was made of, and what the model that gave them was trained on and
+    held against. Other stages may have run since: for another day, or with another model.
+    """
+    day = {"$.as_of": run.config.as_of.isoformat()}
+    of_day = {"score": day, "deliver": day}
+    newest = latest_entries(run, of_day)
+    lacking = [stage for stage in _NEEDED if stage not in newest]
+    if lacking:
+        raise ConfigError(
+            f"the report of {run.config.as_of} needs the stages {', '.join(lacking)} to have run first; "
+            f"{' and '.join(of_day)} with the same --as-of"
+        )
+    score, of_scores = newest["score"], newest["deliver"]["facts"].get("scores_run_id")
+    if of_scores != score["run_id"]:
+        raise ConfigError(
+            f"the list of {run.config.as_of} was made of the scores of run {of_scores}, but run {score['run_id']} has "
+            "scored since: run the stage 'deliver' with the same --as-of"
+        )
+    model = {"$.facts.digest": score["facts"]["digest"]}
+    entries = latest_entries(run, {**of_day, "train": model, "evaluate": model})
+    strange = [stage for stage in ("train", "evaluate") if stage not in entries]
+    if strange:
+        raise ConfigError(
+            f"the scores of {run.config.as_of} are of model version {score['facts']['model_version']}, of which no run "
+            f"of {' or '.join(strange)} tells here: run the stages 'score', 'evaluate' and 'deliver' with the same "
+            "--as-of"
+        )
+    return entries
 
 
 def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,14 @@ def publish(run: Run, events: list[Row], standings: Mapping[str, tuple[str | Non
         if state is not None
     ]
     run.tables.overwrite(ledger_frame(run.spark, rows), "consent")
+
+
+@contextlib.contextmanager
+def taken_back(run: Run, name: str) -> Iterator[None]:
+    """What is written to the table inside is undone, as where the disk is full."""
+    with contextlib.suppress(OSError), run.tables.together(name):
+        yield
+        raise OSError("the disk is full")
 
 
 def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | None) -> None:

@@ -76,9 +76,50 @@ def test_a_report_is_of_its_own_day(run: Run) -> None:
     chain = Chain(dataclasses.replace(run, config=other))
     for name in ("score", "deliver"):
         chain.append(name, StageResult(name), Cost(1.0, None))
+    day = {"$.as_of": run.config.as_of.isoformat()}
     assert {"score", "deliver"} <= set(latest_entries(run))
-    assert set(latest_entries(run, ("score", "deliver"))) == {"ingest", "train"}
-    assert "score" in latest_entries(dataclasses.replace(run, config=other), ("score", "deliver"))
+    assert set(latest_entries(run, {"score": day, "deliver": day})) == {"ingest", "train"}
     needed = "report of 2023-12-20 needs the stages score, evaluate, deliver to have run first; score and deliver with"
     with pytest.raises(ConfigError, match=needed):
         report.run(run)
+
+
+def test_a_report_is_of_one_model(run: Run) -> None:
+    """Of the one that gave the scores of the list, whatever has run since with another."""
+    day = dt.date(2023, 12, 2)
+
+    def tells(stage: str, number: int, **facts: object) -> None:
+        of_run = dataclasses.replace(
+            run, run_id=f"run {number}", config=run.config.model_copy(update={"as_of": day})
+        )
+        Chain(of_run).append(stage, StageResult(stage, facts=facts), Cost(number, None))
+
+    def refuses(match: str) -> None:
+        with pytest.raises(ConfigError, match=match):
+            report.run(dataclasses.replace(run, config=run.config.model_copy(update={"as_of": day})))
+
+    tells("train", 1, digest="one")
+    tells("score", 2, digest="one", model_version="1")
+    tells("evaluate", 3, digest="other")
+    tells("deliver", 4, scores_run_id="run 2")
+    refuses(
+        "scores of 2023-12-02 are of model version 1, of which no run of evaluate tells here: run the stages"
+    )
+    tells("evaluate", 5, digest="one")
+    tells("train", 6, digest="two")
+    tells("evaluate", 7, digest="two")
+    found = report._entries(dataclasses.replace(run, config=run.config.model_copy(update={"as_of": day})))
+    assert {name: entry["seconds"] for name, entry in found.items() if name != "ingest"} == {
+        "train": 1,
+        "score": 2,
+        "deliver": 4,
+        "evaluate": 5,
+    }
+    tells("score", 8, digest="two", model_version="2")
+    refuses(
+        "made of the scores of run run 2, but run run 8 has scored since: run the stage 'deliver' with the same"
+    )
+    tells("deliver", 9, scores_run_id="run 8")
+    tells("score", 10, digest="three", model_version="3")
+    tells("deliver", 11, scores_run_id="run 10")
+    refuses("model version 3, of which no run of train or evaluate tells here")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ONE_TARGET, STARTED_AT, run_builder
+from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from unit.tiny import lively_model
@@ -30,7 +31,7 @@ from lam_spark.sequences.bounds import micros
 from lam_spark.training import stage as train
 from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
 from lam_spark.training.worker import PROGRESS_FILE
-from spark.conftest import event, events_frame, ledger_frame, publish, register
+from spark.conftest import event, events_frame, ledger_frame, publish, register, taken_back
 
 Build = Callable[..., Run]
 Row = dict[str, Any]
@@ -169,10 +170,19 @@ def test_what_became_of_events_is_told_by_their_log(build: Build) -> None:
     def disowned(until: dt.datetime) -> int | None:
         return count_disowned(run, since, until, TRAINING)
 
+    def takes_back(lost: str) -> None:
+        with taken_back(run, "events"):
+            run.spark.sql(f"DELETE FROM delta.`{run.tables.path('events')}` WHERE event_id = '{lost}'")
+            assert disowned(run.as_of) == 1
+
+    assert disowned(run.as_of) == 0
+    takes_back("eve")
+    assert run.tables.version("events") > since
     assert disowned(run.as_of) == 0
     run.tables.append(
         events_frame(run, [event("ann", "2023-05-01T12:00:00", "later", action="buy")]), "events"
     )
+    takes_back("m0ann")
     moves(run, "later", "nobody")  # nothing has ever been made of it
     moves(run, "between", "bob")
     assert disowned(run.as_of) == 0
@@ -186,6 +196,11 @@ def test_what_became_of_events_is_told_by_their_log(build: Build) -> None:
     assert disowned(run.config.instant(run.config.split.test_start)) == 1
     moves(run, "m3ann", "ann")
     assert disowned(run.as_of) == 1
+    later = run.tables.version("events")
+    DeltaTable.forPath(run.spark, run.tables.path("events")).restoreToVersion(since)
+    assert disowned(run.as_of) == 0
+    # What is there now does not come of what was used.
+    assert count_disowned(run, later, run.as_of, TRAINING) is None
 
 
 def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Build) -> None:

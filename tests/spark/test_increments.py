@@ -27,7 +27,7 @@ from lam_spark.sequences import assemble, gather, increment
 from lam_spark.sequences.bounds import micros
 from lam_spark.sequences.vocabulary import MISSING, UNKNOWN
 from lam_spark.tables import Tables
-from spark.conftest import event, events_frame, ledger_frame
+from spark.conftest import event, events_frame, ledger_frame, taken_back
 
 KEPT = 16
 SECTIONS = {
@@ -511,6 +511,26 @@ def test_events_that_were_replaced_and_a_table_that_was_touched_take_a_rebuild(
     assert check(shop, AS_OF).facts["mode"] == "update"
     shop.night += 7
     assert check(shop, AS_OF).facts["why"] == "the table is more than 6 days old"
+
+
+def test_events_that_were_taken_back_are_as_if_they_had_never_come(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    shop = open_shop(spark, tmp_path / "shop")
+    for purpose in PURPOSES:
+        shop.state("ada", purpose, "opt_in")
+    check(shop, AS_OF)
+    for known in (False, True):
+        if known:  # before what is taken back, and after
+            shop.add(*many("ada", 2))
+        run = shop.run(AS_OF)
+        with taken_back(run, "events"):
+            run.tables.append(events_frame(run, [event("ada", "2023-10-05T12:00:00", "f" * 32)]), "events")
+            shop.move(0, "ada")
+        if known:
+            shop.move(0, "ada")
+            shop.add(*many("ada", 1, "rare"))
+        assert check(shop, AS_OF).facts["mode"] == "update"
 
 
 def test_a_night_that_dies_between_its_commits_leaves_the_rows_and_the_next_one_makes_up_for_it(
