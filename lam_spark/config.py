@@ -374,6 +374,9 @@ class TrainingConfig(Section):
     patience: int = Field(
         default=1, ge=1, description="epochs without a better validation loss before stopping"
     )
+    validation_blocks: int = Field(
+        default=1_000_000, ge=1, description="about so many blocks judge an epoch, where there are more"
+    )
     batch_blocks: int = Field(default=4, ge=1, description="blocks that a rank computes at once")
     accumulate: int = Field(default=1, ge=1, description="such batches a step: their gradients are added up")
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = Field(

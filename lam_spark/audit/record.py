@@ -9,10 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +19,7 @@ from pyspark.sql import functions as F
 from lam_spark import __version__
 from lam_spark.errors import LamSparkError
 from lam_spark.local import local_frame
+from lam_spark.provenance import git_commit
 from lam_spark.run import Run, StageResult
 
 _GENESIS = "0" * 64
@@ -139,22 +138,3 @@ def latest_entries(
             done = done.where((F.col("stage") != stage) | F.get_json_object("entry", path).eqNullSafe(text))
     newest = done.groupBy("stage").agg(F.max_by("entry", "sequence").alias("entry"))
     return {row["stage"]: json.loads(row["entry"]) for row in newest.toLocalIterator()}
-
-
-def git_commit() -> str:
-    """Commit of the code that runs, with `+changes` where the tree differs; `none` outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short=12", "HEAD")
-    if commit is None:
-        return "none"
-    return commit + ("+changes" if git("status", "--porcelain", "--", ".") else "")

@@ -92,6 +92,11 @@ class Layout:
         return cls(**tupled)
 
     @property
+    def ids_in_use(self) -> dict[str, int]:
+        """`sizes` by the fields' names."""
+        return dict(zip(self.categorical, self.sizes, strict=True))
+
+    @property
     def packing(self) -> str:
         """Digest of what decides what a block holds.
 

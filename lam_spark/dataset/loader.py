@@ -7,6 +7,7 @@ by (seed, epoch). Memory: one row group a rank, whatever the size of the data.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def files_of_rank(urls: Sequence[str], rank: int, ranks: int) -> BlockFiles:
     if len(urls) < ranks:
         raise ModelError(
             f"{len(urls)} snapshot files cannot feed {ranks} ranks: set snapshot.files to at least {ranks} and "
-            "run the stage 'snapshot' again"
+            "run the stage 'snapshot' again. Where it is so many already, those with questions are fewer: take fewer "
+            "ranks"
         )
     sizes = sorted(((_rows(url), url) for url in urls), key=lambda pair: (-pair[0], pair[1]))
     hands: list[tuple[int, list[str]]] = [(0, []) for _ in range(ranks)]
@@ -54,6 +56,23 @@ def files_of_rank(urls: Sequence[str], rank: int, ranks: int) -> BlockFiles:
         least = min(range(ranks), key=lambda r: (hands[r][0], r))
         hands[least] = (hands[least][0] + rows, [*hands[least][1], url])
     return BlockFiles(tuple(sorted(hands[rank][1])), hands[rank][0])
+
+
+def some_files(urls: Sequence[str], blocks: int, least: int) -> list[str]:
+    """Files of about so many blocks, drawn by a hash of their names: what a sample of the customers is.
+
+    Args:
+        urls: of the files; customers lie in them by a hash.
+        blocks: are enough: the last file that is taken goes beyond.
+        least: how many files are taken anyway.
+    """
+    drawn = sorted(urls, key=lambda url: hashlib.sha256(url.rsplit("/", 1)[-1].encode()).digest())
+    held = 0
+    for number, url in enumerate(drawn):
+        if held >= blocks and number >= least:
+            return sorted(drawn[:number])
+        held += _rows(url)
+    return sorted(drawn)
 
 
 def block_batches(

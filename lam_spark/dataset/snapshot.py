@@ -29,8 +29,9 @@ from lam_spark.dataset.packing import Block, Packer, prepare
 from lam_spark.errors import DataQualityError
 from lam_spark.run import Run, StageResult, stage
 from lam_spark.sequences.bounds import micros
-from lam_spark.sequences.dates import EVENTS, PERIODS, periods_of, require_examples
+from lam_spark.sequences.dates import EVENTS, NUMBERING, PERIODS, periods_of, require_examples
 from lam_spark.sequences.examples import STRADDLING, TRAIN, VALIDATION
+from lam_spark.sequences.vocabulary import numbering
 from lam_spark.settings import session_settings
 
 # In the note of a snapshot: how the ledger was asked (`consent.eligibility.Asked`).
@@ -50,10 +51,16 @@ def run(run: Run) -> StageResult:
     """
     config = run.config
     events = require_examples(run)
-    layout = layout_of(config, run.tables.read("vocabulary"))
+    vocabulary = run.tables.read("vocabulary")
+    layout = layout_of(config, vocabulary)
     allowed = eligible(run, config.consent.training_purpose)
     question = asked_now(run, config.consent.training_purpose)
-    note = {ASKED: dataclasses.asdict(question), PERIODS: periods_of(config), EVENTS: events}
+    note = {
+        ASKED: dataclasses.asdict(question),
+        PERIODS: periods_of(config),
+        EVENTS: events,
+        NUMBERING: numbering(vocabulary, layout.ids_in_use),
+    }
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     if sequences.isEmpty():
         raise DataQualityError(

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Of the log: a customer whose spread is wider than a factor of e^e is not known at all.
-_LEAST_LOG_STD, _MOST_LOG_STD = -3.0, 1.0
+# Beyond these nothing pulls it back: a training has to begin within.
+LEAST_LOG_STD, MOST_LOG_STD = -3.0, 1.0
 
 
 def _parts(answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logit, mean, log_std = answer.unbind(-1)
-    return logit, mean, log_std.clamp(_LEAST_LOG_STD, _MOST_LOG_STD)
+    return logit, mean, log_std.clamp(LEAST_LOG_STD, MOST_LOG_STD)
 
 
 def value_loss(answer: Tensor, label: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ aggregates and the head of the list.
 from __future__ import annotations
 
 import datetime as dt
-import importlib.metadata
 import platform
 from typing import Any
 
@@ -17,6 +16,7 @@ from pyspark.sql.types import LongType
 
 from lam_spark.audit.record import latest_entries, verify_chain
 from lam_spark.errors import ConfigError
+from lam_spark.provenance import package_versions
 from lam_spark.report import context as c
 from lam_spark.report import words
 from lam_spark.report.render import write_report
@@ -27,17 +27,6 @@ _ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
 _HEAD_ROWS = 15
 _HISTOGRAM_BINS = 20
-_PACKAGES = (
-    "pyspark",
-    "delta-spark",
-    "torch",
-    "horovod",
-    "petastorm",
-    "mlflow",
-    "pyarrow",
-    "numpy",
-    "pandas",
-)
 
 Entry = dict[str, Any]
 
@@ -380,12 +369,6 @@ def _training(facts: Entry) -> c.Training:
 
 def _versions(run: Run, entries: dict[str, Entry]) -> tuple[c.VersionGroup, ...]:
     model = entries["train"]["facts"]["model"]
-    packages = []
-    for name in _PACKAGES:
-        try:
-            packages.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            packages.append((name, "not installed"))
     java = run.spark.sparkContext._jvm.System.getProperty("java.version")  # type: ignore[union-attr]
     newest = entries["deliver"]
     return (
@@ -411,7 +394,7 @@ def _versions(run: Run, entries: dict[str, Entry]) -> tuple[c.VersionGroup, ...]
                 ("Java", str(java)),
             ),
         ),
-        c.VersionGroup("Packages", tuple(packages)),
+        c.VersionGroup("Packages", tuple(package_versions().items())),
     )
 
 

@@ -19,8 +19,9 @@ from lam_spark.run import Run
 from lam_spark.scoring.predictor import answer_queries, model_of_process, readable
 from lam_spark.sequences.bounds import micros
 from lam_spark.sequences.dates import require_sequences
+from lam_spark.sequences.vocabulary import vocabulary_digest
 from lam_spark.tables import NOT_A_NUMBER
-from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
+from lam_spark.training.origin import TEST_START, VOCABULARY
 from lam_spark.training.registry import registered_model
 
 
@@ -80,7 +81,7 @@ def champion(run: Run, targets: Collection[str]) -> Champion:
             "the registered model does not say with which vocabulary it was trained and where its test period began, "
             "since an earlier version trained it: train again"
         )
-    if vocabulary_digest(run.tables.read("vocabulary"), layout) != facts[VOCABULARY]:
+    if vocabulary_digest(run.tables.read("vocabulary"), layout.ids_in_use) != facts[VOCABULARY]:
         raise ModelError(
             f"the registered model was trained with another vocabulary than the one in {config.root}: what its ids "
             "stand for is something else here. Train again, or use the root that it was trained in"

@@ -11,9 +11,11 @@ from lam_spark.consent.eligibility import count_disowned
 from lam_spark.errors import ConsentError, DataQualityError
 from lam_spark.run import Run
 from lam_spark.sequences.bounds import instant
+from lam_spark.sequences.vocabulary import is_numbered_by
 
-# In the notes of `examples` and of the training snapshot: their dates, and the version of `events` that they are of.
-AS_OF, PERIODS, EVENTS = "as_of", "periods", "events"
+# In the notes of `examples` and of the training snapshot: their dates, the version of `events` that they are of, and
+# the vocabulary whose ids they hold (`vocabulary.numbering`).
+AS_OF, PERIODS, EVENTS, NUMBERING = "as_of", "periods", "events", "vocabulary"
 
 
 def periods_of(config: Config) -> dict[str, str]:
@@ -90,8 +92,8 @@ def require_examples(run: Run) -> int:
     Raises:
         ConfigError: one of the tables is not there.
         ConsentError: as of `require_owned`.
-        DataQualityError: the examples are of other periods or of a later `as_of`, or do not say of which; or what
-            customers did before them is not in the sequences.
+        DataQualityError: the examples are of other periods, of a later `as_of` or of another vocabulary, or do not say
+            of which; or what customers did before them is not in the sequences.
     """
     config = run.config
     for name in ("sequences", "examples"):
@@ -106,6 +108,10 @@ def require_examples(run: Run) -> int:
         was = ", ".join(f"{name} {day}" for name, day in note[PERIODS].items())
         raise DataQualityError(
             f"the examples were made for other dates of split ({was}) than configured: {again}"
+        )
+    if not is_numbered_by(run.tables.read("vocabulary"), note.get(NUMBERING)):
+        raise DataQualityError(
+            f"the examples hold the ids of another vocabulary than the present one, or do not say of which: {again}"
         )
     made = dt.datetime.fromisoformat(note[AS_OF])
     if made > run.as_of:

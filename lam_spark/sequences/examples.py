@@ -18,9 +18,9 @@ from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.run import Run, StageResult, sql_literal, stage
 from lam_spark.sequences.bounds import bounds_of, check_as_of, observed_until
-from lam_spark.sequences.dates import AS_OF, EVENTS, PERIODS, periods_of
+from lam_spark.sequences.dates import AS_OF, EVENTS, NUMBERING, PERIODS, periods_of
 from lam_spark.sequences.entries import hour_of_week
-from lam_spark.sequences.vocabulary import encode
+from lam_spark.sequences.vocabulary import encode, numbering, vocabulary_sizes
 from lam_spark.tokens import FIRST_VALUE
 
 # The periods an example can fall into. `straddling` ones open in one period and mature in the next: no
@@ -79,6 +79,7 @@ def run(run: Run) -> StageResult:
         AS_OF: run.as_of.isoformat(),
         PERIODS: periods_of(config),
         EVENTS: run.tables.read_versions["events"],
+        NUMBERING: numbering(vocabulary, vocabulary_sizes(vocabulary, config)),
     }
     rows = run.tables.overwrite(examples.where(F.col("split") != UNUSED), "examples", note=note)
     counts["examples"] = rows

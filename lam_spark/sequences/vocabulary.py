@@ -6,7 +6,10 @@ so a sequence stays valid while the vocabulary grows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import or_
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -104,6 +107,32 @@ def vocabulary_sizes(vocabulary: DataFrame, config: Config) -> dict[str, int]:
     """Ids in use a categorical field (the embedding's rows): the highest token id plus one."""
     top = top_ids(vocabulary)
     return {name: top.get(name, FIRST_VALUE - 1) + 1 for name in config.categorical}
+
+
+def vocabulary_digest(vocabulary: DataFrame, sizes: Mapping[str, int]) -> str:
+    """sha256 (hex) of the values that the first ids stand for, so many of each field (`vocabulary_sizes`).
+
+    A vocabulary only grows: as long as it is the same one, so is this digest, whatever came since. Another one numbers
+    the values otherwise, although fields and sizes may be the same. Cost: 64 bytes an id in one task.
+    """
+    in_use = reduce(
+        or_, ((F.col("field") == name) & (F.col("token_id") < size) for name, size in sizes.items())
+    )
+    entry = F.concat_ws("\0", "field", F.col("token_id").cast("string"), "value")
+    entries = F.sort_array(F.collect_list(F.sha2(entry, 256)))
+    row = vocabulary.where(in_use).agg(F.sha2(F.concat_ws("", entries), 256)).first()
+    assert row is not None  # an aggregate without keys gives one row
+    return str(row[0])
+
+
+def numbering(vocabulary: DataFrame, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What a table that holds token ids notes of their vocabulary, for `is_numbered_by`."""
+    return {"sizes": dict(sizes), "sha256": vocabulary_digest(vocabulary, sizes)}
+
+
+def is_numbered_by(vocabulary: DataFrame, noted: Mapping[str, Any] | None) -> bool:
+    """Whether ids that were given by the vocabulary that `numbering` noted stand for the same in this one."""
+    return noted is not None and vocabulary_digest(vocabulary, noted["sizes"]) == noted["sha256"]
 
 
 def _limits(run: Run) -> DataFrame:

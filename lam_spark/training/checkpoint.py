@@ -92,7 +92,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """What `last_checkpoint` has found whole."""
     with safe_open(path, "pt") as opened:
         state = json.loads(opened.metadata()["state"])
-        return Checkpoint(state, {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        # Copies: what is given out are views of the file, which goes when two newer ones are there, and on a network
+        # file system takes its pages with it.
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        return Checkpoint(state, tensors)
 
 
 def optimiser_tensors(optimiser: Optimizer) -> Weights:

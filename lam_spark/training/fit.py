@@ -36,7 +36,14 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lam_spark.dataset.layout import SPLIT_IDS
-from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank, places_of
+from lam_spark.dataset.loader import (
+    BlockFiles,
+    block_batches,
+    count_blocks,
+    files_of_rank,
+    places_of,
+    some_files,
+)
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
 from lam_spark.model.artifact import Calibration, as_batch, save_artifact
@@ -56,7 +63,7 @@ from lam_spark.training.distributed import World, sum_gradients
 from lam_spark.training.judging import Judge, Verdict
 from lam_spark.training.meter import Meter, Progress
 from lam_spark.training.objective import Period, asked_answers, in_splits, lessons, loss_of, losses
-from lam_spark.training.plan import block_flops
+from lam_spark.training.plan import block_flops, forward_flops
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.standing import Standing
 from lam_spark.training.statistics import query_statistics
@@ -107,6 +114,13 @@ class Trainer:
         self.settings = spec.settings
         self.all_files = files_of_rank(spec.all_urls, world.rank, world.size)
         self.queried_files = files_of_rank(spec.queried_urls, world.rank, world.size)
+        # Those that judge: of very many, a sample says as much.
+        self._judging_all, self._judging_queried = (
+            files_of_rank(
+                some_files(urls, self.settings["validation_blocks"], world.size), world.rank, world.size
+            )
+            for urls in (spec.all_urls, spec.queried_urls)
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(self.settings["seed"])
         asked = query_statistics(self.queried_files, spec.layout, world, spec.size.numeric_bins)
@@ -160,6 +174,7 @@ class Trainer:
                 if epoch - standing.chosen >= self.settings["patience"]:
                     break
             self.model.load_state_dict(self._pretrained)
+            self._pretrained = {}
             standing.enter(refit.phase)
         for epoch in self._epochs(refit, stop_after=standing.chosen):
             self._report(epoch, {})
@@ -445,14 +460,16 @@ class Trainer:
         """Next-moment loss on the validation period, over all ranks; not told where nothing follows anything in it."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
+        flops = forward_flops(self.spec.layout, self.spec.size, with_answers=False)
         for block in block_batches(
-            self.all_files,
+            self._judging_all,
             self.spec.layout,
             self.settings["batch_blocks"],
             seed=None,
             wanted=lambda block: block["event_time"].max(axis=1) >= period.start,
         ):
             batch = as_batch(block, self.device)
+            self.standing.flops += len(block["segment"]) * flops
             with self._precision():
                 part = loss_of(self.model, batch, period, with_next=True, with_answers=False)
             sums += torch.stack([part.next_sum, part.next_count]).double().cpu()
@@ -494,14 +511,16 @@ class Trainer:
         self.model.eval()
         judges = [Judge(target) for target in self.spec.layout.targets]
         splits = [SPLIT_IDS[name] for name in period.splits]
+        flops = forward_flops(self.spec.layout, self.spec.size)
         for block in block_batches(
-            self.queried_files,
+            self._judging_queried,
             self.spec.layout,
             self.settings["batch_blocks"],
             seed=None,
             wanted=lambda block: np.isin(block["query_split"], splits).any(axis=1),
         ):
             batch = as_batch(block, self.device)
+            self.standing.flops += len(block["segment"]) * flops
             with self._precision():
                 predictions = self.model(batch)
             allowed = in_splits(batch, period.splits)

@@ -42,15 +42,18 @@ class Meter:
         self._tokens += tokens
         self._recent.append(loss)
         if self.world.rank == 0 and time.monotonic() - self._reported > _SECONDS_BETWEEN_REPORTS:
-            self._tell("step", sum(self._recent) / len(self._recent) * self.world.size)
+            # As if all ranks had as many: what they have, they say at the end.
+            loss = sum(self._recent) / len(self._recent)
+            self._tell("step", loss * self.world.size, self._tokens * self.world.size)
 
     def finish(self) -> None:
-        """Tell the epoch's mean loss over all ranks."""
-        total = self.world.sum(torch.tensor([self.standing.losses], dtype=torch.float64))
+        """Tell the epoch's mean loss, and its events, over all ranks."""
+        own = torch.tensor([self.standing.losses, self._tokens], dtype=torch.float64)
+        losses, tokens = self.world.sum(own).tolist()
         if self.world.rank == 0:
-            self._tell("epoch end", float(total[0]) / max(1, self.steps))
+            self._tell("epoch end", losses / max(1, self.steps), tokens)
 
-    def _tell(self, event: str, loss: float) -> None:
+    def _tell(self, event: str, loss: float, tokens: float) -> None:
         self._reported = time.monotonic()
         elapsed = max(1e-9, self._reported - self._started)
         done = self.standing.step
@@ -62,7 +65,7 @@ class Meter:
                 "step": done,
                 "steps": self.steps,
                 "loss": loss,
-                "tokens_per_second": self._tokens * self.world.size / elapsed,
+                "tokens_per_second": tokens / elapsed,
                 "seconds_left": elapsed / max(1, done - self._first_step) * (self.steps - done),
             }
         )

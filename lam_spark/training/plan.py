@@ -24,9 +24,11 @@ from lam_spark.model.transformer import (
 
 # Of the system that this one follows: a large telecom operator's.
 REFERENCE_GPU_HOURS = 145
-# Of a GPU's bfloat16 peak: what a model of 54 million parameters reached on an H100, compiled (docs/benchmarks.md).
-# An A100 is taken to reach the same share of its own peak: it has more memory speed for its FLOPs.
-UTILISATION = 0.24
+# Of a GPU's bfloat16 peak: what a model 768 wide, of some 55 million parameters, reached on an H100, compiled, with 32
+# blocks a step (230 of 989 TFLOP/s), less the 12 % that bins and habits have cost larger models since
+# (docs/benchmarks.md). An A100 is taken to reach the same share of its own peak: it has more memory speed for its
+# FLOPs.
+UTILISATION = 0.20
 _BACKWARD = 2
 # Weight, gradient, AdamW's two moments and the weights' average, float32; and where there are several ranks, the
 # gradients in one piece and their sum.
@@ -62,21 +64,26 @@ ACCELERATORS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """A size, the events of a block, and how often the data is read: the more there is of it, the fewer times."""
+    """A size, the events of a block, and how often the data is read: the more there is of it, the fewer times.
+
+    Attributes:
+        batch_blocks: blocks a GPU and step.
+    """
 
     size: ModelSize
     context_events: int
     pretrain_epochs: int
     finetune_epochs: int
+    batch_blocks: int
 
 
 # Named ones. A company's own is in its configuration: `model.width`, `training.pretrain_epochs` and so on.
 RECIPES = {
-    "small": Recipe(ModelSize(width=64, layers=2, heads=4, dropout=0.1), 512, 2, 4),
-    "medium": Recipe(ModelSize(width=512, layers=8, heads=8, dropout=0.1), 512, 1, 2),
-    "large": Recipe(ModelSize(width=768, layers=5, heads=12, dropout=0.1), 512, 1, 1),
-    "xlarge": Recipe(ModelSize(width=1024, layers=24, heads=16, dropout=0.1), 512, 1, 1),
-    "1b": Recipe(ModelSize(width=1536, layers=36, heads=24, dropout=0.1), 512, 1, 1),
+    "small": Recipe(ModelSize(width=64, layers=2, heads=4, dropout=0.1), 512, 2, 4, 32),
+    "medium": Recipe(ModelSize(width=512, layers=8, heads=8, dropout=0.1), 512, 1, 2, 32),
+    "large": Recipe(ModelSize(width=768, layers=4, heads=12, dropout=0.1), 512, 1, 1, 32),
+    "xlarge": Recipe(ModelSize(width=1024, layers=24, heads=16, dropout=0.1), 512, 1, 1, 32),
+    "1b": Recipe(ModelSize(width=1536, layers=36, heads=24, dropout=0.1), 512, 1, 1, 16),
 }
 
 
@@ -87,12 +94,14 @@ class Passes:
     Attributes:
         all_blocks: in pre-training, each of `pretrain_epochs` times.
         queried_blocks: in fine-tuning and in the refit, each of `finetune_epochs` times at most.
+        validation_blocks: of either, at most so many are judged by after each epoch, and once before the first.
     """
 
     all_blocks: int
     queried_blocks: int
     pretrain_epochs: int
     finetune_epochs: int
+    validation_blocks: int
 
     @property
     def pretraining(self) -> int:
@@ -103,6 +112,16 @@ class Passes:
     def answering(self) -> int:
         """Blocks computed with answers, at most: early stopping makes it fewer."""
         return 2 * self.queried_blocks * self.finetune_epochs
+
+    @property
+    def judging_nexts(self) -> int:
+        """Blocks computed forward, without answers, at most: those without a late event are not."""
+        return min(self.validation_blocks, self.all_blocks) * (self.pretrain_epochs + 1)
+
+    @property
+    def judging_answers(self) -> int:
+        """Blocks computed forward, with answers, at most: those without a late question are not."""
+        return min(self.validation_blocks, self.queried_blocks) * (self.finetune_epochs + 1)
 
 
 @dataclass(frozen=True)
@@ -127,9 +146,9 @@ class Plan:
 
     Attributes:
         parameters: of the model.
-        tokens: events read in all passes, blocks being full.
+        tokens: events learned from in all passes, blocks being full.
         slots: those and the places of queries, which are computed alike.
-        flops: in all passes.
+        flops: in all passes, those that judge included.
         needs: one a kind of GPU.
     """
 
@@ -205,6 +224,8 @@ def plan(
     events, queries = layout.block_events, layout.queries_per_block
     flops = block_flops(layout, size, with_answers=False) * passes.pretraining
     flops += block_flops(layout, size) * passes.answering
+    flops += forward_flops(layout, size, with_answers=False) * passes.judging_nexts
+    flops += forward_flops(layout, size) * passes.judging_answers
     outputs = sum(target.outputs for target in layout.targets)
     activations = batch_blocks * (
         (events + queries) * size.layers * size.width * _BYTES_OF_ACTIVATION
@@ -221,7 +242,13 @@ def plan(
 
 
 def imagined_passes(
-    layout: Layout, customers: int, events: int, queries: int, pretrain_epochs: int, finetune_epochs: int
+    layout: Layout,
+    customers: int,
+    events: int,
+    queries: int,
+    pretrain_epochs: int,
+    finetune_epochs: int,
+    validation_blocks: int,
 ) -> Passes:
     """Passes over customers of so many events and labelled queries each, in blocks that are full.
 
@@ -236,4 +263,5 @@ def imagined_passes(
         -(-customers * queries // layout.queries_per_block),
     )
     every = max(by_events, by_queries)
-    return Passes(every, every if queries else 0, pretrain_epochs, finetune_epochs)
+    queried = every if queries else 0
+    return Passes(every, queried, pretrain_epochs, finetune_epochs, validation_blocks)

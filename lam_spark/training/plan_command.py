@@ -43,8 +43,8 @@ def plan_training(arguments: Sequence[str]) -> dict[str, Any]:
     config = load_config(flags.conf, None, flags.set)
     recipe = _recipe(config, flags.size)
     layout, passes, source = _work(config, recipe, flags)
-    made = plan(layout, recipe.size, passes, config.training.batch_blocks, flags.utilisation, flags.gpus)
-    for line in _told(made, layout, recipe, passes, source, config.training.batch_blocks, flags):
+    made = plan(layout, recipe.size, passes, recipe.batch_blocks, flags.utilisation, flags.gpus)
+    for line in _told(made, layout, recipe, passes, source, flags):
         print(line)
     return {
         "size": flags.size or "as configured",
@@ -103,8 +103,8 @@ def _share(text: str) -> float:
 def _recipe(config: Config, name: str | None) -> Recipe:
     if name is None:
         model, training = config.model, config.training
-        size = size_of(config)
-        return Recipe(size, model.context_events, training.pretrain_epochs, training.finetune_epochs)
+        epochs = (training.pretrain_epochs, training.finetune_epochs)
+        return Recipe(size_of(config), model.context_events, *epochs, training.batch_blocks)
     if name not in RECIPES:
         every = f"expected {', '.join(RECIPES)}"
         raise ConfigError(f"unknown size {name!r}: {did_you_mean(name, RECIPES, every)}")
@@ -114,13 +114,13 @@ def _recipe(config: Config, name: str | None) -> Recipe:
 def _work(config: Config, recipe: Recipe, flags: argparse.Namespace) -> tuple[Layout, Passes, str]:
     """Layout, passes, and where they are from."""
     tables = Path(config.workspace) / "tables"
-    epochs = (recipe.pretrain_epochs, recipe.finetune_epochs)
+    how_often = (recipe.pretrain_epochs, recipe.finetune_epochs, config.training.validation_blocks)
     if flags.customers is not None:
         known = (tables / "vocabulary").exists()
         sizes = dict.fromkeys(config.categorical, flags.values + FIRST_VALUE)
         layout = _layout_of_tables(config) if known else layout_with(config, sizes)
         layout = dataclasses.replace(layout, block_events=recipe.context_events)
-        passes = imagined_passes(layout, flags.customers, flags.events, flags.queries, *epochs)
+        passes = imagined_passes(layout, flags.customers, flags.events, flags.queries, *how_often)
         source = (
             f"{flags.customers:,} customers of {flags.events:,} events and {flags.queries:,} labelled queries"
         )
@@ -132,7 +132,7 @@ def _work(config: Config, recipe: Recipe, flags: argparse.Namespace) -> tuple[La
         )
     return (
         _layout_of_tables(config),
-        _passes_of_tables(config, epochs),
+        _passes_of_tables(config, how_often),
         f"the table {tables / 'training_blocks'}",
     )
 
@@ -143,12 +143,12 @@ def _layout_of_tables(config: Config) -> Layout:
     return layout_of(config, _tables(config).read("vocabulary"))
 
 
-def _passes_of_tables(config: Config, epochs: tuple[int, int]) -> Passes:
+def _passes_of_tables(config: Config, how_often: tuple[int, int, int]) -> Passes:
     from lam_spark.dataset.snapshot import QUERIED
 
     counted = _tables(config).read("training_blocks").groupBy("block_kind").count()
     blocks = {row["block_kind"]: row["count"] for row in counted.toLocalIterator()}
-    return Passes(sum(blocks.values()), blocks.get(QUERIED, 0), *epochs)
+    return Passes(sum(blocks.values()), blocks.get(QUERIED, 0), *how_often)
 
 
 def _tables(config: Config) -> Any:
@@ -165,7 +165,6 @@ def _told(
     recipe: Recipe,
     passes: Passes,
     source: str,
-    batch_blocks: int,
     flags: argparse.Namespace,
 ) -> list[str]:
     size, sizes = recipe.size, ", ".join(f"{value:,}" for value in layout.sizes)
@@ -175,7 +174,8 @@ def _told(
         f"             = {passes.all_blocks:,} blocks of {layout.block_events} events and {layout.queries_per_block} "
         f"queries, {passes.queried_blocks:,} of them with queries",
         f"passes       pre-training {passes.pretrain_epochs}, fine-tuning {passes.finetune_epochs}, refit "
-        f"{passes.finetune_epochs}: {made.flops:.3g} FLOPs",
+        f"{passes.finetune_epochs}; judging {passes.judging_nexts + passes.judging_answers:,} blocks: "
+        f"{made.flops:.3g} FLOPs",
         f"             = {made.tokens:,} tokens (an event each), {made.slots:,} slots (an event or a query each)",
         "",
         f"{'':12} {'GPU-hours':>10} {f'hours on {flags.gpus}':>12} {'memory a GPU':>18} {'dollars':>10}",
@@ -194,9 +194,10 @@ def _told(
         f"{'reference':12} {REFERENCE_GPU_HOURS:>10,.1f} what the system that this one follows took",
         "",
         f"assumed      bfloat16, compiled; {flags.utilisation:.0%} of the makers' peak ({peaks} TFLOP/s);",
-        f"             on every kind the same share: an H100's was measured ({UTILISATION:.0%}), an A100's was not;",
-        f"             {batch_blocks} blocks a GPU and step;",
-        "             every event predicts a next moment, no early stop: both make it dearer than it will be;",
+        f"             on every kind the same share: {UTILISATION:.0%} is an H100's 23 % at 55 million parameters,",
+        "             less what models compute besides since then; an A100's was not measured;",
+        f"             {recipe.batch_blocks} blocks a GPU and step;",
+        "             every event predicts a next moment, every block judges, no early stop: dearer than it will be;",
         f"             ids in use, by field: {sizes};",
         f"             dollars an hour: {prices} (list prices of 2025); reading, checkpoints and network not counted",
         "",

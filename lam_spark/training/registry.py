@@ -17,10 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from lam_spark import __version__
 from lam_spark.config import Config
 from lam_spark.errors import ModelError, without_values
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
+from lam_spark.provenance import git_commit, package_versions
 from lam_spark.training.lines import whole_records
 from lam_spark.training.spec import NOT_DECISIVE, TrainingSpec
 
@@ -125,13 +127,15 @@ class Tracking:
             self._answers(lambda: self.client.set_terminated(self.id, status))
 
     def start(self, spec: TrainingSpec, versions: dict[str, int]) -> None:
-        """Log what repeats the run: every setting, the sizes, the tables' versions."""
+        """Log what repeats the run: every setting, the sizes, the tables' versions, the code's and its libraries'."""
         settings = {f"training.{k}": v for k, v in spec.settings.items()}
         sizes = {f"model.{k}": v for k, v in vars(spec.size).items()}
         # MLflow lets no parameter change, and these may when a training is resumed.
         free = {f"training.{name}": str(settings.pop(f"training.{name}")) for name in NOT_DECISIVE}
         tags = {f"delta.{table}": str(version) for table, version in versions.items()} | free
         tags |= {"lam_spark.run_id": self.run_id, "config_digest": self.config.digest()}
+        tags |= {"lam_spark": __version__, "git_commit": git_commit()}
+        tags |= {f"version.{name}": version for name, version in package_versions().items()}
         self._settings = [self._tell(params=settings | sizes, tags=tags)]
 
     def log(self, record: dict[str, Any]) -> None:
@@ -261,10 +265,11 @@ class Tracking:
     def register(self, folder: Path, digest: str) -> int:
         """Keep the artifact, register it as a version of the data set's model, and move the alias.
 
-        What else is in the folder (specification, progress, the ranks' log) is kept beside it.
+        What else is in the folder (configuration, specification, progress, the ranks' log) is kept beside it.
 
         Raises:
-            ModelError: MLflow cannot be reached or refuses; the model waits in the folder for the stage's next run.
+            ModelError: MLflow or its store of files cannot be reached, or refuses; the model waits in the folder for
+                the stage's next run.
         """
         from mlflow.exceptions import MlflowException
 
@@ -273,6 +278,8 @@ class Tracking:
                 return self._register(folder, digest)
             except MlflowException as error:
                 self._note(error)
+            except Exception as error:  # a store of files raises whatever its own client does
+                self._trouble = f"MLflow's store of files refuses: {without_values(error)}"
         raise ModelError(
             f"{self._trouble}, so the model is not registered: it is trained and waits in {self.folder}. "
             "Run the stage 'train' again when MLflow takes it: it will only register it"

@@ -40,7 +40,7 @@ class TrainingSpec:
         folder: where the artifact and the progress go.
         facts: kept in the model's card; they do not change what is trained.
         vectors_digest: of the file of fixed vectors in the folder; empty: no field has any.
-        vocabulary_digest: of the values that the layout's ids stand for (`origin.vocabulary_digest`).
+        vocabulary_digest: of the values that the layout's ids stand for (`sequences.vocabulary.vocabulary_digest`).
     """
 
     layout: Layout

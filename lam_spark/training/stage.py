@@ -19,10 +19,11 @@ from lam_spark.dataset.snapshot import ASKED, QUERIED
 from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ConsentError, ModelError
 from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.dates import EVENTS, PERIODS, periods_of, require_owned
+from lam_spark.sequences.dates import EVENTS, NUMBERING, PERIODS, periods_of, require_owned
+from lam_spark.sequences.vocabulary import is_numbered_by, vocabulary_digest
 from lam_spark.training.launch import launch
 from lam_spark.training.lines import whole_records
-from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
+from lam_spark.training.origin import TEST_START, VOCABULARY
 from lam_spark.training.registry import Tracking
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
 from lam_spark.training.vectors import digest_of, packed_vectors, save_vectors
@@ -30,6 +31,7 @@ from lam_spark.training.worker import PROGRESS_FILE
 
 # Beside the specification: one that an earlier version wrote, or half wrote, need not be read to be told apart.
 _FINGERPRINT_FILE = "fingerprint"
+CONFIGURATION_FILE = "configuration.json"
 _ABOUT_CHECKPOINTS = ("resumed", "checkpoint failed", "checkpoint damaged")
 
 
@@ -56,6 +58,7 @@ def run(run: Run) -> StageResult:
     spec = specification(run, folder, layout, digest_of(vectors))
     spec = _prepare_folder(run, spec, folder)
     save_vectors(folder, vectors)
+    (folder / CONFIGURATION_FILE).write_text(config.model_dump_json(indent=1), encoding="utf-8")
     with Tracking(config, run.run_id, folder, run.journal) as tracking:
         tracking.start(spec, run.tables.read_versions)
         done = _trained(run, tracking, spec)
@@ -93,6 +96,13 @@ def _trained(run: Run, tracking: Tracking, spec: TrainingSpec) -> dict[str, Any]
             done.update(record)
 
     launch(spec, follow, run.config.secret_variables)
+    # On a network file system the last line may come after the ranks' end: read anew, the file has it.
+    done = done or _finished(Path(spec.folder))
+    if not done:
+        raise ModelError(
+            f"all ranks ended well, but {Path(spec.folder) / PROGRESS_FILE} does not say that the training is done: "
+            "run the stage 'train' again, and it goes on from the last checkpoint"
+        )
     return done
 
 
@@ -132,7 +142,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
 
     Raises:
         ConsentError: somebody whose events are in the snapshot does not agree to be learned from (any more).
-        ModelError: the snapshot was packed for another layout or for other periods.
+        ModelError: the snapshot was packed for another layout, for other periods or with another vocabulary.
     """
     config = run.config
     tables = run.tables
@@ -141,7 +151,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
     _require_fitting_blocks(run, layout, version)
     mean, std, edges = _numeric_scales(run)
     settings = config.training.model_dump(mode="json")
-    vocabulary = vocabulary_digest(tables.read("vocabulary"), layout)
+    vocabulary = vocabulary_digest(tables.read("vocabulary"), layout.ids_in_use)
     return TrainingSpec(
         layout=layout,
         size=size_of(config),
@@ -204,7 +214,13 @@ def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:
             "the training snapshot was packed for other fields, targets, windows or sizes than the configuration and "
             "the vocabulary now give: run the stage 'snapshot' again"
         )
-    if (run.tables.note_of("training_blocks") or {}).get(PERIODS) != periods_of(run.config):
+    note = run.tables.note_of("training_blocks") or {}
+    if not is_numbered_by(run.tables.read("vocabulary"), note.get(NUMBERING)):
+        raise ModelError(
+            "the training snapshot holds the ids of another vocabulary than the present one, or does not say of which: "
+            "run the stages 'sequences' (with sequences.rebuild=true), 'examples' and 'snapshot' again"
+        )
+    if note.get(PERIODS) != periods_of(run.config):
         raise ModelError(
             "the training snapshot was packed for other dates of split than configured, and may hold what happened in "
             "the test period: run the stages 'examples' and 'snapshot' again"

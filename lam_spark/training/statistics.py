@@ -15,6 +15,7 @@ from torch import Tensor
 from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
 from lam_spark.dataset.loader import BlockFiles, block_batches
 from lam_spark.dataset.packing import Block
+from lam_spark.model.value import LEAST_LOG_STD, MOST_LOG_STD
 from lam_spark.training.distributed import World
 
 Float = npt.NDArray[np.float64]
@@ -123,7 +124,9 @@ def _constant(target: Target, sums: Float) -> Tensor:
         queries, found, total, square = sums
         mean = total / max(1.0, found)
         std = np.sqrt(max(square / max(1.0, found) - mean**2, 0.0))
-        answer = np.array([_log_odds(found, queries), mean, np.log(max(std, 0.05))])
+        # The deviation over everybody; given what is known of a customer it is less.
+        log_std = np.clip(np.log(max(std, 0.05)), LEAST_LOG_STD, MOST_LOG_STD - 0.1)
+        answer = np.array([_log_odds(found, queries), mean, log_std])
     else:
         answer = _log_odds(sums[1:], sums[0])
     return torch.from_numpy(np.asarray(answer, dtype=np.float32))

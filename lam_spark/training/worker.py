@@ -61,8 +61,13 @@ def train(spec: TrainingSpec, world: World) -> str:
     with (Path(spec.folder) / PROGRESS_FILE).open("a", encoding="utf-8") as file:
 
         def progress(record: dict[str, Any]) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+            try:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+            except OSError:
+                # A full disk, which a training outlives: what is not written yet goes with the next line.
+                if record["event"] == "done":
+                    raise
 
         return Trainer(spec, world, progress).fit()
 

@@ -98,11 +98,12 @@ def taken_back(run: Run, name: str) -> Iterator[None]:
 def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | None) -> None:
     """Make it the model that is asked, as if trained on what the workspace holds, where no `facts` say otherwise."""
     from lam_spark.model.artifact import Calibration, save_artifact
-    from lam_spark.training.origin import TEST_START, VOCABULARY, vocabulary_digest
+    from lam_spark.sequences.vocabulary import vocabulary_digest
+    from lam_spark.training.origin import TEST_START, VOCABULARY
     from lam_spark.training.registry import Tracking
 
     known = {
-        VOCABULARY: vocabulary_digest(run.tables.read("vocabulary"), model.layout),
+        VOCABULARY: vocabulary_digest(run.tables.read("vocabulary"), model.layout.ids_in_use),
         TEST_START: run.config.instant(run.config.split.test_start).isoformat(),
     }
     told = {name: value for name, value in (known | facts).items() if value is not None}

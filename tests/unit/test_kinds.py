@@ -409,6 +409,20 @@ def test_untrained_answers_are_the_constants_of_the_training_period(tmp_path: Pa
     )
 
 
+def test_amounts_of_any_spread_begin_where_the_spread_can_be_learned(tmp_path: Path) -> None:
+    """Over everybody they differ by more than the widest spread that an answer may have."""
+    people = [shopper(number) for number in range(10)]
+    for number, one in enumerate(people):
+        one.queries["label_amount_spent"][:] = 10.0 ** (number - 3)
+    url = write_blocks(tmp_path / "a.parquet", SHAPE, blocks_of(SHAPE, people))
+    start = query_statistics(files_of_rank([url], 0, 1), SHAPE, WORLD, bins=8).constants["amount_spent"]
+    answer = start.expand(4, 3).clone().requires_grad_()
+    amounts = torch.tensor([9.0, 10.0, 11.0, 12.0])
+    value_loss(answer, amounts).sum().backward()  # type: ignore[no-untyped-call]
+    assert answer.grad is not None
+    assert (answer.grad[:, 2] != 0).all()
+
+
 def test_a_layout_comes_back_from_json() -> None:
     assert Layout.from_json(json.loads(json.dumps(SHAPE.to_json()))) == SHAPE
 

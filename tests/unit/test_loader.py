@@ -10,7 +10,14 @@ import numpy.typing as npt
 import pytest
 
 from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.loader import BlockFiles, block_batches, count_blocks, files_of_rank, places_of
+from lam_spark.dataset.loader import (
+    BlockFiles,
+    block_batches,
+    count_blocks,
+    files_of_rank,
+    places_of,
+    some_files,
+)
 from lam_spark.dataset.packing import Block, empty_block
 from lam_spark.errors import ModelError
 
@@ -137,11 +144,25 @@ def test_reading_says_nothing_on_stdout(urls: list[str], capfd: pytest.CaptureFi
     assert capfd.readouterr().out == ""
 
 
+def test_some_files_are_drawn_by_their_names(urls: list[str]) -> None:
+    blocks = {url: files_of_rank([url], 0, 1).blocks for url in urls}
+    every = sum(blocks.values())
+    assert some_files(urls, every, 1) == sorted(urls)
+    for most in range(1, every):
+        drawn = some_files(urls[::-1], most, 1)
+        assert set(drawn) <= set(some_files(urls, most + 1, 1))
+        held = sum(blocks[url] for url in drawn)
+        assert held >= most
+        assert held - max(blocks[url] for url in drawn) < most
+    assert [len(some_files(urls, 1, least)) for least in (1, 2, 99)] == [1, 2, len(urls)]
+
+
 def test_fewer_files_than_ranks_are_refused(urls: list[str]) -> None:
     with pytest.raises(ModelError) as caught:
         files_of_rank(urls, 0, 4)
     assert str(caught.value) == (
-        "3 snapshot files cannot feed 4 ranks: set snapshot.files to at least 4 and run the stage 'snapshot' again"
+        "3 snapshot files cannot feed 4 ranks: set snapshot.files to at least 4 and run the stage 'snapshot' again. "
+        "Where it is so many already, those with questions are fewer: take fewer ranks"
     )
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from lam_spark.training import meter
@@ -87,6 +88,22 @@ def test_the_first_of_several_ranks_tells_of_all(clock: Clock) -> None:
     assert (first["step"], first["tokens_per_second"], first["seconds_left"]) == (3, 200.0, 9.0)
     assert (first["loss"], end["loss"]) == (8.0, 26.0)
     assert epoch(clock, Standing(), rank=1, ranks=4) == []
+
+
+def test_at_its_end_an_epoch_is_as_fast_as_all_ranks_were(clock: Clock) -> None:
+    """A rank with more files reads more events than the others."""
+
+    class WithAnother(OneOf):
+        def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+            return lambda: values + torch.tensor([0.0, 100.0], dtype=torch.float64)
+
+    told: Records = []
+    running = Meter(WithAnother(0, 2), told.append, Standing(), 1)
+    clock.now += 4
+    running.add(1.0, 300, 0.0)
+    running.finish()
+    step, end = told
+    assert (step["tokens_per_second"], end["tokens_per_second"]) == (150.0, 100.0)
 
 
 def test_the_loss_of_a_step_is_the_mean_of_the_last_fifty(clock: Clock) -> None:

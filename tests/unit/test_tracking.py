@@ -10,15 +10,18 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
+from lam_spark import __version__
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
 from lam_spark.errors import ModelError
 from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS
+from lam_spark.provenance import git_commit
 from lam_spark.run import Run
 from lam_spark.training import registry
 from lam_spark.training.registry import Tracking, registered_model
@@ -224,6 +227,32 @@ def test_a_registry_that_refuses_leaves_the_model_waiting(
         monkeypatch.setattr(told.client, "create_model_version", Refusing().create_model_version)
         with pytest.raises(ModelError, match=r"MLflow refuses \(PERMISSION_DENIED\), so .* waits in"):
             told.register(folder, "digest")
+
+
+def test_a_store_that_does_not_take_the_files_leaves_the_model_waiting(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients raise errors of their own, which may quote an address with a password in it."""
+    store = config.workspace / "mlflow" / "artifacts"
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.start(spec, {})
+        store.write_text("in the way")
+        expected = r"MLflow's store of files refuses: \w+Error, so the model is not registered: .* waits in"
+        with pytest.raises(ModelError, match=expected):
+            told.register(folder, "digest")
+        store.unlink()
+        assert told.register(folder, "digest") == 1
+
+
+def test_a_run_says_which_code_and_libraries_it_was_made_by(
+    config: Config, folder: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.start(spec, {})
+    tags = known(config)[1].data.tags
+    assert tags["lam_spark"] == __version__
+    assert tags["git_commit"] == git_commit()
+    assert torch.__version__.startswith(tags["version.torch"])  # which leaves out how it was built
 
 
 @pytest.mark.parametrize("deleted", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -16,13 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from lam_spark.dataset.layout import SPLIT_IDS
 from lam_spark.dataset.packing import Block
 from lam_spark.errors import ModelError
 from lam_spark.model.artifact import CARD, WEIGHTS, open_artifact, read_artifact
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
-from lam_spark.training.plan import block_flops
+from lam_spark.training.plan import block_flops, forward_flops
 from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, TEST, VALIDATION, blocks, specification, take_steps
@@ -90,8 +92,48 @@ def test_every_slot_in_use_is_counted_once_an_epoch(trained: tuple[Path, Records
     assert facts["tokens"] == slots * (2 + fine + facts["chosen_epoch"])
     events, answers = (block_flops(SHAPE, SIZE, with_answers) for with_answers in (False, True))
     assert 0 < events < answers
-    assert facts["flops"] == len(blocks(PEOPLE)) * (2 * events + (fine + facts["chosen_epoch"]) * answers)
+    learned = len(blocks(PEOPLE)) * (2 * events + (fine + facts["chosen_epoch"]) * answers)
+    events, answers = (forward_flops(SHAPE, SIZE, with_answers) for with_answers in (False, True))
+    late = sum(block["event_time"].max() >= VALIDATION for block in blocks(PEOPLE))
+    asked = sum((block["query_split"] == SPLIT_IDS["validation"]).any() for block in blocks(PEOPLE))
+    judged = 3 * late * events + (1 + fine) * asked * answers
+    assert 0 < judged < learned
+    assert facts["flops"] == learned + judged
     assert facts["core_seconds"] == pytest.approx(facts["seconds"], abs=0.1)
+
+
+def test_of_many_validation_blocks_some_files_judge(tmp_path: Path) -> None:
+    """By a number that depends on the files alone."""
+    made = blocks(24)
+    files = [made[number::4] for number in range(4)]
+
+    def judged(most: int, *files: list[Block]) -> list[float]:
+        told: Records = []
+        spec = specification(tmp_path / f"{most}_{len(files)}", list(files), validation_blocks=most)
+        only_pre_train(Trainer(spec, SingleWorld(), told.append))
+        return losses(told, "pre-training")[:1]
+
+    every = sum(map(len, files))
+    assert judged(every, *files) == judged(1_000_000, *files)
+    # By the first of the files, in the order of their names' hashes.
+    first = min(range(4), key=lambda number: hashlib.sha256(f"part-{number}.parquet".encode()).digest())
+    assert judged(1, *files) == pytest.approx(judged(1_000_000, files[first]), rel=1e-5)
+    assert judged(1, *files) != judged(every, *files)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"recompute": True}], ids=str)
+def test_an_option_trains_to_nearly_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
+    made, ends = blocks(8), []
+    for name, settings in (("plain", {}), ("option", options)):
+        told: Records = []
+        spec = specification(tmp_path / name, [made], pretrain_epochs=1, finetune_epochs=1, **settings)
+        Trainer(spec, SingleWorld(), told.append).fit()
+        artifact = open_artifact(*read_artifact(tmp_path / name), told[-1]["digest"])
+        assert {weight.dtype for weight in artifact.model.parameters()} == {torch.float32}
+        ends.append([losses(told, "pre-training")[-1], losses(told, "fine-tuning")[-1]])
+    plain, option = ends
+    assert option == pytest.approx(plain, rel=0.02)
+    assert (option == plain) == ("recompute" in options)
 
 
 def test_what_teaches_nothing_is_not_computed(tmp_path: Path) -> None:

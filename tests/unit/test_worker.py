@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from lam_spark.training import worker
+from lam_spark.training.distributed import SingleWorld
+
+
+def test_a_full_disk_delays_what_a_training_tells_and_loses_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last line it has to write: nobody would know of the model."""
+    place = tmp_path / worker.PROGRESS_FILE
+    records = [{"event": "step", "step": number} for number in range(3)] + [{"event": "done"}]
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fit(tell: Callable[[dict[str, Any]], None], full_at: set[int]) -> str:
+        for number, record in enumerate(records):
+            room = place.stat().st_size + 5 if number in full_at else before[0]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+            try:
+                tell(record)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return "a digest"
+
+    def trained(full_at: set[int]) -> str:
+        place.unlink(missing_ok=True)
+        monkeypatch.setattr(
+            worker, "Trainer", lambda spec, world, tell: SimpleNamespace(fit=lambda: fit(tell, full_at))
+        )
+        settings = SimpleNamespace(settings={"threads_per_rank": torch.get_num_threads()}, folder=tmp_path)
+        return worker.train(settings, SingleWorld())  # type: ignore[arg-type]
+
+    assert trained({1, 2}) == "a digest"
+    assert [json.loads(line) for line in place.read_text().splitlines()] == records
+    with pytest.raises(OSError, match="File too large"):
+        trained({3})
 
 
 @pytest.fixture
