@@ -17,6 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from lam_spark.errors import did_you_mean
 
+# Of the columns of a block: what a query says and what it is answered; `event_NAME` is what an event says of a number.
+_RESERVED_PREFIXES = ("query_", "label_")
+
+# In a JDBC URL: `password=` and what ends so, `//user:secret@host`, Oracle's `user/secret@`.
+_PASSWORD = re.compile(r"password\s*=|//[^/?;]*:[^/?;]*@|:thin:[^/@]+/[^@]+@", re.IGNORECASE)
+
 Role = Literal["who", "when", "where", "what", "how"]
 Kind = Literal["categorical", "numeric", "reference"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -61,9 +67,21 @@ RESERVED_COLUMNS = frozenset(
         "segment",
         "index",
         "row",
+        "id",
+        "ids",
         "is_new",
         "aggregates",
         "owner",
+        "owners",
+        "id_key",
+        "id_kind",
+        "raw_id",
+        "outcome",
+        "conflicting",
+        "sign",
+        "customer",
+        "start_time",
+        "start_order",
     ]
 )
 
@@ -157,7 +175,7 @@ class InputConfig(Section):
         if self.secrets and self.format != "jdbc":
             raise ValueError("secrets are for jdbc; other inputs are read with the rights of the session")
         named = any("password" in key.lower() for key in self.options)
-        if named or re.search(r"\bpassword=", self.options.get("url", ""), re.IGNORECASE):
+        if named or _PASSWORD.search(self.options.get("url", "")):
             raise ValueError(
                 "a password may not stand in the file, it would be written into the audit: let secrets.password "
                 "name the environment variable that holds it"
@@ -519,7 +537,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
-        taken = RESERVED_COLUMNS & set(self.fields)
+        taken = {
+            name for name in self.fields if name in RESERVED_COLUMNS or name.startswith(_RESERVED_PREFIXES)
+        }
+        taken |= {
+            name
+            for name in self.fields
+            if name.removeprefix("event_") in self.numeric and name.startswith("event_")
+        }
         if taken:
             raise ValueError(f"fields {sorted(taken)} are reserved column names")
         both = set(self.inputs) & set(self.views)

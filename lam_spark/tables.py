@@ -73,6 +73,9 @@ TABLES: Mapping[str, TableSpec] = {
 # What a job raises on a score or vector that is not a number (`raise_error`), so that it ends before it publishes.
 NOT_A_NUMBER = "what the model says is not a number: the model or its inputs are damaged"
 
+# What Spark says where a version is in the log, and VACUUM has removed its files.
+GONE = "FAILED_READ_FILE.FILE_NOT_EXIST"
+
 # By default Delta makes no commit of a write without rows.
 _SKIP_EMPTY = "spark.databricks.delta.skipRecordingEmptyCommits"
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
@@ -80,7 +83,7 @@ _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 _SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END")
 
 # Commits that the change feed tells row by row.
-_TOLD = {"WRITE", "MERGE", "UPDATE", "DELETE", "OPTIMIZE"}
+_TOLD = {"WRITE", "MERGE", "UPDATE", "DELETE"}
 
 # Every night leaves small files in every table that it writes: each read then opens them all.
 _COMMITS_BETWEEN_COMPACTIONS = 32
@@ -304,8 +307,8 @@ class Tables:
             if "userMetadata" in commit:
                 note: dict[str, Any] = json.loads(commit["userMetadata"])
                 return note
-            if commit["operation"] == "RESTORE":  # `undo`: the rows are those of an earlier version
-                version = int(commit["operationParameters"]["version"])
+            if commit["operation"] == "RESTORE":
+                version = _restored(commit)
             elif commit["operation"] in _SAME_ROWS:
                 version -= 1
             else:
@@ -324,7 +327,7 @@ class Tables:
         while version > after and version in commits:
             commit = self._commit_info(name, version)
             if commit["operation"] == "RESTORE":
-                version = int(commit["operationParameters"]["version"])
+                version = _restored(commit)
             else:
                 path.append(version)
                 version -= 1
@@ -338,7 +341,7 @@ class Tables:
     def _is_told(self, name: str, version: int) -> bool:
         commit = self._commit_info(name, version)
         replaced = commit["operation"] == "WRITE" and commit["operationParameters"].get("mode") != "Append"
-        return commit["operation"] in _TOLD and not replaced
+        return commit["operation"] in _TOLD.union(_SAME_ROWS) and not replaced
 
     def compact(self, name: str) -> int:
         """Join the table's small files once many commits have come since that was last done.
@@ -505,3 +508,9 @@ class Tables:
             if "commitInfo" in action:
                 return action["commitInfo"]
         raise DataQualityError(f"commit {commit} of table {name!r} holds no record of what was written")
+
+
+def _restored(commit: Mapping[str, Any]) -> int:
+    """The version whose rows a RESTORE (`undo`) brought back; below all others where it was named by a time."""
+    version = commit["operationParameters"].get("version")
+    return -1 if version is None else int(version)

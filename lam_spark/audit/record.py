@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -124,17 +124,21 @@ def _repeated(entry: dict[str, Any]) -> list[str]:
 
 
 def latest_entries(
-    run: Run, having: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    run: Run, having: Mapping[str, Callable[[dict[str, Any]], bool]] = MappingProxyType({})
 ) -> dict[str, dict[str, Any]]:
-    """The newest successful entry of each stage (as many rows as there are stages).
+    """The newest successful entry of each stage.
 
     Args:
-        run: whose audit is read.
-        having: by stage, what an entry of it has to say to count: JSON path and text.
+        run: whose audit is read, an entry at a time, from the newest on.
+        having: by stage, whether an entry of it counts; of the other stages all do.
     """
-    done = run.tables.read("audit").where("status = 'done'")
-    for stage, wanted in having.items():
-        for path, text in wanted.items():
-            done = done.where((F.col("stage") != stage) | F.get_json_object("entry", path).eqNullSafe(text))
-    newest = done.groupBy("stage").agg(F.max_by("entry", "sequence").alias("entry"))
-    return {row["stage"]: json.loads(row["entry"]) for row in newest.toLocalIterator()}
+    found: dict[str, dict[str, Any]] = {}
+    done = run.tables.read("audit").where("status = 'done'").orderBy(F.desc("sequence"))
+    for row in done.select("stage", "entry").toLocalIterator():
+        stage = row["stage"]
+        if stage in found:
+            continue
+        entry = json.loads(row["entry"])
+        if stage not in having or having[stage](entry):
+            found[stage] = entry
+    return found

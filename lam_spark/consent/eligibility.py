@@ -7,14 +7,17 @@ an unknown state, or two newest statements that disagree mean no.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConsentError
 from lam_spark.run import Run, sql_literal
+from lam_spark.tables import GONE
 
 OPT_IN = "opt_in"
 
@@ -86,7 +89,8 @@ def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
     """How many of those who agreed when they were asked do not agree to `purpose` now, at the run's start.
 
     By the newest ledger: a statement that came since counts, and so does one that has taken effect since. None: the
-    ledger that was asked is not in its table's log any more, so it cannot be told. Cost: two shuffles of the ledger.
+    ledger that was asked is not in its table's log any more, or VACUUM has removed its files, so it cannot be told.
+    Cost: two shuffles of the ledger.
 
     Raises:
         ConsentError: nobody is eligible now.
@@ -95,7 +99,8 @@ def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
         return None
     ledger, at = run.tables.read("consent", asked.consent), dt.datetime.fromisoformat(asked.at)
     now = eligible(run, purpose)  # read last: the newest version is the one that decides, and is noted
-    return _agreed(ledger, asked.purpose, at).join(now, "customer_key", "left_anti").count()
+    agreed = _agreed(ledger, asked.purpose, at)
+    return _unless_vacuumed(lambda: agreed.join(now, "customer_key", "left_anti").count())
 
 
 def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> int | None:
@@ -103,8 +108,8 @@ def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> in
 
     They were somebody's who agrees to `purpose`, and are gone, or belong now to somebody who does not: a late link
     moves events to another customer. Of who does not agree nothing was made, or asking the ledger leaves it out. None:
-    it cannot be told, since the table was replaced or its log has a gap. Cost: nothing where no event came or went;
-    else the change feed, and a join of the events that it says were changed.
+    it cannot be told, since the table was replaced, its log has a gap or VACUUM has removed its change feed. Cost:
+    nothing where no event came or went; else the change feed, and a join of the events that it says were changed.
 
     Raises:
         ConsentError: nobody is eligible now.
@@ -123,11 +128,21 @@ def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> in
     was = first.select("event_id", F.col("first.customer_key").alias("customer_key"))
     allowed = eligible(run, purpose)
     changed = run.keep(was.join(allowed, "customer_key", "left_semi").select("event_id"))
-    if changed.isEmpty():
-        return 0
+    count = _unless_vacuumed(changed.count)
+    if not count:
+        return count
     events = tables.read("events").join(changed, "event_id", "left_semi")
-    held = events.join(allowed, "customer_key", "left_semi").count()
-    return changed.count() - held
+    return count - events.join(allowed, "customer_key", "left_semi").count()
+
+
+def _unless_vacuumed(count: Callable[[], int]) -> int | None:
+    """A count; None where the files that it takes are gone."""
+    try:
+        return count()
+    except (Py4JJavaError, PySparkException) as error:
+        if GONE in str(error):
+            return None
+        raise
 
 
 def nobody(purpose: str) -> ConsentError:

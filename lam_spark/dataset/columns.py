@@ -88,20 +88,25 @@ def _labels(layout: Layout) -> list[str]:
 
 
 def cut_off(sequences: DataFrame, layout: Layout) -> DataFrame:
-    """`customer_key, answers_after` (microseconds UTC): whose row does not hold all events, and when it holds enough.
+    """`customer_key, _answers_after` (microseconds UTC): whose row does not hold all events, and when it holds enough.
 
     A row holds the latest events before the build's `as_of`, so how far back it reaches from a query tells how much
-    happened after the query. From `answers_after` on, all that a query is answered from is held, however much came
+    happened after the query. From `_answers_after` on, all that a query is answered from is held, however much came
     after it: the last `layout.reach` before the block that it sees (`first_known`). Queries that fewer events came
     before than a row holds are not answered either: they would be answered from all events, and not all are held.
     """
+    after = answers_after(layout).alias("_answers_after")
+    return sequences.where("older_events > 0").select("customer_key", after)
+
+
+def answers_after(layout: Layout) -> Column:
+    """Of a row of `sequences` that does not hold all events: as of `cut_off`."""
     times, held = F.col("event_time"), F.size("event_time")
     covered = F.element_at("event_time", 1) + F.lit(layout.reach)
     # Events before the query: a block of them begins at or after `covered`; and more than a row holds.
     reached = F.size(F.filter(times, lambda time: time < covered)) + layout.block_events
     needed = F.greatest(reached, held - F.col("older_events") + 1)
-    after = F.coalesce(F.get(times, (needed - 1).cast("int")), F.lit(_NEVER))
-    return sequences.where("older_events > 0").select("customer_key", after.alias("answers_after"))
+    return F.coalesce(F.get(times, (needed - 1).cast("int")), F.lit(_NEVER))
 
 
 def answerable(examples: DataFrame, cut: DataFrame, held: bool = True) -> DataFrame:
@@ -110,8 +115,8 @@ def answerable(examples: DataFrame, cut: DataFrame, held: bool = True) -> DataFr
     Those others would be told by what is missing how much is still to come: `max_events` is too small for them.
     Grain and columns are those of `examples`; `cut` is what `cut_off` gives.
     """
-    late = F.col("answers_after").isNull() | (F.col("query_time") > F.col("answers_after"))
-    return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("answers_after")
+    late = F.col("_answers_after").isNull() | (F.col("query_time") > F.col("_answers_after"))
+    return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("_answers_after")
 
 
 def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:

@@ -139,9 +139,9 @@ def _keyed(run: Run, staged: dict[str, DataFrame]) -> DataFrame:
     """Rows of channels with `id_key` and `event_id`, and without raw ids."""
     kinds = {name: F.lit(run.config.channels[name].id) for name in staged}
     rows = reduce(
-        DataFrame.unionByName, (one.withColumn("kind", kinds[name]) for name, one in staged.items())
+        DataFrame.unionByName, (one.withColumn("_kind", kinds[name]) for name, one in staged.items())
     )
-    return _with_event_id(with_pseudonyms(run, rows, F.col("kind"), "customer_id", "id_key").drop("kind"))
+    return _with_event_id(with_pseudonyms(run, rows, F.col("_kind"), "customer_id", "id_key").drop("_kind"))
 
 
 def _with_event_id(rows: DataFrame) -> DataFrame:
@@ -171,21 +171,21 @@ def _mark_duplicates(run: Run, keyed: DataFrame, span: Span, folder: Path | None
     if there and folder is not None:
         keyed = written_down(keyed, folder)
     content = _content(run.config)
-    window = Window.partitionBy("event_id").orderBy("content")
-    marked = keyed.withColumn("content", content).withColumns(
-        {"number": F.row_number().over(window), "standing": F.first("content").over(window)}
+    window = Window.partitionBy("event_id").orderBy("_content")
+    marked = keyed.withColumn("_content", content).withColumns(
+        {"_number": F.row_number().over(window), "_standing": F.first("_content").over(window)}
     )
     known = [F.lit(None).cast("bigint")]
     for name, table in there.items():
         same = table.where(span.condition()).join(keyed.select("event_id"), "event_id", "left_semi")
-        marked = marked.join(same.select("event_id", content.alias(f"in_{name}")), "event_id", "left")
-        known.append(F.col(f"in_{name}"))
+        marked = marked.join(same.select("event_id", content.alias(f"_in_{name}")), "event_id", "left")
+        known.append(F.col(f"_in_{name}"))
     before = F.coalesce(*known)
-    repeated = (F.col("number") > 1) | before.isNotNull()
+    repeated = (F.col("_number") > 1) | before.isNotNull()
     return marked.withColumns(
         {
             "outcome": F.when(repeated, DUPLICATE),
-            "conflicting": repeated & (F.col("content") != F.coalesce(before, "standing")),
+            "conflicting": repeated & (F.col("_content") != F.coalesce(before, "_standing")),
         }
     )
 

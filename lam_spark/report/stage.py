@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
+from collections.abc import Callable
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import LongType
 
@@ -29,6 +30,7 @@ _HEAD_ROWS = 15
 _HISTOGRAM_BINS = 20
 
 Entry = dict[str, Any]
+Having = dict[str, Callable[[Entry], bool]]
 
 
 @stage
@@ -60,34 +62,61 @@ def run(run: Run) -> StageResult:
 def _entries(run: Run) -> dict[str, Entry]:
     """The newest record of each stage, of those that have to do with the list.
 
-    The list of this `as_of`, the scores that it was made of, and what the model that gave them was trained on and
-    held against. Other stages may have run since: for another day, or with another model.
+    The scores of this `as_of` and target that the tables hold, the list that was made of them, and what the model that
+    gave them was trained on and held against. Other stages may have run since: for another day, for another target or
+    with another model.
     """
-    day = {"$.as_of": run.config.as_of.isoformat()}
-    of_day = {"score": day, "deliver": day}
+    config = run.config
+    target, day = config.scoring.target, F.col("as_of") == F.expr(sql_literal(run.as_of))
+    scored_by = _run_of(run, "scores", day & (F.col("target") == target))
+    listed_by = _run_of(run, "contact_list", day)
+
+    def is_of_day(entry: Entry) -> bool:
+        told = entry["config"]["scoring"]["target"], entry["as_of"]
+        return told == (target, config.as_of.isoformat())
+
+    def is_of_list(entry: Entry) -> bool:
+        own = entry["facts"].get("scores_run_id") == scored_by
+        # Of a list without a customer the table says nothing.
+        return is_of_day(entry) and own and listed_by in (None, entry["run_id"])
+
+    def is_of_scores(entry: Entry) -> bool:
+        return is_of_day(entry) and entry["run_id"] == scored_by
+
+    of_day: Having = {"score": is_of_scores, "deliver": is_of_list}
     newest = latest_entries(run, of_day)
     lacking = [stage for stage in _NEEDED if stage not in newest]
     if lacking:
         raise ConfigError(
-            f"the report of {run.config.as_of} needs the stages {', '.join(lacking)} to have run first; "
-            f"{' and '.join(of_day)} with the same --as-of"
+            f"the report of {config.as_of} needs records of the stages {', '.join(lacking)}, of {' and '.join(of_day)} "
+            f"those of the scores and the list of this --as-of and of the target {target!r} that are there now: run "
+            "them in this order"
         )
-    score, of_scores = newest["score"], newest["deliver"]["facts"].get("scores_run_id")
-    if of_scores != score["run_id"]:
-        raise ConfigError(
-            f"the list of {run.config.as_of} was made of the scores of run {of_scores}, but run {score['run_id']} has "
-            "scored since: run the stage 'deliver' with the same --as-of"
-        )
-    model = {"$.facts.digest": score["facts"]["digest"]}
-    entries = latest_entries(run, {**of_day, "train": model, "evaluate": model})
+    score = newest["score"]["facts"]
+
+    def is_of_model(entry: Entry) -> bool:
+        return bool(entry["facts"].get("digest") == score["digest"])
+
+    def is_of_answers(entry: Entry) -> bool:
+        return is_of_model(entry) and entry["config"]["scoring"]["target"] == target
+
+    entries = latest_entries(run, {**of_day, "train": is_of_model, "evaluate": is_of_answers})
     strange = [stage for stage in ("train", "evaluate") if stage not in entries]
     if strange:
+        again = ("train", "score", "evaluate", "deliver")
         raise ConfigError(
-            f"the scores of {run.config.as_of} are of model version {score['facts']['model_version']}, of which no run "
-            f"of {' or '.join(strange)} tells here: run the stages 'score', 'evaluate' and 'deliver' with the same "
-            "--as-of"
+            f"the scores of {config.as_of} are of model version {score['model_version']}, of which no record of "
+            f"{' or '.join(strange)} tells here: run {', '.join(again['train' not in strange :])} with the same --as-of"
         )
     return entries
+
+
+def _run_of(run: Run, table: str, where: Column) -> str | None:
+    """The run that has written these rows: a stage replaces those of its day whole."""
+    if not run.tables.exists(table):
+        return None
+    row = run.tables.read(table).where(where).select("run_id").first()
+    return None if row is None else str(row["run_id"])
 
 
 def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
@@ -230,7 +259,7 @@ def _funnel(
         c.Loss(text, count)
         for text, count in (
             ("no event before the date of the list", stands["opted_in"] - scored - cut_off),
-            ("none of the events before that date are kept", cut_off),
+            ("too few of the events before that date are kept", cut_off),
         )
         if count
     ]

@@ -33,8 +33,8 @@ def run(run: Run) -> StageResult:
     consent_version, run_id`. Vectors of two models have nothing in common: compare within a digest.
 
     A customer whose sequence begins after `as_of` gets the vector of an empty history. One of whose events
-    before `as_of` the sequence holds none, because `sequences.max_events` cut them off, gets no row:
-    the vector would say that nothing is known where much has happened.
+    before `as_of` the sequence, made for a later day, holds too few, because `sequences.max_events` cut them
+    off, gets no row: the vector would say that little is known where much has happened.
 
     Raises:
         ConsentError: nobody is eligible for the purpose.
@@ -47,7 +47,7 @@ def run(run: Run) -> StageResult:
     purpose = config.embeddings.purpose or config.consent.training_purpose
     allowed = eligible(run, purpose)
     consent_version = run.tables.read_versions["consent"]
-    sequences, held, lost = sequences_at(run, allowed, purpose)
+    sequences, held, lost = sequences_at(run, allowed, purpose, model.layout)
     as_of = sql_literal(run.as_of)
     result = vectors(run, sequences, model).select(
         "customer_key",

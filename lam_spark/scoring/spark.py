@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from lam_spark.dataset.columns import customers, event_columns, query_columns
+from lam_spark.dataset.columns import answers_after, customers, event_columns, query_columns
 from lam_spark.dataset.layout import Layout
 from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
@@ -98,16 +98,18 @@ def champion(run: Run, targets: Collection[str]) -> Champion:
     )
 
 
-def sequences_at(run: Run, allowed: DataFrame, purpose: str) -> tuple[DataFrame, int, int]:
-    """The sequences of which something can be asked at `as_of`.
+def sequences_at(run: Run, allowed: DataFrame, purpose: str, layout: Layout) -> tuple[DataFrame, int, int]:
+    """The sequences of which something can be asked at `as_of`, as if they had been made on that day.
 
-    Left out are customers who had events before `as_of` of which the row holds none: `sequences.max_events` cut them
-    off, and to the model they would be people who have never done anything. Whoever had none is one of those indeed.
+    A row holds a customer's latest events, and may have been made for a later day. Left out are customers of whom so
+    much has happened since that `sequences.max_events` cut off what an answer of that day reads
+    (`dataset.columns.cut_off`): to the model they would be people who have done little.
 
     Args:
         run: of the stage.
         allowed: customers (column `customer_key`) who may be processed.
         purpose: that they agreed to, for the error.
+        layout: says what an answer reads.
 
     Returns:
         Rows of the table, how many rows the allowed have, and how many of these are left out.
@@ -118,7 +120,9 @@ def sequences_at(run: Run, allowed: DataFrame, purpose: str) -> tuple[DataFrame,
     """
     require_sequences(run, run.as_of, purpose)
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-    forgotten = (F.col("older_events") > 0) & (F.element_at("event_time", 1) >= micros(run.as_of))
+    as_of = micros(run.as_of)
+    went_on = F.element_at("event_time", -1) >= as_of
+    forgotten = (F.col("older_events") > 0) & went_on & (answers_after(layout) >= as_of)
     told = sequences.agg(F.count("*"), F.count_if(forgotten)).first()
     assert told is not None  # an aggregate without keys gives one row
     held, lost = (int(value) for value in told)

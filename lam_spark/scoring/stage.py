@@ -29,7 +29,7 @@ def run(run: Run) -> StageResult:
 
     Grain: (customer_key, target, proposal_id, as_of). Columns: `logit, calibrated, description,
     model_digest, model_version, consent_version, run_id`. Customers without an event before `as_of` have no row, as if
-    the sequences had been made on that day; nor have those of whose events before it none is kept any more.
+    the sequences had been made on that day; nor have those of whose events before it too few are kept any more.
 
     Raises:
         ConsentError: nobody may be contacted.
@@ -45,7 +45,7 @@ def run(run: Run) -> StageResult:
     everyone = run.tables.read("events").select("customer_key").distinct()
     purposes = (config.consent.training_purpose, config.consent.contact_purpose)
     standings = count_standings(run, purposes, everyone)
-    sequences, _, lost = sequences_at(run, allowed, config.consent.contact_purpose)
+    sequences, _, lost = sequences_at(run, allowed, config.consent.contact_purpose, model.layout)
     target, as_of = config.scoring.target, sql_literal(run.as_of)
     known = sequences.where(F.col("first_event_time") < F.expr(as_of))
     if known.isEmpty():

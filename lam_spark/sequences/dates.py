@@ -42,8 +42,8 @@ def require_owned(
     disowned = None if since is None else count_disowned(run, since, until, purpose)
     if disowned is None:
         raise ConsentError(
-            f"the events were replaced since {what} was made of them, or it does not say of which version: whose they "
-            f"are now cannot be told; {again}"
+            f"the events were replaced since {what} was made of them, VACUUM has removed what tells of their changes, "
+            f"or it does not say of which version it is: whose they are now cannot be told; {again}"
         )
     if disowned:
         raise ConsentError(

@@ -47,12 +47,12 @@ def entries_of(events: DataFrame, vocabulary: DataFrame, config: Config, *carrie
 def entry(config: Config, of: Column | None = None) -> Column:
     """The columns of `entry_types` (those of the struct `of`, if given) as one struct.
 
-    Its last field, `lacking`, is a number that tells which of the numeric ones are null.
+    Its last field, `_lacking`, is a number that tells which of the numeric ones are null.
     """
     names = list(entry_types(config))
     columns = {name: (F.col(name) if of is None else of[name]) for name in names}
     lacking = F.xxhash64(*(columns[name].isNull() for name in config.numeric), F.lit(0))
-    return F.struct(*(column.alias(name) for name, column in columns.items()), lacking.alias("lacking"))
+    return F.struct(*(column.alias(name) for name, column in columns.items()), lacking.alias("_lacking"))
 
 
 def hour_of_week(local: Column) -> Column:

@@ -110,10 +110,10 @@ def _examples_of(
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(f"targets.{name}: {first_line}") from error
     none = F.lit(1.0 if target.absent else 0.0)
-    label = F.coalesce("answer", none)
+    label = F.coalesce("_answer", none)
     label_ids = F.lit(None)
     if target.kind == "next":
-        label, label_ids = F.lit(None), F.coalesce("answer", F.array().cast("array<int>"))
+        label, label_ids = F.lit(None), F.coalesce("_answer", F.array().cast("array<int>"))
     chosen = ruled.select(
         "customer_key",
         F.lit(name).alias("target"),
@@ -195,7 +195,7 @@ def _regular_queries(run: Run, target: TargetConfig, events: DataFrame) -> DataF
 def _answers(
     config: Config, target: TargetConfig, opened: DataFrame, events: DataFrame, vocabulary: DataFrame
 ) -> DataFrame:
-    """`event_id, answer` of the queries that something follows."""
+    """`event_id, _answer` of the queries that something follows."""
     later = events.where(F.expr(target.later)).alias("later")
     after = F.col("later.event_time") > F.col("query.event_time")
     if target.every_days is not None:  # no event stands for the query: one at that very instant is after it
@@ -209,18 +209,18 @@ def _answers(
     if target.kind == "binary":
         # A semi join stops at the first hit: a customer of many events costs no pairs of events.
         hits = opened.join(later, follows, "left_semi").select("event_id")
-        return hits.withColumn("answer", F.lit(0.0 if target.absent else 1.0))
+        return hits.withColumn("_answer", F.lit(0.0 if target.absent else 1.0))
     pairs = opened.join(later, follows)
     if target.kind == "value":
         amount = F.expr(f"CAST({target.value} AS DOUBLE)")
         grouped = pairs.groupBy(F.col("query.event_id").alias("event_id")).agg(amount.alias("amount"))
         # A return may outweigh what was bought: less than nothing is nothing.
-        return grouped.select("event_id", F.greatest("amount", F.lit(0.0)).alias("answer"))
+        return grouped.select("event_id", F.greatest("amount", F.lit(0.0)).alias("_answer"))
     named = pairs.select(
         F.col("query.event_id").alias("event_id"), F.col(f"later.{target.field}").alias(target.field)
     ).distinct()
     ids = encode(named, vocabulary, [target.field]).where(F.col(target.field) >= FIRST_VALUE)
-    return ids.groupBy("event_id").agg(F.sort_array(F.collect_set(target.field)).alias("answer"))
+    return ids.groupBy("event_id").agg(F.sort_array(F.collect_set(target.field)).alias("_answer"))
 
 
 def _rule_scores(

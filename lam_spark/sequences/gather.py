@@ -62,10 +62,10 @@ class Assembler:
 
         def of(customers: DataFrame) -> DataFrame:
             """The events of numbered customers, without their keys."""
-            known = customers.withColumnRenamed("customer_key", "known_key")
-            same = (number == F.col("customer")) & same_text(F.col("customer_key"), F.col("known_key"))
+            known = customers.withColumnRenamed("customer_key", "_known_key")
+            same = (number == F.col("customer")) & same_text(F.col("customer_key"), F.col("_known_key"))
             return events.join(known.hint("broadcast") if few else known, same).drop(
-                "customer_key", "known_key"
+                "customer_key", "_known_key"
             )
 
         known = numbered.join(heavy, "customer_key", "left") if heavies else numbered

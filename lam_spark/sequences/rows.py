@@ -45,7 +45,7 @@ def no_older() -> dict[str, Column]:
 
 def entry_array(config: Config) -> str:
     """Spark type of a customer's entries (`entry`)."""
-    types = entry_types(config) | {"lacking": "bigint"}
+    types = entry_types(config) | {"_lacking": "bigint"}
     return f"array<struct<{','.join(f'{name}:{kind}' for name, kind in types.items())}>>"
 
 
@@ -56,42 +56,42 @@ def finished(customers: DataFrame, config: Config) -> DataFrame:
     """
     limit = config.sequences.max_events
     ordered = customers.withColumn("entries", F.sort_array("entries")).withColumn(
-        "surplus", F.greatest(F.size("entries") - limit, F.lit(0))
+        "_surplus", F.greatest(F.size("entries") - limit, F.lit(0))
     )
     cut = ordered.withColumns(
         {
-            "kept": F.when(F.col("surplus") == 0, F.col("entries")).otherwise(
-                F.slice("entries", F.col("surplus") + 1, limit)
+            "_kept": F.when(F.col("_surplus") == 0, F.col("entries")).otherwise(
+                F.slice("entries", F.col("_surplus") + 1, limit)
             ),
-            "dropped": F.slice("entries", F.lit(1), F.col("surplus")),
+            "_dropped": F.slice("entries", F.lit(1), F.col("_surplus")),
         }
     )
     first = F.timestamp_micros(F.element_at("entries.event_time", 1))
     return (
         cut.select(
             "customer_key",
-            F.size("kept").alias("seq_len"),
+            F.size("_kept").alias("seq_len"),
             (F.col("older_events") + F.size("entries")).cast("bigint").alias("events_seen"),
             F.least("first_event_time", first).alias("first_event_time"),
-            F.timestamp_micros(F.element_at("kept.event_time", -1)).alias("last_event_time"),
-            *(F.col(f"kept.{name}").alias(name) for name in entry_types(config)),
-            (F.col("older_events") + F.col("surplus")).cast("bigint").alias("older_events"),
+            F.timestamp_micros(F.element_at("_kept.event_time", -1)).alias("last_event_time"),
+            *(F.col(f"_kept.{name}").alias(name) for name in entry_types(config)),
+            (F.col("older_events") + F.col("_surplus")).cast("bigint").alias("older_events"),
             _added_counts(config.model.count_by).alias("older_counts"),
             _added_sums(config.numeric).alias("older_sums"),
-            "kept",
+            "_kept",
         )
         .select("*", _hash().alias("seq_hash"))
-        .drop("kept")
+        .drop("_kept")
     )
 
 
 def _hash() -> Column:
     """Of all that a row holds.
 
-    Spark's hash passes over nulls: which numbers an event lacks, its entry's `lacking` tells.
+    Spark's hash passes over nulls: which numbers an event lacks, its entry's `_lacking` tells.
     """
     maps = [F.array_sort(F.map_entries(name)) for name in ("older_counts", "older_sums")]
-    return F.xxhash64("kept", "first_event_time", "older_events", *maps)
+    return F.xxhash64("_kept", "first_event_time", "older_events", *maps)
 
 
 def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
@@ -136,7 +136,7 @@ def canonical(counted: Column) -> Column:
 
 def _added_counts(name: str) -> Column:
     """`older_counts` and the dropped entries' values of the field, by runs of the sorted ids."""
-    ids = F.sort_array(F.col(f"dropped.{name}"))
+    ids = F.sort_array(F.col(f"_dropped.{name}"))
     distinct = F.array_distinct(ids)
 
     def run_length(value: Column, place: Column) -> Column:
@@ -146,7 +146,7 @@ def _added_counts(name: str) -> Column:
 
     fresh = F.map_from_arrays(distinct, F.transform(distinct, run_length))
     held = F.col("older_counts")
-    return F.when(F.col("surplus") == 0, held).otherwise(_map_sum(held, fresh, _COUNTS))
+    return F.when(F.col("_surplus") == 0, held).otherwise(_map_sum(held, fresh, _COUNTS))
 
 
 def _map_sum(left: Column, right: Column, kind: str) -> Column:
@@ -163,7 +163,7 @@ def _added_sums(names: tuple[str, ...]) -> Column:
 
     def total(name: str) -> Column:
         dropped = F.aggregate(
-            F.col(f"dropped.{name}"),
+            F.col(f"_dropped.{name}"),
             zero,
             lambda held, number: (held + F.coalesce(exact(number), F.lit(0).cast("decimal(27,9)"))).cast(
                 _SUM
@@ -174,4 +174,4 @@ def _added_sums(names: tuple[str, ...]) -> Column:
     if not names:
         return F.col("older_sums")
     sums = F.create_map(*(part for name in sorted(names) for part in (F.lit(name), total(name))))
-    return F.when(F.col("surplus") == 0, F.col("older_sums")).otherwise(sums).cast(_SUMS)
+    return F.when(F.col("_surplus") == 0, F.col("older_sums")).otherwise(sums).cast(_SUMS)

@@ -87,10 +87,14 @@ def encode(frame: DataFrame, vocabulary: DataFrame, fields: Iterable[str]) -> Da
     columns = frame.columns
     for name in fields:
         ids = vocabulary.where(F.col("field") == name).select(
-            F.xxhash64("value").alias("value_hash"), F.col("value").alias("known_value"), "token_id"
+            F.xxhash64("value").alias("_value_hash"),
+            F.col("value").alias("_known_value"),
+            F.col("token_id").alias("_token_id"),
         )
-        same = (F.xxhash64(name) == F.col("value_hash")) & same_text(F.col(name), F.col("known_value"))
-        token = F.when(F.col(name).isNull(), F.lit(MISSING)).otherwise(F.coalesce("token_id", F.lit(UNKNOWN)))
+        same = (F.xxhash64(name) == F.col("_value_hash")) & same_text(F.col(name), F.col("_known_value"))
+        token = F.when(F.col(name).isNull(), F.lit(MISSING)).otherwise(
+            F.coalesce("_token_id", F.lit(UNKNOWN))
+        )
         frame = frame.join(F.broadcast(ids), same, "left").withColumn(name, token).select(*columns)
     return frame
 

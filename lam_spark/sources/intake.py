@@ -26,6 +26,7 @@ from lam_spark.config import Config, InputConfig
 from lam_spark.errors import ConfigError
 from lam_spark.local import local_frame
 from lam_spark.run import Run
+from lam_spark.sources.identity import CUSTOMER
 from lam_spark.sources.jdbc import highest_watermark, rows_at
 from lam_spark.sources.readers import Delivery, Part, not_found
 
@@ -53,6 +54,8 @@ def mapping_digest(config: Config, reader: str) -> str:
         source.watermark,
         fields if reader in config.channels else {},
     ]
+    if reader in config.channels and config.channels[reader].id != CUSTOMER:
+        described.append(config.identity.model_dump(include={"max_customers", "lookback_days"}))
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,7 +125,8 @@ def _nothing_new(run: Run, reader: str, taken: Taken | None) -> Delivery:
     mapping = mapping_digest(config, reader)
     if taken is not None and taken.mappings != {mapping}:
         raise ConfigError(
-            f"the select, columns, rules or fields of {reader!r} changed since its rows were taken: new rows "
+            f"the select, columns, rules or fields of {reader!r} changed since its rows were taken (or, where it looks "
+            "up whose an id is, identity.max_customers or lookback_days): new rows "
             "would not mean the same as the old ones. Run once with --set ingest.rebuild=true, which reads "
             "all inputs again, or restore the mapping"
         )
@@ -190,8 +194,23 @@ def _new_version(run: Run, nothing: Delivery, source: InputConfig, taken: Taken 
         nothing,
         parts=() if after == version else (Part(version),),
         after=after,
-        has_feed=detail["properties"].get("delta.enableChangeDataFeed") == "true",
+        has_feed=detail["properties"].get("delta.enableChangeDataFeed") == "true"
+        and (after is None or _tells_since(run, source, int(after) + 1, version)),
     )
+
+
+def _tells_since(run: Run, source: InputConfig, first: int, last: str) -> bool:
+    """Whether the table's change feed was on in all these versions; where there is none, there is nothing to tell."""
+    if first > int(last):
+        return True
+    feed = run.spark.read.format("delta").options(**source.options).option("readChangeFeed", "true")
+    try:
+        feed.option("startingVersion", first).option("endingVersion", last).load(source.path).isEmpty()
+    except Exception as error:  # whichever: Delta says it when the feed is planned or when it is read
+        if "DELTA_MISSING_CHANGE_DATA" in str(error):
+            return False
+        raise
+    return True
 
 
 def _new_rows(run: Run, nothing: Delivery, source: InputConfig, taken: Taken | None) -> Delivery:

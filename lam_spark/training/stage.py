@@ -189,7 +189,7 @@ def _require_consent(run: Run) -> None:
     if withdrawn is None:
         raise ConsentError(
             "the training snapshot does not say which version of the consent ledger was asked for it, or the ledger "
-            f"does not hold that version any more: who has withdrawn since cannot be told; {again}"
+            f"does not hold that version any more (VACUUM): who has withdrawn since cannot be told; {again}"
         )
     if withdrawn:
         raise ConsentError(

@@ -107,7 +107,8 @@ def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | Non
         TEST_START: run.config.instant(run.config.split.test_start).isoformat(),
     }
     told = {name: value for name, value in (known | facts).items() if value is not None}
-    digest = save_artifact(folder, model, {"response": Calibration(1.0, 0.0)}, told)
+    calibration = {target.name: Calibration(1.0, 0.0) for target in model.layout.targets}
+    digest = save_artifact(folder, model, calibration, told)
     with Tracking(run.config, run.run_id, folder, run.journal) as tracking:
         tracking.register(folder, digest)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from pyspark.sql import functions as F
 from lam_spark.audit.record import AuditError, Chain, Cost, latest_entries, verify_chain
 from lam_spark.errors import ConfigError
 from lam_spark.report import stage as report
-from lam_spark.run import Run, StageResult
+from lam_spark.run import Run, StageResult, sql_literal
 
 
 @pytest.fixture(scope="module")
@@ -70,56 +72,117 @@ def test_a_chain_that_was_touched_is_found(run: Run, change: Any, first_broken: 
     assert verify_chain(run) == 3
 
 
-def test_a_report_is_of_its_own_day(run: Run) -> None:
+DAY = dt.date(2023, 12, 2)
+
+
+class Nights:
+    """Stages that say in the audit that they ran, and leave a row in their table."""
+
+    def __init__(self, run: Run, root: Path) -> None:
+        self._run = run_builder(run.spark, root)()
+
+    def of(self, target: str = "response", run_id: str = "", day: dt.date = DAY) -> Run:
+        scoring = self._run.config.scoring.model_copy(update={"target": target})
+        config = self._run.config.model_copy(update={"as_of": day, "scoring": scoring})
+        return dataclasses.replace(self._run, run_id=run_id, config=config)
+
+    def tell(
+        self, stage: str, run_id: str, target: str = "response", day: dt.date = DAY, **facts: Any
+    ) -> None:
+        run = self.of(target, run_id, day)
+        Chain(run).append(stage, StageResult(stage, facts=facts), Cost(1.0, None))
+
+    def publish(self, table: str, run_id: str, target: str = "response", day: dt.date = DAY) -> None:
+        run = self.of(target, run_id, day)
+        frame = run.spark.createDataFrame([(target, run_id)], "target STRING, run_id STRING")
+        frame = frame.withColumn("as_of", F.expr(sql_literal(run.as_of)))
+        of_target = f"target = '{target}' AND " if table == "scores" else ""
+        run.tables.overwrite(frame, table, where=f"{of_target}as_of = {sql_literal(run.as_of)}")
+
+    def score(self, run_id: str, digest: str, **of: Any) -> None:
+        self.publish("scores", run_id, **of)
+        self.tell("score", run_id, **of, digest=digest, model_version=f"of {digest}")
+
+    def deliver(self, run_id: str, scores: str, **of: Any) -> None:
+        self.publish("contact_list", run_id, **of)
+        self.tell("deliver", run_id, **of, scores_run_id=scores)
+
+    def refusal(self, **of: Any) -> str:
+        with pytest.raises(ConfigError) as raised:
+            report.run(self.of(**of))
+        return str(raised.value)
+
+    def shown(self, **of: Any) -> dict[str, str]:
+        """By stage, the run whose record the report would show."""
+        return {stage: entry["run_id"] for stage, entry in report._entries(self.of(**of)).items()}
+
+
+@pytest.fixture
+def nights(run: Run, tmp_path: Path) -> Nights:
+    """A workspace in which one model was trained and held against the test period, scored with and listed."""
+    made = Nights(run, tmp_path / "shop")
+    made.tell("ingest", "1")
+    made.tell("train", "2", digest="one")
+    made.score("3", "one")
+    made.tell("evaluate", "4", digest="one", auc=math.nan)
+    made.deliver("5", scores="3")
+    return made
+
+
+FIRST = {"ingest": "1", "train": "2", "score": "3", "evaluate": "4", "deliver": "5"}
+
+
+def test_a_report_is_of_its_own_day(nights: Nights) -> None:
     """What was scored for another day is not in it: it asks for the stages of this one."""
-    other = run.config.model_copy(update={"as_of": dt.date(2023, 12, 1)})
-    chain = Chain(dataclasses.replace(run, config=other))
-    for name in ("score", "deliver"):
-        chain.append(name, StageResult(name), Cost(1.0, None))
-    day = {"$.as_of": run.config.as_of.isoformat()}
-    assert {"score", "deliver"} <= set(latest_entries(run))
-    assert set(latest_entries(run, {"score": day, "deliver": day})) == {"ingest", "train"}
-    needed = "report of 2023-12-20 needs the stages score, evaluate, deliver to have run first; score and deliver with"
-    with pytest.raises(ConfigError, match=needed):
-        report.run(run)
-
-
-def test_a_report_is_of_one_model(run: Run) -> None:
-    """Of the one that gave the scores of the list, whatever has run since with another."""
-    day = dt.date(2023, 12, 2)
-
-    def tells(stage: str, number: int, **facts: object) -> None:
-        of_run = dataclasses.replace(
-            run, run_id=f"run {number}", config=run.config.model_copy(update={"as_of": day})
-        )
-        Chain(of_run).append(stage, StageResult(stage, facts=facts), Cost(number, None))
-
-    def refuses(match: str) -> None:
-        with pytest.raises(ConfigError, match=match):
-            report.run(dataclasses.replace(run, config=run.config.model_copy(update={"as_of": day})))
-
-    tells("train", 1, digest="one")
-    tells("score", 2, digest="one", model_version="1")
-    tells("evaluate", 3, digest="other")
-    tells("deliver", 4, scores_run_id="run 2")
-    refuses(
-        "scores of 2023-12-02 are of model version 1, of which no run of evaluate tells here: run the stages"
+    other = dt.date(2023, 12, 3)
+    told = nights.refusal(day=other)
+    assert told.startswith(
+        "the report of 2023-12-03 needs records of the stages score, deliver, of score and deliver"
     )
-    tells("evaluate", 5, digest="one")
-    tells("train", 6, digest="two")
-    tells("evaluate", 7, digest="two")
-    found = report._entries(dataclasses.replace(run, config=run.config.model_copy(update={"as_of": day})))
-    assert {name: entry["seconds"] for name, entry in found.items() if name != "ingest"} == {
-        "train": 1,
-        "score": 2,
-        "deliver": 4,
-        "evaluate": 5,
-    }
-    tells("score", 8, digest="two", model_version="2")
-    refuses(
-        "made of the scores of run run 2, but run run 8 has scored since: run the stage 'deliver' with the same"
+    nights.score("6", "one", day=other)
+    assert nights.refusal(day=other).startswith(
+        "the report of 2023-12-03 needs records of the stages deliver, of"
     )
-    tells("deliver", 9, scores_run_id="run 8")
-    tells("score", 10, digest="three", model_version="3")
-    tells("deliver", 11, scores_run_id="run 10")
-    refuses("model version 3, of which no run of train or evaluate tells here")
+    nights.deliver("7", scores="6", day=other)
+    assert nights.shown(day=other) == FIRST | {"score": "6", "deliver": "7"}
+    assert nights.shown() == FIRST
+
+
+def test_a_report_is_of_the_model_that_gave_the_scores(nights: Nights) -> None:
+    """Whatever has run since with another one, also where a record holds what is no number."""
+    nights.tell("train", "6", digest="two")
+    nights.tell("evaluate", "7", digest="two")
+    assert nights.shown() == FIRST
+    nights.score("8", "two")
+    assert "needs records of the stages deliver" in nights.refusal()  # of the new scores
+    nights.deliver("9", scores="8")
+    of_two = {"ingest": "1", "train": "6", "evaluate": "7", "score": "8", "deliver": "9"}
+    assert nights.shown() == of_two
+    nights.score("10", "one")  # the alias went back
+    nights.deliver("11", scores="10")
+    assert nights.shown() == FIRST | {"score": "10", "deliver": "11"}
+    nights.score("12", "three")
+    nights.deliver("13", scores="12")
+    told = "of model version of three, of which no record of train or evaluate tells here: run train, score, evaluate"
+    assert told in nights.refusal()
+    nights.tell("train", "14", digest="three")
+    assert "no record of evaluate tells here: run score, evaluate, deliver with" in nights.refusal()
+
+
+def test_a_report_is_of_one_target(nights: Nights) -> None:
+    nights.score("6", "one", target="churn")
+    assert nights.shown() == FIRST
+    nights.deliver("7", scores="6", target="churn")
+    assert "no record of evaluate tells here" in nights.refusal(target="churn")  # that was another question
+    nights.tell("evaluate", "8", target="churn", digest="one")
+    assert nights.shown(target="churn") == FIRST | {"score": "6", "evaluate": "8", "deliver": "7"}
+    # The day has one list, and it is the other target's now.
+    assert "needs records of the stages deliver, of score and deliver" in nights.refusal()
+
+
+def test_scores_that_nothing_is_recorded_of_are_not_reported_on(nights: Nights) -> None:
+    """A run that dies after its table is written, before it can say so."""
+    nights.publish("scores", "6")
+    assert "needs records of the stages score, deliver" in nights.refusal()
+    nights.deliver("7", scores="6")
+    assert "needs records of the stages score, of score and deliver" in nights.refusal()

@@ -202,6 +202,31 @@ def test_what_became_of_events_is_told_by_their_log(build: Build) -> None:
     assert disowned(run.as_of) == 0
     # What is there now does not come of what was used.
     assert count_disowned(run, later, run.as_of, TRAINING) is None
+    run.tables.append(
+        events_frame(run, [event("ann", "2023-05-02T12:00:00", "last", action="buy")]), "events"
+    )
+    moves(run, "last", "bob")
+    at = f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M:%S.%f}"
+    moves(run, "eve", "bob")
+    shutil.rmtree(Path(run.tables.path("events")) / "_change_data")  # VACUUM does
+    assert disowned(run.as_of) is None
+    assert run.tables.history("events", since) is not None
+    run.spark.sql(f"RESTORE TABLE delta.`{run.tables.path('events')}` TO TIMESTAMP AS OF '{at}'")
+    # Of which version the rows are now, the log does not say.
+    assert run.tables.history("events", since) is run.tables.note_of("events") is disowned(run.as_of) is None
+
+
+def test_a_ledger_whose_old_files_are_gone_cannot_be_asked_again(build: Build) -> None:
+    run = build()
+    ledger = Path(run.tables.path("consent"))
+    old = set(ledger.rglob("*.parquet"))
+    run.tables.overwrite(run.tables.read("consent"), "consent")
+    for file in old:
+        file.unlink()
+    with pytest.raises(
+        ConsentError, match=r"the ledger does not hold that version any more \(VACUUM\): who has"
+    ):
+        train.run(run)
 
 
 def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Build) -> None:
@@ -211,16 +236,26 @@ def test_training_refuses_a_snapshot_that_does_not_say_who_was_asked(build: Buil
         train.run(run)
 
 
-def test_another_vocabulary_makes_another_training(build: Build) -> None:
+def test_what_holds_the_ids_of_another_vocabulary_is_not_trained_on(build: Build) -> None:
+    """Of the same fields and sizes: only what the ids stand for tells."""
     run = build()
     known = run.tables.read("vocabulary")
     layout = layout_of(run.config, known)
-    first = train.specification(run, run.config.workspace / "training", layout, "")
     turned = known.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
     run.tables.overwrite(turned, "vocabulary")
-    other = train.specification(run, run.config.workspace / "training", layout, "")
-    assert (first.all_urls, first.layout, first.settings) == (other.all_urls, other.layout, other.settings)
-    assert first.fingerprint() != other.fingerprint()
+    assert layout_of(run.config, turned) == layout
+    with pytest.raises(
+        ModelError, match="holds the ids of another vocabulary than the present one, or does not say"
+    ):
+        train.specification(run, run.config.workspace / "training", layout, "")
+    with pytest.raises(
+        DataQualityError, match=r"examples hold the ids of another vocabulary .* run the stage 'examples'"
+    ):
+        snapshot.run(run)
+    again = build(**{"sequences": {"max_events": 16, "rebuild": True}})
+    for stage in (assemble, examples, snapshot):
+        stage.run(again)
+    assert train.specification(again, again.config.workspace / "training", layout, "").all_urls
 
 
 def scored(run: Run) -> set[str]:

@@ -40,6 +40,7 @@ def run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
         "'a mail' AS description",
         f"{sql_literal(run.as_of)} AS as_of",
         "'digest' AS model_digest",
+        f"'{run.run_id}' AS run_id",
     )
     run.tables.overwrite(scores, "scores")
     return dataclasses.replace(make_run(), clock=lambda: STARTED_AT + dt.timedelta(days=1))

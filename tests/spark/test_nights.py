@@ -216,6 +216,11 @@ def test_too_many_rows_of_nobody_and_another_mapping_are_refused(
         ConfigError, match=r"of 'web' changed since its rows were taken.*ingest\.rebuild=true"
     ):
         ingest.run(build(channels=other))
+    stricter = sections(root)["identity"] | {"max_customers": 1}
+    with pytest.raises(
+        ConfigError, match=r"identity\.max_customers or lookback_days\): new rows would not mean"
+    ):
+        ingest.run(build(identity=stricter))
     result: StageResult = ingest.run(build(channels=other, ingest={"rebuild": True}))
     assert result.counts["events"] == 1
     assert [row["action"] for row in build().tables.read("events").collect()] == ["look"]

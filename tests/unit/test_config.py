@@ -182,6 +182,18 @@ def test_a_wrong_value_is_refused_with_its_place(override: str, message: str) ->
             "a password may not stand in",
         ),
         (
+            {"options": {"url": "jdbc:x://y:1/z;trustStorePassword=hush", "dbtable": "t"}},
+            "a password may not stand in",
+        ),
+        (
+            {"options": {"url": "jdbc:mysql://me:hush@y:1/z", "dbtable": "t"}},
+            "a password may not stand in",
+        ),
+        (
+            {"options": {"url": "jdbc:oracle:thin:me/hush@//y:1/z", "dbtable": "t"}},
+            "a password may not stand in",
+        ),
+        (
             {"format": "csv", "path": "x.csv", "secrets": {"password": "CRM"}},
             "secrets are for jdbc; other inputs",
         ),
@@ -198,6 +210,19 @@ def test_a_wrong_database_is_refused_without_its_password(
     told = refusal(changed(lambda c: c["inputs"].update(crm=given)))
     assert told.startswith(f"  - inputs.crm: {message}")
     assert "hush" not in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "jdbc:postgresql://db.shop:5432/crm?user=me@shop&ssl=true",
+        "jdbc:oracle:thin:@//db.shop:1521/crm",
+        "jdbc:mysql://me@db.shop:3306/crm",
+    ],
+)
+def test_the_place_of_a_database_is_no_password(changed: Callable[[Change], Path], url: str) -> None:
+    crm = {"format": "jdbc", "columns": "id BIGINT", "options": {"url": url, "dbtable": "t"}}
+    assert load_config(changed(lambda c: c["inputs"].update(crm=crm))).inputs["crm"].options["url"] == url
 
 
 def test_a_missing_key_is_named(changed: Callable[[Change], Path]) -> None:

@@ -24,7 +24,7 @@ from lam_spark.dataset.packing import Block
 from lam_spark.model.artifact import WEIGHTS
 from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import Trainer
-from lam_spark.training.plan import block_flops
+from lam_spark.training.plan import block_flops, forward_flops
 from lam_spark.training.spec import TrainingSpec
 
 from .learnable import SHAPE, blocks, specification, take_steps, validation_of
@@ -135,7 +135,9 @@ def test_the_first_rank_alone_tells_and_saves(folder: Path) -> None:
     slots = sum(int((block["segment"] > 0).sum()) for block in blocks(11))
     assert facts["tokens"] == slots * 3  # pre-training, fine-tuning and refit, of both ranks' files
     once, with_answers = block_flops(SHAPE, SIZE, False), block_flops(SHAPE, SIZE)
-    assert facts["flops"] == 11 * (once + 2 * with_answers)
+    # Every block has late events and a late question: they judge before and after the one epoch.
+    judged = 2 * (forward_flops(SHAPE, SIZE, False) + forward_flops(SHAPE, SIZE))
+    assert facts["flops"] == 11 * (once + 2 * with_answers + judged)
     saved, (first, _) = load_file(folder / WEIGHTS), weights(folder, "fit")
     assert all(torch.equal(saved[name], first[name]) for name in first)
 
