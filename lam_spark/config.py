@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from lam_spark.errors import did_you_mean
 
-# Of the columns of a block: what a query says and what it is answered; `event_NAME` is what an event says of a number.
+# Of the columns of a block: what a query says and what it is answered; `event_NAME` is what an event says of a field.
 _RESERVED_PREFIXES = ("query_", "label_")
 
 # In a JDBC URL: `password=` and what ends so, `//user:secret@host`, Oracle's `user/secret@`.
@@ -540,11 +540,7 @@ class Config(Section):
         taken = {
             name for name in self.fields if name in RESERVED_COLUMNS or name.startswith(_RESERVED_PREFIXES)
         }
-        taken |= {
-            name
-            for name in self.fields
-            if name.removeprefix("event_") in self.numeric and name.startswith("event_")
-        }
+        taken |= {f"event_{name}" for name in self.fields} & set(self.fields)
         if taken:
             raise ValueError(f"fields {sorted(taken)} are reserved column names")
         both = set(self.inputs) & set(self.views)

@@ -82,8 +82,8 @@ _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 # Commits that leave a table's rows as they are.
 _SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END")
 
-# Commits that the change feed tells row by row.
-_TOLD = {"WRITE", "MERGE", "UPDATE", "DELETE"}
+# Commits that the change feed tells row by row, or has nothing to tell of.
+_TOLD = ("WRITE", "MERGE", "UPDATE", "DELETE", *_SAME_ROWS)
 
 # Every night leaves small files in every table that it writes: each read then opens them all.
 _COMMITS_BETWEEN_COMPACTIONS = 32
@@ -341,7 +341,7 @@ class Tables:
     def _is_told(self, name: str, version: int) -> bool:
         commit = self._commit_info(name, version)
         replaced = commit["operation"] == "WRITE" and commit["operationParameters"].get("mode") != "Append"
-        return commit["operation"] in _TOLD.union(_SAME_ROWS) and not replaced
+        return commit["operation"] in _TOLD and not replaced
 
     def compact(self, name: str) -> int:
         """Join the table's small files once many commits have come since that was last done.

@@ -212,6 +212,17 @@ def test_a_wrong_database_is_refused_without_its_password(
     assert "hush" not in told
 
 
+@pytest.mark.parametrize("name", ["query_kind", "label_kind", "event_amount", "event_item"])
+def test_a_field_may_not_be_called_what_a_block_calls_another(
+    changed: Callable[[Change], Path], name: str
+) -> None:
+    fields = {"amount": "numeric", "item": "categorical", name: "numeric"}
+    told = refusal(
+        changed(lambda c: c["fields"].update({n: {"role": "what", "kind": k} for n, k in fields.items()}))
+    )
+    assert f"fields ['{name}'] are reserved column names" in told
+
+
 @pytest.mark.parametrize(
     "url",
     [
