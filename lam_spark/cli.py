@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from lam_spark import __version__
 from lam_spark.config import Config
 from lam_spark.config_file import load_config
 from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, values_may_be_shown, without_values
@@ -43,6 +44,20 @@ STAGES = {
 # Stages that `run` leaves out. Vectors say as much about a customer as the events do: nobody should have them lying
 # about because a night made them, so whoever has a use for them asks.
 ON_REQUEST = {"embed": "lam_spark.scoring.embed"}
+_PURPOSES = {
+    "fetch": "raw files of the data sets that ship with the project",
+    "ingest": "raw inputs -> events, checked and counted",
+    "consent": "the ledger: who agreed to what, and until when",
+    "sequences": "events -> one row a customer, the events in order",
+    "examples": "questions with the answers that followed, point in time",
+    "snapshot": "sequences and examples -> packed blocks, one version",
+    "train": "the model: pre-training, fine-tuning, calibration, refit; registered in MLflow",
+    "score": "customers who agreed x proposals -> probabilities",
+    "evaluate": "the model and the rule on questions that it has not learned from",
+    "deliver": "the contact list, after the ledger was asked once more",
+    "report": "one HTML page of what this run did and why its list can be trusted",
+    "embed": "a vector a customer, for models of your own",
+}
 # Stages that turn raw ids into pseudonyms.
 _MAKE_PSEUDONYMS = {"ingest", "consent", "deliver"}
 
@@ -52,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
+        return 0
+    if given == ["--version"]:
+        print(f"lam-spark {__version__}")
         return 0
     if given[0] == "plan":
         from lam_spark.training.plan_command import plan_training
@@ -106,9 +124,12 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
     from lam_spark.session import spark_session
     from lam_spark.sources.identity import secret_from_environment
     from lam_spark.tables import Tables
+    from lam_spark.training.launch import require_launcher
 
     if not _MAKE_PSEUDONYMS.isdisjoint(names):
         secret_from_environment(config.identity.secret_env)  # before an earlier stage has worked for nothing
+    if "train" in names:
+        require_launcher(config.training.launcher)
     workspace = config.workspace.absolute()
     config = config.model_copy(update={"root": str(workspace)})
     with workspace_lock(workspace, run_id):
@@ -206,12 +227,17 @@ def _parse(stage: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _usage() -> str:
-    stages, further = ("\n".join(f"  {name}" for name in names) for names in (STAGES, ON_REQUEST))
+    stages, further = (
+        "\n".join(f"  {name:<10} {_PURPOSES[name]}" for name in names) for names in (STAGES, ON_REQUEST)
+    )
     return (
         "usage: lam-spark run|STAGE --conf FILE [--as-of DATE] [--set key=value]... [--dry-run]\n"
-        "       lam-spark plan --train --conf FILE [--size NAME] [--customers N --events N] ...: its cost on paper\n\n"
+        "       lam-spark plan --train --conf FILE [--size NAME] [--customers N --events N] ...: its cost on paper\n"
+        "       lam-spark --version\n\n"
         f"stages, in order ('run' does them all):\n{stages}\n\n"
-        f"what only a command of its own does:\n{further}"
+        f"what only a command of its own does:\n{further}\n\n"
+        "exit codes: 0 done, 1 unexpected, 2 configuration, 3 data quality, 4 consent, 5 model,\n"
+        "            6 another run holds the workspace, 130 interrupted"
     )
 
 

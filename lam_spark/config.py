@@ -110,6 +110,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def changes(self, key: str) -> bool:
+        """Whether it gives the key another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
 
 class FetchConfig(Section):
     """A function that puts raw files in place: `module:function`, called with the raw folder."""
@@ -247,6 +251,9 @@ class FieldConfig(Section):
             raise ValueError("values are for categorical and reference fields; a numeric one has min and max")
         if self.kind != "numeric" and (self.min is not None or self.max is not None):
             raise ValueError(f"min and max are for numeric fields, this one is {self.kind}")
+        for name in ("min_count", "max_values"):
+            if self.kind != "categorical" and self.changes(name):
+                raise ValueError(f"{name} is for categorical fields, this one is {self.kind}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
@@ -322,6 +329,11 @@ class TargetConfig(Section):
                 raise ValueError(
                     f"{name} belongs to kind {kind}, and only to it; the kind here is {self.kind}"
                 )
+        for name in ("active", "active_days"):
+            if self.every_days is None and self.changes(name):
+                raise ValueError(f"{name} goes with every_days, not with a population")
+        if self.kind != "next" and self.changes("most_values"):
+            raise ValueError(f"most_values is for kind next, the kind here is {self.kind}")
         if self.absent and self.kind != "binary":
             raise ValueError(f"absent is for kind binary, the kind here is {self.kind}")
         return self

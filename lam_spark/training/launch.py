@@ -30,7 +30,7 @@ from lam_spark.errors import ModelError, values_may_be_shown, without_values
 from lam_spark.training.distributed import PATIENCE, run_on_spark
 from lam_spark.training.lines import drop_torn_line
 from lam_spark.training.meter import Progress
-from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training.spec import LOG_FILE, SPEC_FILE, TrainingSpec
 from lam_spark.training.worker import DRIVER_VARIABLE, FAILURE_FILE, PROGRESS_FILE, driver_name, main
 
 _HOROVOD = {
@@ -41,8 +41,9 @@ _HOROVOD = {
     # the speed (docs/benchmarks.md).
     "HOROVOD_CYCLE_TIME": "5",
 }
-_LOG = "worker.log"
 _WORKER = ("-m", "lam_spark.training.worker")
+# What some launchers call; it stands beside the interpreter.
+_PROGRAMS = {"horovod": "horovodrun", "torch": "torchrun"}
 _POLL_SECONDS = 0.5
 _LOG_TAIL_LINES = 30
 _TORCHRUN_REPORT = "failed (exitcode: "
@@ -81,18 +82,32 @@ def launch(spec: TrainingSpec, follow: Progress, secrets: Collection[str] = ()) 
         _LAUNCHERS[spec.settings["launcher"]](spec, environment, follow_news)
 
 
+def require_launcher(launcher: str) -> None:
+    """Before stages work for hours for a training that cannot start.
+
+    Raises:
+        ModelError: what `training.launcher` needs is not installed.
+    """
+    if launcher in _PROGRAMS:
+        _beside_python(_PROGRAMS[launcher])
+
+
 def _in_process(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
     _as_processes([sys.executable, *_WORKER], spec, environment, follow_news)
 
 
 def _horovodrun(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
     ranks = spec.settings["ranks"]
-    command = [_beside_python("horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
+    command = [_beside_python(_PROGRAMS["horovod"]), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
     _as_processes([*command, sys.executable, *_WORKER], spec, environment, follow_news)
 
 
 def _torchrun(spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]) -> None:
-    command = [_beside_python("torchrun"), "--standalone", f"--nproc-per-node={spec.settings['ranks']}"]
+    command = [
+        _beside_python(_PROGRAMS["torch"]),
+        "--standalone",
+        f"--nproc-per-node={spec.settings['ranks']}",
+    ]
     _as_processes([*command, *_WORKER], spec, environment, follow_news)
 
 
@@ -101,7 +116,7 @@ def _beside_python(program: str) -> str:
     if not path.exists():
         raise ModelError(
             f"expected {program} at {path}: install what `make setup` installs, or choose another "
-            "training.launcher (in_process needs neither)"
+            "training.launcher (torch and in_process, with training.ranks 1, do without Horovod)"
         )
     return str(path)
 
@@ -118,7 +133,7 @@ def _as_processes(
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }
-    with (folder / _LOG).open("w") as log:
+    with (folder / LOG_FILE).open("w") as log:
         process = subprocess.Popen(
             [*command, str(folder / SPEC_FILE)],
             stdin=subprocess.DEVNULL,
@@ -145,8 +160,8 @@ def _causes(spec: TrainingSpec) -> str:
     """Lines of what ranks said of their failures, as far as it may be written down, and of where the rest is."""
     folder = Path(spec.folder)
     lines = [file.read_text(encoding="utf-8") for file in sorted(folder.glob(f"{FAILURE_FILE}*"))]
-    if (folder / _LOG).exists():
-        lines.append(f"Their log is {folder / _LOG}")
+    if (folder / LOG_FILE).exists():
+        lines.append(f"Their log is {folder / LOG_FILE}")
     return "".join(f"\n{line}" for line in [*lines, _MAY_QUOTE])
 
 
@@ -158,7 +173,7 @@ def _show(text: str) -> None:
 
 def _tail(spec: TrainingSpec) -> str:
     """The ranks' last words, where they were kept, without the longer report that torchrun writes below them."""
-    log = Path(spec.folder) / _LOG
+    log = Path(spec.folder) / LOG_FILE
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     report = next((number for number, line in enumerate(lines) if _TORCHRUN_REPORT in line), len(lines))
     return "\n".join(lines[: report + 1][-_LOG_TAIL_LINES:])
@@ -168,7 +183,7 @@ def _horovod_spark(
     spec: TrainingSpec, environment: Mapping[str, str], follow_news: Callable[[], None]
 ) -> None:
     def run(path: str) -> None:
-        with (Path(spec.folder) / _LOG).open("w") as log:
+        with (Path(spec.folder) / LOG_FILE).open("w") as log:
             run_on_spark(lambda: main([path]), spec.settings["ranks"], {**_HOROVOD, **environment}, log)
 
     _as_tasks(run, spec, follow_news)

@@ -32,6 +32,14 @@ _FLAGS = (
     "--utilisation SHARE"
 )
 
+# Of customers who are only given as a number.
+_QUERIES, _VALUES = 4, 1000
+# Keys in whose place a named size stands.
+_OF_A_RECIPE = {
+    *(f"model.{name}" for name in ("width", "layers", "heads", "dropout", "numeric_bins", "context_events")),
+    *(f"training.{name}" for name in ("pretrain_epochs", "finetune_epochs", "batch_blocks")),
+}
+
 
 def plan_training(arguments: Sequence[str]) -> dict[str, Any]:
     """Print the plan for people; returns it for machines.
@@ -41,7 +49,7 @@ def plan_training(arguments: Sequence[str]) -> dict[str, Any]:
     """
     flags = _parse(arguments)
     config = load_config(flags.conf, None, flags.set)
-    recipe = _recipe(config, flags.size)
+    recipe = _recipe(config, flags.size, flags.set)
     layout, passes, source = _work(config, recipe, flags)
     made = plan(layout, recipe.size, passes, recipe.batch_blocks, flags.utilisation, flags.gpus)
     for line in _told(made, layout, recipe, passes, source, flags):
@@ -70,9 +78,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--customers", type=_count, help="in place of the tables' own")
     parser.add_argument("--events", type=_count, help="a customer")
-    parser.add_argument("--queries", type=_count, default=4, help="labelled, a customer (4)")
+    parser.add_argument("--queries", type=_count, help=f"labelled, a customer ({_QUERIES})")
     parser.add_argument(
-        "--values", type=_count, default=1000, help="a categorical field, where no table tells (1000)"
+        "--values", type=_count, help=f"a categorical field, where no table tells ({_VALUES})"
     )
     parser.add_argument("--gpus", type=_count, default=8, help="that share the work (8)")
     parser.add_argument(
@@ -81,6 +89,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(list(arguments))
     if (flags.customers is None) != (flags.events is None):
         parser.error("--customers and --events go together")
+    if flags.customers is None and (flags.queries or flags.values):
+        parser.error("--queries and --values go with --customers and --events")
+    flags.queries, flags.values = flags.queries or _QUERIES, flags.values or _VALUES
     return flags
 
 
@@ -100,7 +111,7 @@ def _share(text: str) -> float:
     return share
 
 
-def _recipe(config: Config, name: str | None) -> Recipe:
+def _recipe(config: Config, name: str | None, overrides: Sequence[str]) -> Recipe:
     if name is None:
         model, training = config.model, config.training
         epochs = (training.pretrain_epochs, training.finetune_epochs)
@@ -108,6 +119,9 @@ def _recipe(config: Config, name: str | None) -> Recipe:
     if name not in RECIPES:
         every = f"expected {', '.join(RECIPES)}"
         raise ConfigError(f"unknown size {name!r}: {did_you_mean(name, RECIPES, every)}")
+    idle = sorted({key for key, _, _ in (override.partition("=") for override in overrides)} & _OF_A_RECIPE)
+    if idle:
+        raise ConfigError(f"--set {', '.join(idle)}: --size {name} says that; leave one of them out")
     return RECIPES[name]
 
 

@@ -24,7 +24,7 @@ from lam_spark.journal import Journal
 from lam_spark.model.artifact import CARD, WEIGHTS, read_artifact
 from lam_spark.provenance import git_commit, package_versions
 from lam_spark.training.lines import whole_records
-from lam_spark.training.spec import NOT_DECISIVE, TrainingSpec
+from lam_spark.training.spec import LOG_FILE, NOT_DECISIVE, TrainingSpec
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -50,6 +50,13 @@ _SECONDS_BETWEEN_TRIES = 30.0
 # In the training's folder: the run that a training which is resumed goes on with.
 _RUN_FILE = "mlflow_run"
 _SPOOL_FILE = "mlflow_spool.jsonl"
+# How the addresses of servers begin.
+_SERVERS = ("http", "databricks")
+
+
+def _address(config: Config) -> str:
+    """Where MLflow is asked: a server or a database."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{config.workspace / 'mlflow' / 'mlflow.db'}"
 
 
 def _client(config: Config) -> Any:
@@ -70,7 +77,7 @@ def _client(config: Config) -> Any:
     for name in ("mlflow", "alembic"):  # a page of database migrations is no news to anybody
         logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.workspace / "mlflow"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    uri = _address(config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -250,7 +257,9 @@ class Tracking:
             return
         name = self.config.training.experiment
         experiment = self.client.get_experiment_by_name(name)
-        location = (self.config.workspace / "mlflow" / "artifacts").as_uri()
+        # A server has a store of files of its own; a database has none.
+        files = (self.config.workspace / "mlflow" / "artifacts").as_uri()
+        location = None if _address(self.config).startswith(_SERVERS) else files
         experiment_id = (
             experiment.experiment_id
             if experiment
@@ -265,7 +274,7 @@ class Tracking:
     def register(self, folder: Path, digest: str) -> int:
         """Keep the artifact, register it as a version of the data set's model, and move the alias.
 
-        What else is in the folder (configuration, specification, progress, the ranks' log) is kept beside it.
+        Configuration, specification and progress are kept beside it; the ranks' log, which may quote rows, is not.
 
         Raises:
             ModelError: MLflow or its store of files cannot be reached, or refuses; the model waits in the folder for
@@ -296,7 +305,7 @@ class Tracking:
 
     def _new_version(self, name: str, folder: Path, digest: str) -> Any:
         for file in sorted(folder.iterdir()):
-            if file.name in (_RUN_FILE, _SPOOL_FILE) or file.is_dir():
+            if file.name in (_RUN_FILE, _SPOOL_FILE, LOG_FILE) or file.is_dir():
                 continue
             place = _ARTIFACT_PATH if file.name in (WEIGHTS, CARD) else "training"
             self.client.log_artifact(self.id, str(file), place)

@@ -13,7 +13,9 @@ from lam_spark.config import Config
 from lam_spark.dataset.layout import Layout
 from lam_spark.model.transformer import ModelSize
 
-# Its file in the training's folder.
+# What the ranks print, which may quote a customer's row: it does not leave the training's folder.
+LOG_FILE = "worker.log"
+# The specification, in the same folder.
 SPEC_FILE = "spec.json"
 # Of a checkpoint: raised when the order or the meaning of its tensors changes, so that no other version's is read.
 CHECKPOINT_FORMAT = 2

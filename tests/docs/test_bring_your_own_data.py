@@ -17,7 +17,7 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from lam_spark.config import Config, Section
+from lam_spark.config import RESERVED_COLUMNS, Config, Section
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "bring-your-own-data.md").read_text(encoding="utf-8")
@@ -145,3 +145,8 @@ def test_the_table_says_every_key_with_its_default() -> None:
     written = {key: (yaml.safe_load(default),) if default else None for key, default in rows}
     known = {key: default and json.loads(json.dumps(default, default=str)) for key, default in keys()}
     assert {key: json.loads(json.dumps(value, default=str)) for key, value in written.items()} == known
+
+
+def test_names_that_fields_may_not_have_are_all_told() -> None:
+    (told,) = re.findall(r"^A field may not be called .*?: (.*?)\.$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"\w+", told) == sorted(RESERVED_COLUMNS)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from lam_spark import __version__
 from lam_spark.cli import ON_REQUEST, STAGES, main
+from lam_spark.training import launch
 
 SHIPPED = str(Path(__file__).parents[2] / "conf" / "complete_journey.yaml")
 Capture = pytest.CaptureFixture[str]
@@ -74,8 +76,13 @@ def test_every_stage_has_these_flags_and_no_other(capsys: Capture, stage: str) -
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_every_stage_in_order(capsys: Capture, arguments: list[str]) -> None:
     assert main(arguments) == 0
-    listed = re.findall(r"^  (\w+)$", capsys.readouterr().out, re.MULTILINE)
+    listed = re.findall(r"^  (\w+) +\w.+$", capsys.readouterr().out, re.MULTILINE)
     assert listed == [*STAGES, *ON_REQUEST]
+
+
+def test_the_version_is_told(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lam-spark {__version__}\n"
 
 
 def test_vectors_are_made_only_when_they_are_asked_for(capsys: Capture, tmp_path: Path) -> None:
@@ -92,6 +99,21 @@ def test_without_a_secret_no_stage_starts(
     code, summary, _ = outcome(capsys, "run", "--conf", str(SHIPPED), "--set", f"root={root}")
     assert (code, summary["exit_code"]) == (2, 2)
     assert "LAM_SPARK_SECRET" in summary["error"]
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(("launcher", "program"), [("horovod", "horovodrun"), ("torch", "torchrun")])
+def test_without_its_launcher_no_training_starts(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, program: str
+) -> None:
+    """Nor do the stages before it, which take longer."""
+    monkeypatch.setenv("LAM_SPARK_SECRET", "0" * 64)
+    monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "python"))
+    root = tmp_path / "workspace"
+    given = ("--set", f"root={root}", "--set", f"training.launcher={launcher}")
+    code, summary, _ = outcome(capsys, "run", "--conf", str(SHIPPED), *given)
+    assert code == 5
+    assert f"expected {program} at {tmp_path / program}" in summary["error"]
     assert not root.exists()
 
 

@@ -376,10 +376,32 @@ ASKED = "says: x, later: 'true', horizon_days: '7'"
         (f"{ASKED}, every_days: 7, kind: next", "field belongs to kind next"),
         (f"{ASKED}, every_days: 7, kind: next, field: itm", "'itm' is not declared: did you mean 'item'?"),
         (f"{ASKED}, every_days: 7, kind: next, field: item, absent: true", "absent is for kind binary"),
+        (f"{ASKED}, population: 'true', active_days: 7", "active_days goes with every_days"),
+        (f"{ASKED}, population: 'true', active: action = 'x'", "active goes with every_days"),
+        (f"{ASKED}, every_days: 7, most_values: 3", "most_values is for kind next"),
     ],
 )
 def test_a_target_asks_one_thing(target: str, message: str) -> None:
     assert message in refusal(SHIPPED, f"targets.more={{{target}}}")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("kind: numeric, min_count: 2", "min_count is for categorical fields, this one is numeric"),
+        ("kind: reference, max_values: 9", "max_values is for categorical fields, this one is reference"),
+    ],
+)
+def test_a_key_that_would_change_nothing_is_refused(field: str, message: str) -> None:
+    assert message in refusal(SHIPPED, f"fields.more={{role: what, {field}}}")
+
+
+def test_a_resolved_configuration_is_a_configuration(tmp_path: Path) -> None:
+    """The one that is kept with a model: it gives every key, those of other kinds too."""
+    config = load_config(SHIPPED)
+    resolved = tmp_path / "configuration.json"
+    resolved.write_text(config.model_dump_json())
+    assert load_config(resolved).digest() == config.digest()
 
 
 def test_only_a_binary_target_ranks_proposals() -> None:

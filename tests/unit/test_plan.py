@@ -192,6 +192,11 @@ def test_the_large_size_for_eighty_million_customers_is_cheaper_than_the_referen
         (["--train", "--conf", CONF, "--customers", "0", "--events", "5"], "'0' is not a number from 1"),
         (["--train", "--conf", CONF, "--utilisation", "2"], "'2' is not a share between 0 and 1"),
         (
+            ["--train", "--conf", CONF, "--size", "large", "--set", "model.width=64", "--set", "root=/x"],
+            "--set model.width: --size large says that",
+        ),
+        (["--train", "--conf", CONF, "--queries", "5"], "--queries and --values go with --customers"),
+        (
             ["--train", "--conf", CONF, "--set", "root=/nowhere"],
             "there is no table 'training_blocks' in /nowhere/tables",
         ),

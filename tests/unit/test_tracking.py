@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,7 +34,7 @@ from lam_spark.provenance import git_commit
 from lam_spark.run import Run
 from lam_spark.training import registry
 from lam_spark.training.registry import Tracking, registered_model
-from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.spec import LOG_FILE, SPEC_FILE, TrainingSpec
 from lam_spark.training.stage import _trained
 from lam_spark.training.worker import PROGRESS_FILE
 
@@ -401,3 +410,78 @@ def test_what_a_training_took_is_told_when_it_is_only_registered(
     with tracking(config, folder, None, monkeypatch) as told:
         assert _trained(cast(Run, run), told, spec) == done
     assert known(config)[1].data.metrics == {"seconds": 12.5, "tokens": 7.0}
+
+
+def test_the_ranks_log_stays_where_it_is(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / SPEC_FILE).write_text("{}")
+    (folder / LOG_FILE).write_text("a customer's row")
+    with tracking(config, folder, None, monkeypatch) as told:
+        told.register(folder, "digest")
+    client, run = known(config)
+    kept = [
+        file.path for place in ("model", "training") for file in client.list_artifacts(run.info.run_id, place)
+    ]
+    assert kept == [f"model/{CARD}", f"model/{WEIGHTS}", f"training/{SPEC_FILE}"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server, which keeps its files in `served`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served, log = tmp_path / "served", tmp_path / "server.log"
+    served.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{served / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(served),
+    ]
+    with log.open("w") as says:
+        process = subprocess.Popen(command, stdout=says, stderr=says, cwd=served, start_new_session=True)
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.long
+def test_a_server_keeps_the_models_in_its_own_store(
+    config: Config,
+    folder: Path,
+    spec: TrainingSpec,
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two data sets share it: neither's models lie in the other's workspace."""
+    for name in ("first", "second"):
+        asked = config.model_copy(update={"name": name})
+        (folder / "mlflow_run").unlink(missing_ok=True)
+        with tracking(asked, folder, server, monkeypatch) as told:
+            told.start(spec, {"training_blocks": 3})
+            assert told.register(folder, f"of {name}") == 1
+        assert registered_model(asked) == (b"weights", b"{}", f"of {name}", 1)
+    assert len(list((tmp_path / "served").rglob(WEIGHTS))) == 2
+    assert not list(config.workspace.rglob(f"artifacts/**/{WEIGHTS}"))
