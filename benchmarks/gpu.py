@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -112,10 +113,9 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
         {},
     )
     records: list[dict[str, Any]] = []
-    trainer = fit.Trainer(spec, SingleWorld(), records.append)
-    if trainer.device.type != device:
-        trainer.device = torch.device(device)
-        trainer.model.to(device)
+    with mock.patch("torch.cuda.is_available", return_value=device == "cuda"):
+        trainer = fit.Trainer(spec, SingleWorld(), records.append)
+    assert trainer.device.type == device
     started = time.monotonic()
     digest = trainer.fit()
     seconds = time.monotonic() - started

@@ -429,7 +429,11 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
 
 # Most of the tests' Java machines live for a minute: the quick compiler only. It brings a code cache of 48 MB,
 # which the session that all tests share fills: from there on everything is interpreted, and tasks fail.
-JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=512m"
+# Hadoop forks a `chmod` for each file that it writes: with vfork that takes half the time.
+JAVA_OPTIONS = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=512m "
+    "-Djdk.lang.Process.launchMechanism=VFORK"
+)
 
 
 @pytest.fixture(scope="session")

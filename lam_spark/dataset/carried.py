@@ -43,7 +43,7 @@ def carried_counts(
         return found
     half_lives = np.asarray(layout.half_life_days)[:, None] * MICROS_PER_DAY
     times, rows, width = events["event_time"], _rows(layout, events), layout.carried_rows
-    counts, before, at = np.zeros((len(half_lives), width)), 0, 0
+    counts, before, at = np.zeros((len(half_lives), width)), 0, int(times[wanted[0]])
     known = first_known(layout, times, times[wanted], older)
     for start, first in zip(wanted, known, strict=True):
         if first:

@@ -1,12 +1,14 @@
 """Batches of blocks from the Parquet files of one pinned Delta version, read by petastorm.
 
 Each rank reads files of its own, every block once an epoch. Row groups and the blocks in them are shuffled
-by (seed, epoch). Memory: one row group a rank, whatever the size of the data.
+by (seed, epoch). Memory: one row group a rank, and a name for each of its row groups. Time is linear in the blocks as
+long as no file has very many row groups, which `snapshot` sees to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -116,7 +118,12 @@ def block_batches(
 
 def count_blocks(files: BlockFiles, layout: Layout, wanted: Wanted, columns: Sequence[str]) -> int:
     """How many blocks of the rank are wanted; reads only the columns that `wanted` looks at."""
-    return sum(int(wanted(arrays).sum()) for _, arrays in _columns_of(files, layout, columns))
+    return sum(int(wanted(arrays).sum()) for arrays in column_groups(files, layout, columns))
+
+
+def column_groups(files: BlockFiles, layout: Layout, columns: Sequence[str]) -> Iterator[Block]:
+    """Some columns of each row group of the rank, (blocks, length) each, in the order of the files."""
+    return (arrays for _, arrays in _columns_of(files, layout, columns))
 
 
 @dataclass(frozen=True)
@@ -172,23 +179,28 @@ def _row_groups(files: BlockFiles, layout: Layout, seed: int | None, epoch: int)
     from petastorm import make_batch_reader  # heavy; the scoring path imports this package without it
 
     names = list(layout.columns)
-    # petastorm prints to stdout when it closes; stdout belongs to the run's summary line.
-    with contextlib.redirect_stdout(open(os.devnull, "w")):
-        reader = make_batch_reader(
-            [unquote(url) for url in files.urls],  # petastorm takes a URL's path as it is written
-            schema_fields=[f"^{name}$" for name in names],
-            # Decoding is cheap beside the model: on few cores a pool only adds copies.
-            reader_pool_type="dummy",
-            num_epochs=1,
-            shuffle_row_groups=seed is not None,
-            seed=None if seed is None else seed + epoch,
-        )
-        with reader:
-            for group in reader:
-                yield unfold(layout, {name: np.asarray(getattr(group, name)) for name in names})
+    reader = make_batch_reader(
+        [unquote(url) for url in files.urls],  # petastorm takes a URL's path as it is written
+        schema_fields=[f"^{name}$" for name in names],
+        # Decoding is cheap beside the model: on few cores a pool only adds copies.
+        reader_pool_type="dummy",
+        num_epochs=1,
+        shuffle_row_groups=seed is not None,
+        seed=None if seed is None else seed + epoch,
+    )
+    try:
+        for group in reader:
+            yield unfold(layout, {name: np.asarray(getattr(group, name)) for name in names})
+    finally:
+        # petastorm prints when it closes; stdout belongs to the run's summary line.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            reader.stop()
+            reader.join()
 
 
+@functools.cache
 def _rows(url: str) -> int:
+    """Of a file, which is never written again."""
     return int(pq.ParquetFile(_path(url)).metadata.num_rows)
 
 

@@ -39,6 +39,8 @@ ASKED = "asked"
 # Segments with queries are read by fine-tuning, both kinds by pre-training.
 QUERIED, PLAIN = "queried", "plain"
 _BLOCKS_PER_FRAME = 64
+# petastorm reads a file's footer anew for each of its row groups: what reading takes grows with their square.
+_GROUPS_PER_FILE = 64
 
 
 @stage
@@ -82,7 +84,12 @@ def run(run: Run) -> StageResult:
     # Sequences may have been made for a later as_of.
     blocks = _pack(rows, layout, min(config.micros(config.split.test_start), micros(run.as_of)))
     blocks = blocks.withColumn("packing", F.lit(layout.packing))
-    with session_settings(run.spark, {"parquet.block.row.count.limit": str(config.snapshot.rows_per_group)}):
+    rows_per_group = config.snapshot.rows_per_group
+    shape = {
+        "parquet.block.row.count.limit": str(rows_per_group),
+        "spark.sql.files.maxRecordsPerFile": str(rows_per_group * _GROUPS_PER_FILE),
+    }
+    with session_settings(run.spark, shape):
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"], note=note)
     used = [
         F.sum(F.size(F.filter(name, lambda slot: slot > 0)))

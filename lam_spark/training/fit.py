@@ -73,6 +73,8 @@ CHECKPOINTS = "checkpoints"
 PRE_TRAINING = "pre-training"
 # Exponents of how many batches make a step.
 _SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+# Microseconds UTC, before any event: before 1970, too.
+_BEGINNING = -(2**62)
 # What `_Pass.teaches` looks at.
 _TEACHING_COLUMNS = ("segment", "is_new", "event_time", "query_split")
 
@@ -183,8 +185,8 @@ class Trainer:
 
     def _passes(self) -> tuple[_Pass, _Pass, _Pass]:
         spec, settings = self.spec, self.settings
-        early = Period(0, spec.validation_start, ("train",))
-        whole = Period(0, spec.test_start, ("train", "straddling", "validation"))
+        early = Period(_BEGINNING, spec.validation_start, ("train",))
+        whole = Period(_BEGINNING, spec.test_start, ("train", "straddling", "validation"))
         pre_training = _Pass(
             PRE_TRAINING,
             self.all_files,
@@ -233,6 +235,8 @@ class Trainer:
 
     def _epochs(self, work: _Pass, stop_after: int | None = None) -> Iterator[int]:
         """Train from where the training stands; yields the number of each finished epoch, from 1."""
+        if not work.epochs:
+            return
         standing, step_blocks = self.standing, self.settings["batch_blocks"] * self.settings["accumulate"]
         blocks = count_blocks(work.files, self.spec.layout, work.teaches, _TEACHING_COLUMNS)
         steps = self.world.largest(math.ceil(blocks / step_blocks))  # one count for all ranks

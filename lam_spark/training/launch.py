@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,13 +50,12 @@ _TORCHRUN_REPORT = "failed (exitcode: "
 _MAY_QUOTE = "What else they said may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows its end"
 
 
-def launch(spec: TrainingSpec, follow: Progress, secrets: Collection[str] = ()) -> None:
+def launch(spec: TrainingSpec, follow: Progress) -> None:
     """Start the ranks and wait for their end; a failed rank ends all.
 
     Args:
         spec: saved as `SPEC_FILE` in its folder.
         follow: is called with each record that they tell, soon after they did.
-        secrets: environment variables that ranks have no use for, and are not given; nor are MLflow's.
 
     Raises:
         ModelError: a rank failed, with why and where its log is; or the launcher is not installed.
@@ -67,11 +66,7 @@ def launch(spec: TrainingSpec, follow: Progress, secrets: Collection[str] = ()) 
     progress = folder / PROGRESS_FILE
     progress.touch()
     drop_torn_line(progress)
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in secrets and not name.startswith("MLFLOW_")
-    }
+    environment = {name: value for name, value in os.environ.items() if not spec.withholds(name)}
     with progress.open(encoding="utf-8") as lines:
         lines.seek(0, os.SEEK_END)  # what an earlier run has told is known
 

@@ -21,6 +21,8 @@ SPEC_FILE = "spec.json"
 CHECKPOINT_FORMAT = 2
 # Settings that change nothing of what comes out.
 NOT_DECISIVE = ("checkpoint_minutes", "experiment", "recompute")
+# How variables begin that give access to MLflow.
+_OF_MLFLOW = ("MLFLOW_", "DATABRICKS_TOKEN")
 
 
 def size_of(config: Config) -> ModelSize:
@@ -43,6 +45,7 @@ class TrainingSpec:
         facts: kept in the model's card; they do not change what is trained.
         vectors_digest: of the file of fixed vectors in the folder; empty: no field has any.
         vocabulary_digest: of the values that the layout's ids stand for (`sequences.vocabulary.vocabulary_digest`).
+        secrets: environment variables that ranks have no use for.
     """
 
     layout: Layout
@@ -61,6 +64,11 @@ class TrainingSpec:
     facts: dict[str, Any]
     vectors_digest: str = ""
     vocabulary_digest: str = ""
+    secrets: tuple[str, ...] = ()
+
+    def withholds(self, variable: str) -> bool:
+        """Whether ranks are not to have this environment variable: a secret, or what gives access to MLflow."""
+        return variable in self.secrets or variable.startswith(_OF_MLFLOW)
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader finds the old one or the new one."""
@@ -83,7 +91,7 @@ class TrainingSpec:
         values = dataclasses.asdict(self) | {"format": CHECKPOINT_FORMAT}
         # What numbers are standardised by is of the events and the ledger as they are now, not of the snapshot, and
         # Spark adds floats in any order: a training that goes on keeps what it began with.
-        for name in ("folder", "facts", "numeric_mean", "numeric_std", "numeric_edges"):
+        for name in ("folder", "facts", "secrets", "numeric_mean", "numeric_std", "numeric_edges"):
             del values[name]
         for name in NOT_DECISIVE:
             del values["settings"][name]

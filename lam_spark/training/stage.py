@@ -95,7 +95,7 @@ def _trained(run: Run, tracking: Tracking, spec: TrainingSpec) -> dict[str, Any]
         if record["event"] == "done":
             done.update(record)
 
-    launch(spec, follow, run.config.secret_variables)
+    launch(spec, follow)
     # On a network file system the last line may come after the ranks' end: read anew, the file has it.
     done = done or _finished(Path(spec.folder))
     if not done:
@@ -125,7 +125,7 @@ def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> TrainingSpec:
     folder.mkdir(parents=True, exist_ok=True)
     if mark.exists():
         begun = TrainingSpec.load(folder / SPEC_FILE)
-        spec = dataclasses.replace(begun, settings=spec.settings, facts=spec.facts)
+        spec = dataclasses.replace(begun, settings=spec.settings, facts=spec.facts, secrets=spec.secrets)
     spec.save(folder / SPEC_FILE)
     mark.write_text(fingerprint)
     return spec
@@ -177,6 +177,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
         },
         vectors_digest=vectors_digest,
         vocabulary_digest=vocabulary,
+        secrets=tuple(sorted(config.secret_variables)),
     )
 
 

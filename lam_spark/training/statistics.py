@@ -1,6 +1,7 @@
 """What the training period's queries look like on the whole: constants that the model starts from.
 
-One pass over the files with queries; memory: one row group, a histogram (16 KiB) an aggregate, some numbers a target.
+One pass over some columns of the files with queries; memory: one row group, a histogram (16 KiB) an aggregate, some
+numbers a target.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import torch
 from torch import Tensor
 
 from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
-from lam_spark.dataset.loader import BlockFiles, block_batches
-from lam_spark.dataset.packing import Block
+from lam_spark.dataset.loader import BlockFiles, column_groups
+from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.value import LEAST_LOG_STD, MOST_LOG_STD
 from lam_spark.training.distributed import World
 
 Float = npt.NDArray[np.float64]
-_BLOCKS = 64
 # Aggregates are logarithms: a bin is 3 % of what they are of, and all ranks' histograms add up to one.
 _BINS_A_UNIT, _MOST = 32, 32
 _BIN_STARTS = np.arange(-_MOST * _BINS_A_UNIT, _MOST * _BINS_A_UNIT) / _BINS_A_UNIT
@@ -54,7 +54,9 @@ def query_statistics(files: BlockFiles, layout: Layout, world: World, bins: int)
     width = len(layout.aggregate_names)
     total: Float = np.zeros(1 + 2 * width + sum(map(_length, layout.targets)))
     histogram: Float = np.zeros((width, len(_BIN_STARTS)))
-    for block in block_batches(files, layout, _BLOCKS, seed=None):
+    labels_of = [f"label_{target.name}" for target in layout.targets]
+    for group in column_groups(files, layout, ["segment", "query_split", "aggregates", *labels_of]):
+        block = unfold(layout, group)
         asked = block["query_split"] == SPLIT_IDS["train"]
         rows = block["aggregates"][asked].astype(np.float64)
         labels = [_sums(target, block, asked) for target in layout.targets]

@@ -81,6 +81,9 @@ def main(arguments: list[str]) -> None:
     if DRIVER_VARIABLE in os.environ:
         leave_with_driver(os.environ[DRIVER_VARIABLE])
     spec = TrainingSpec.load(Path(arguments[0]))
+    # The driver has not handed these over, but a task of Spark inherits what its executor was started with.
+    for variable in [name for name in os.environ if spec.withholds(name)]:
+        del os.environ[variable]
     who, number = "process", os.getpid()  # until it has joined the others
     try:
         world = world_of(spec.settings["launcher"])

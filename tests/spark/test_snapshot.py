@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import SECRET, run_builder
 from pyspark.sql import DataFrame, SparkSession
@@ -110,6 +112,21 @@ def test_there_are_as_many_files_as_asked_for(spark: SparkSession, prepared: Pre
     assert len(queried) == partitions
 
 
+def test_no_file_has_very_many_row_groups(
+    spark: SparkSession, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or reading one would take the square of them."""
+    before = blocks(prepared.run)
+    monkeypatch.setattr(snapshot, "_GROUPS_PER_FILE", 2)
+    run = run_builder(spark, prepared.data.root)(prepared.data.config("snapshot.rows_per_group=2"))
+    snapshot.run(run)
+    files = run.tables.files("training_blocks", run.tables.version("training_blocks"))
+    groups = [pq.ParquetFile(unquote(urlparse(url).path)).num_row_groups for url in files]
+    assert max(groups) == 2
+    assert sum(groups) > 2 * run.config.snapshot.files
+    assert blocks(run) == before
+
+
 @pytest.mark.parametrize("change", ["model.window_days=[29, 91, 365]", "fields.item.role=who"])
 def test_training_refuses_a_snapshot_that_was_packed_otherwise(
     prepared: Prepared, tmp_path: Path, change: str
@@ -118,7 +135,11 @@ def test_training_refuses_a_snapshot_that_was_packed_otherwise(
     build = run_builder(prepared.run.spark, prepared.data.root)
     vocabulary = prepared.run.tables.read("vocabulary")
     same = build(prepared.data.config())
-    assert specification(same, tmp_path, layout_of(same.config, vocabulary), "").all_urls
+    spec = specification(same, tmp_path, layout_of(same.config, vocabulary), "")
+    assert spec.all_urls
+    assert spec.withholds("LAM_SPARK_SECRET")
+    assert spec.withholds("MLFLOW_TRACKING_TOKEN")
+    assert not spec.withholds("PATH")
     other = build(prepared.data.config(change))
     with pytest.raises(ModelError, match="was packed for other fields"):
         specification(other, tmp_path, layout_of(other.config, vocabulary), "")

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +17,12 @@ from lam_spark.training.distributed import SingleWorld
 from lam_spark.training.fit import CHECKPOINTS, Trainer
 from lam_spark.training.spec import TrainingSpec
 
+from .disks import full_disk
 from .learnable import SHAPE, blocks, specification
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
 Records = list[dict[str, Any]]
-ROOT = Path(__file__).parents[2]
 
 
 def checkpoint(number: int, fingerprint: str = "this") -> Checkpoint:
@@ -80,35 +75,11 @@ def test_the_checkpoint_of_another_training_is_passed_over(tmp_path: Path) -> No
     assert found(tmp_path) == (1, [])
 
 
-def limit_files(size: int) -> None:
-    """Let this process write files of so many bytes at most: what a full disk does to a write."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def in_child(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python source in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", source, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-
-
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, checkpoint(1))
     before = written(tmp_path)
-    done = in_child(
-        "import sys; from pathlib import Path; from tests.unit import test_checkpoint as t\n"
-        "t.limit_files(2000); t.write_checkpoint(Path(sys.argv[1]), t.checkpoint(2))",
-        str(tmp_path),
-    )
-    assert done.returncode == 1
-    assert "OSError" in done.stderr.splitlines()[-1]
+    with full_disk(2000), pytest.raises(OSError, match="File too large"):
+        write_checkpoint(tmp_path, checkpoint(2))
     assert written(tmp_path) == before
     assert found(tmp_path) == (1, [])
 
@@ -116,14 +87,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) ->
 def test_training_goes_on_when_a_checkpoint_cannot_be_written(tmp_path: Path) -> None:
     spec = specification(tmp_path, [blocks(4)], pretrain_epochs=1, finetune_epochs=1, checkpoint_minutes=0)
     weights = sum(p.numel() for p in Trainer(spec, SingleWorld(), lambda record: None).model.parameters())
-    spec.save(tmp_path / "spec.json")
-    done = in_child(
-        # The model fits into the limit, the model with its optimiser does not.
-        f"import sys; from tests.unit import test_checkpoint as t; t.limit_files({4 * weights * 2})\n"
-        "t.worker.main(sys.argv[1:])",
-        str(tmp_path / "spec.json"),
-    )
-    assert done.returncode == 0, done.stderr
+    with full_disk(4 * weights * 2):  # the model fits, the model with its optimiser does not
+        worker.train(spec, SingleWorld())
     told = [json.loads(line) for line in (tmp_path / worker.PROGRESS_FILE).read_text().splitlines()]
     failed = [record for record in told if record["event"] == "checkpoint failed"]
     assert failed

@@ -157,3 +157,16 @@ def test_more_than_half_precision_holds_is_as_much_as_it_holds() -> None:
     counts = carried_counts(shape, one.events, [events - 1])[events - 1]
     assert counts[:, 3].tolist() == [65_504.0] * len(shape.half_life_days)
     assert np.isfinite(counts).all()
+
+
+def test_habits_of_long_before_1970_are_those_of_any_time() -> None:
+    """A fade since the epoch would be more than a number holds."""
+    counts = []
+    for start in (START, -150 * 365 * DAY):
+        times = [start + day * DAY for day in range(40)]
+        one = customer(LAYOUT, times, [start + 50 * DAY])
+        counts.append(carried_counts(LAYOUT, one.events, [20, 39]))
+    for row in (20, 39):
+        assert counts[0][row].any()
+        # The hours that these days begin at are not the same.
+        np.testing.assert_allclose(counts[0][row][:, :-HOURS_OF_DAY], counts[1][row][:, :-HOURS_OF_DAY])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ def prepared(tmp_path: Path) -> Prepare:
     def prepare(launcher: str = "in_process") -> TrainingSpec:
         ranks = 1 if launcher == "in_process" else 2
         spec = specification(tmp_path, [], launcher=launcher, ranks=ranks)
+        spec = dataclasses.replace(spec, secrets=("LAM_SPARK_SECRET", "CRM_PASSWORD"))
         spec.save(tmp_path / SPEC_FILE)
         return spec
 
@@ -51,7 +53,7 @@ def test_ranks_are_not_given_secrets(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     a_rank_that(monkeypatch, "(folder / 'given').write_text(json.dumps(dict(os.environ)))")
-    launch.launch(prepared(), lambda record: None, ("LAM_SPARK_SECRET", "CRM_PASSWORD"))
+    launch.launch(prepared(), lambda record: None)
     given = json.loads((tmp_path / "given").read_text())
     assert given["PATH"] == os.environ["PATH"]
     assert not SECRETS.keys() & given.keys()
@@ -60,9 +62,23 @@ def test_ranks_are_not_given_secrets(
     monkeypatch.setattr(
         launch, "run_on_spark", lambda work, ranks, environment, log: tasks.append(environment)
     )
-    launch.launch(prepared("horovod_spark"), lambda record: None, ("LAM_SPARK_SECRET", "CRM_PASSWORD"))
+    launch.launch(prepared("horovod_spark"), lambda record: None)
     assert tasks[0]["PATH"] == os.environ["PATH"]
     assert not SECRETS.keys() & tasks[0].keys()
+
+
+def test_a_rank_forgets_the_secrets_of_its_executor(
+    tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of Spark has the environment that its executor was started with, whatever the driver hands over."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(worker, "train", lambda spec, world: given.append(dict(os.environ)))
+    prepared()
+    worker.main([str(tmp_path / SPEC_FILE)])
+    assert given[0]["PATH"] == os.environ["PATH"]
+    assert not SECRETS.keys() & given[0].keys()
 
 
 def leave_failures(folder: Path) -> None:

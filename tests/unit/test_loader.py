@@ -142,6 +142,12 @@ def test_the_blocks_of_a_batch_are_found_again_in_the_files(urls: list[str]) -> 
 def test_reading_says_nothing_on_stdout(urls: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     batches(files_of_rank(urls, 0, 1))
     assert capfd.readouterr().out == ""
+    begun = block_batches(files_of_rank(urls, 0, 1), SHAPE, 1, seed=None)
+    next(begun)
+    print("what others say while a file is read")
+    assert capfd.readouterr().out == "what others say while a file is read\n"
+    begun.close()
+    assert capfd.readouterr().out == ""
 
 
 def test_some_files_are_drawn_by_their_names(urls: list[str]) -> None:

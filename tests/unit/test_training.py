@@ -205,6 +205,7 @@ def test_a_fingerprint_tells_trainings_apart_and_not_what_the_tables_have_come_t
         numeric_std=(1.1,),
         numeric_edges=((0.0, 9.0),),
         facts={"run_id": "another"},
+        secrets=("ANOTHER_PASSWORD",),
     )
     assert later.fingerprint() == spec.fingerprint()
     for other in (

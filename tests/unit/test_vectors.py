@@ -58,16 +58,21 @@ def told(folder: Path) -> dict[str, float]:
     return dict(card["facts"])
 
 
-def test_vectors_tell_of_values_that_training_never_saw(tmp_path: Path) -> None:
-    trained(tmp_path / "with", packed_vectors({"item": VECTORS}))
+@pytest.fixture(scope="module")
+def with_vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vectors") / "with"
+    trained(folder, packed_vectors({"item": VECTORS}))
+    return folder
+
+
+def test_vectors_tell_of_values_that_training_never_saw(with_vectors: Path, tmp_path: Path) -> None:
     trained(tmp_path / "without", b"")
-    assert told(tmp_path / "with")["validation_AUC"] > 0.9
+    assert told(with_vectors)["validation_AUC"] > 0.9
     assert told(tmp_path / "without")["validation_AUC"] < 0.65
 
 
-def test_they_travel_with_the_weights_and_are_not_trained(tmp_path: Path) -> None:
-    trained(tmp_path / "model", packed_vectors({"item": VECTORS}))
-    weights, card = read_artifact(tmp_path / "model")
+def test_they_travel_with_the_weights_and_are_not_trained(with_vectors: Path) -> None:
+    weights, card = read_artifact(with_vectors)
     model = open_artifact(weights, card, artifact_digest(weights, card)).model
     assert torch.equal(model.state_dict()["fixed_vectors.of_item.table"], torch.from_numpy(VECTORS))
     assert not any("fixed_vectors" in name for name, _ in model.named_parameters())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,8 @@ import torch
 from lam_spark.training import worker
 from lam_spark.training.distributed import SingleWorld
 
+from .disks import full_disk
+
 
 def test_a_full_disk_delays_what_a_training_tells_and_loses_none_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -28,17 +29,11 @@ def test_a_full_disk_delays_what_a_training_tells_and_loses_none_of_it(
     """Its last line it has to write: nobody would know of the model."""
     place = tmp_path / worker.PROGRESS_FILE
     records = [{"event": "step", "step": number} for number in range(3)] + [{"event": "done"}]
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fit(tell: Callable[[dict[str, Any]], None], full_at: set[int]) -> str:
         for number, record in enumerate(records):
-            room = place.stat().st_size + 5 if number in full_at else before[0]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-            try:
+            with full_disk(place.stat().st_size + 5) if number in full_at else nullcontext():
                 tell(record)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
         return "a digest"
 
     def trained(full_at: set[int]) -> str:
