@@ -196,7 +196,14 @@ def _one_stage(run: Run, chain: Chain, name: str) -> StageResult:
     for line in result.facts.get("lines", ()):
         run.journal.say(f"  {escape(line)}")
     for table in run.tables.written_versions:
-        if files := run.tables.compact(table):
+        try:
+            files = run.tables.compact(table)
+        except Exception as error:  # the stage is done and recorded, and the next night joins them as well
+            run.journal.event(
+                "small files not joined", level="warning", table=table, error=without_values(error)
+            )
+            continue
+        if files:
             run.journal.event("small files joined", table=table, files=files)
     return result
 

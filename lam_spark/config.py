@@ -20,8 +20,13 @@ from lam_spark.errors import did_you_mean
 # Of the columns of a block: what a query says and what it is answered; `event_NAME` is what an event says of a field.
 _RESERVED_PREFIXES = ("query_", "label_")
 
-# In a JDBC URL: `password=` and what ends so, `//user:secret@host`, Oracle's `user/secret@`.
-_PASSWORD = re.compile(r"password\s*=|//[^/?;]*:[^/?;]*@|:thin:[^/@]+/[^@]+@", re.IGNORECASE)
+# In a JDBC URL: `password=` and what ends so or likewise, `//user:secret@host`, Oracle's `user/secret@`.
+_PASSWORD = re.compile(
+    r"(password|passwd|pwd|token|secret)\s*=|//[^/?;]*:[^/?;]*@|:thin:[^/@]+/[^@]+@", re.IGNORECASE
+)
+# Names of options and of Spark's settings whose values are secrets.
+_SECRET_OPTION = re.compile(r"password|passwd|pwd|token|secret", re.IGNORECASE)
+_SECRET_SETTING = re.compile(r"password|passwd|secret|token$|account\.key", re.IGNORECASE)
 
 Role = Literal["who", "when", "where", "what", "how"]
 Kind = Literal["categorical", "numeric", "reference"]
@@ -178,8 +183,7 @@ class InputConfig(Section):
     def _hides_passwords(self) -> InputConfig:
         if self.secrets and self.format != "jdbc":
             raise ValueError("secrets are for jdbc; other inputs are read with the rights of the session")
-        named = any("password" in key.lower() for key in self.options)
-        if named or _PASSWORD.search(self.options.get("url", "")):
+        if any(map(_SECRET_OPTION.search, self.options)) or _PASSWORD.search(self.options.get("url", "")):
             raise ValueError(
                 "a password may not stand in the file, it would be written into the audit: let secrets.password "
                 "name the environment variable that holds it"
@@ -503,6 +507,16 @@ class SparkConfig(Section):
     driver_memory: str = "3g"
     shuffle_partitions: int = Field(default=8, ge=1)
     settings: dict[str, Text] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _hides_secrets(self) -> SparkConfig:
+        named = [key for key in self.settings if _SECRET_SETTING.search(key)]
+        if named:
+            raise ValueError(
+                f"{', '.join(named)}: a secret may not stand in the file, it would be written into the audit: give "
+                "it to spark-submit, or write it into spark-defaults.conf"
+            )
+        return self
 
 
 class Config(Section):

@@ -56,8 +56,10 @@ class Chain:
     def append(self, stage: str, result: StageResult | None, cost: Cost, error: str | None = None) -> None:
         """Append the record of one stage; `result` is None for one that failed."""
         run = self._run
+        now = dt.datetime.now(dt.UTC)
         told = {
             "run_id": run.run_id,
+            "recorded_at": now.isoformat(),
             "stage": stage,
             "as_of": run.config.as_of.isoformat(),
             "lam_spark": __version__,
@@ -75,7 +77,7 @@ class Chain:
         entry = json.dumps(told, sort_keys=True, default=str)
         number, previous = self._newest()
         here = (number + 1, chain_hash(previous, entry))
-        row = (here[0], *_repeated(told), dt.datetime.now(dt.UTC), entry, previous, here[1])
+        row = (here[0], run.run_id, stage, _status(told), now, entry, previous, here[1])
         run.tables.append(local_frame(run.spark, [row], _SCHEMA), "audit")
         self._last, self._version = here, run.tables.written_versions["audit"]
 
@@ -102,12 +104,13 @@ def verify_chain(run: Run) -> int:
         AuditError: names the first entry that does not follow.
     """
     previous, expected = _GENESIS, 0
-    for row in run.tables.read("audit").orderBy("sequence").toLocalIterator():
+    entries = run.tables.read("audit").withColumn("recorded_at", F.unix_micros("recorded_at"))
+    for row in entries.orderBy("sequence").toLocalIterator():
         broken = (
             row["sequence"] != expected
             or row["previous_hash"] != previous
             or row["entry_hash"] != chain_hash(previous, row["entry"])
-            or [row["run_id"], row["stage"], row["status"]] != _repeated(json.loads(row["entry"]))
+            or any(row[name] != value for name, value in _repeated(json.loads(row["entry"])).items())
         )
         if broken:
             raise AuditError(
@@ -118,9 +121,17 @@ def verify_chain(run: Run) -> int:
     return expected
 
 
-def _repeated(entry: dict[str, Any]) -> list[str]:
-    """What an entry says that columns beside it repeat: run, stage, status."""
-    return [entry["run_id"], entry["stage"], "failed" if entry["error"] else "done"]
+def _repeated(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry says that columns beside it repeat; the time in microseconds UTC."""
+    said = {"run_id": entry["run_id"], "stage": entry["stage"], "status": _status(entry)}
+    if "recorded_at" in entry:  # earlier revisions did not put it into the entry
+        since = dt.datetime.fromisoformat(entry["recorded_at"]) - dt.datetime.fromtimestamp(0, dt.UTC)
+        said["recorded_at"] = since // dt.timedelta(microseconds=1)
+    return said
+
+
+def _status(entry: dict[str, Any]) -> str:
+    return "failed" if entry["error"] else "done"
 
 
 def latest_entries(

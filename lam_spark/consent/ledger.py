@@ -53,6 +53,8 @@ def take_in(run: Run) -> tuple[int, int]:
     stated = stated.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _COLUMNS.items()))
     # White space around them means nothing: an opt-out is not to be missed for it.
     stated = stated.withColumns({name: id_text(F.col(name)) for name in ("customer_id", "purpose")})
+    # Read once: a live database may state more between the check and the insertion, which nobody would have checked.
+    stated = run.keep(stated)
     total = stated.count()
     if total == 0:
         raise ConsentError(

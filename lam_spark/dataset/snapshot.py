@@ -40,7 +40,7 @@ ASKED = "asked"
 QUERIED, PLAIN = "queried", "plain"
 _BLOCKS_PER_FRAME = 64
 # petastorm reads a file's footer anew for each of its row groups: what reading takes grows with their square.
-_GROUPS_PER_FILE = 64
+GROUPS_PER_FILE = 64
 
 
 @stage
@@ -87,7 +87,7 @@ def run(run: Run) -> StageResult:
     rows_per_group = config.snapshot.rows_per_group
     shape = {
         "parquet.block.row.count.limit": str(rows_per_group),
-        "spark.sql.files.maxRecordsPerFile": str(rows_per_group * _GROUPS_PER_FILE),
+        "spark.sql.files.maxRecordsPerFile": str(rows_per_group * GROUPS_PER_FILE),
     }
     with session_settings(run.spark, shape):
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"], note=note)

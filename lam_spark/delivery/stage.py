@@ -17,6 +17,7 @@ from lam_spark.consent.eligibility import eligible
 from lam_spark.consent.ledger import take_in
 from lam_spark.errors import ConfigError
 from lam_spark.run import Run, StageResult, sql_literal, stage
+from lam_spark.sequences.dates import require_owned
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
 
@@ -29,20 +30,24 @@ def run(run: Run) -> StageResult:
 
     Raises:
         ConfigError: no scores for this `as_of` (the stage `score` comes first), or the ledger's source cannot be read.
-        ConsentError: the ledger's source is refused (`consent.ledger.take_in`), or nobody may be contacted now.
+        ConsentError: the ledger's source is refused (`consent.ledger.take_in`), nobody may be contacted now, or events
+            that were scored belong now to somebody who may not be (`sequences.dates.require_owned`).
     """
     config = run.config
     as_of = sql_literal(run.as_of)
     scores = run.tables.read("scores").where(
         (F.col("target") == config.scoring.target) & (F.col("as_of") == F.expr(as_of))
     )
-    newest = scores.select("run_id").first()
+    newest = scores.select("run_id", "events_version").first()
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
     scored = scores.select("customer_key").distinct().count()
     read, new = take_in(run)
+    purpose = config.consent.contact_purpose
+    again = "run the stages 'sequences' and 'score' again"
+    require_owned(run, newest["events_version"], run.as_of, purpose, "the table 'scores'", again)
     now = run.clock()
-    allowed = eligible(run, config.consent.contact_purpose, at=now)
+    allowed = eligible(run, purpose, at=now)
     consent_version = run.tables.read_versions["consent"]
     contactable = scores.join(allowed, "customer_key", "left_semi")
     best = F.max_by(
@@ -91,7 +96,9 @@ def run(run: Run) -> StageResult:
 def _write_csv(rows: DataFrame, path: Path) -> None:
     """One file, written by one task, put in place by a rename."""
     draft = path.with_suffix(".draft")
-    rows.coalesce(1).write.mode("overwrite").option("header", "true").csv(str(draft))
+    # A quote inside a quoted text is written twice (RFC 4180); Spark alone would put a backslash before it.
+    writer = rows.coalesce(1).write.mode("overwrite").option("header", "true").option("escape", '"')
+    writer.csv(str(draft))
     (part,) = draft.glob("part-*.csv")
     part.replace(path)
     shutil.rmtree(draft)

@@ -198,6 +198,9 @@ def _publish(run: Run, news: list[Delivery], prepared: _Prepared) -> None:
     waiting = [*WAITING, *fields]
     if resolved.links is not None:
         _put(run, resolved.links.select(*LINK), "links", total["links"])
+    elif news and run.config.ingest.rebuild and run.tables.exists("links"):
+        # Nobody states links any more: the old ones must not come back with the first new statement.
+        _put(run, run.tables.read("links").limit(0), "links", 0)
     if resolved.picked_up is not None and total["picked_up"]:
         run.tables.amend(resolved.picked_up.select("event_id"), "unresolved", "event_id", delete="true")
     if resolved.moved is not None and total["moved"] + total["orphaned"]:

@@ -24,6 +24,8 @@ REASON = "reason"
 RAW = "raw"
 # Clocks of a company's systems differ by minutes; a day more than now is a wrong date.
 _FUTURE_TOLERANCE = dt.timedelta(days=1)
+# Sequences and the model hold numbers of 32 bits: a larger one, say a sentinel, would be infinite there.
+_LARGEST = 3.4028234663852886e38
 # What decoders put where bytes were not UTF-8.
 _REPLACEMENT = "\ufffd"
 # Columns that live only between two selects.
@@ -176,6 +178,7 @@ def _rules(config: Config, given: DataFrame, now: dt.datetime) -> Rules:
         if not isinstance(given.schema[name].dataType, DoubleType):
             rules.append((F.col(f"{_GIVEN}.{name}").isNotNull() & value.isNull(), f"{name} is not a number"))
         rules.append((F.isnan(value) | value.isin(float("inf"), float("-inf")), f"{name} is not finite"))
+        rules.append((F.abs(value) > _LARGEST, f"{name} is larger than a 32-bit number"))
         if spec.min is not None:
             rules.append((value < spec.min, f"{name} is below {spec.min:g}"))
         if spec.max is not None:

@@ -47,9 +47,9 @@ def run(run: Run) -> StageResult:
     purpose = config.embeddings.purpose or config.consent.training_purpose
     allowed = eligible(run, purpose)
     consent_version = run.tables.read_versions["consent"]
-    sequences, held, lost = sequences_at(run, allowed, purpose, model.layout)
+    sequences = sequences_at(run, allowed, purpose, model.layout)
     as_of = sql_literal(run.as_of)
-    result = vectors(run, sequences, model).select(
+    result = vectors(run, sequences.rows, model).select(
         "customer_key",
         F.expr(as_of).alias("as_of"),
         "vector",
@@ -64,8 +64,8 @@ def run(run: Run) -> StageResult:
         says=f"{written:,} vectors of {model.width} numbers, of customers who agreed to {purpose}",
         counts={
             "customers_eligible": asked,
-            "without_sequence": asked - held,
-            "before_kept_events": lost,
+            "without_sequence": asked - sequences.held,
+            "before_kept_events": sequences.lost,
             "embeddings": written,
         },
         facts={

@@ -98,7 +98,24 @@ def champion(run: Run, targets: Collection[str]) -> Champion:
     )
 
 
-def sequences_at(run: Run, allowed: DataFrame, purpose: str, layout: Layout) -> tuple[DataFrame, int, int]:
+@dataclass(frozen=True)
+class SequencesAt:
+    """What `sequences_at` gives.
+
+    Attributes:
+        rows: of the table.
+        held: how many rows the allowed have.
+        lost: how many of these are left out.
+        events: the version of `events` that the table was made of.
+    """
+
+    rows: DataFrame
+    held: int
+    lost: int
+    events: int
+
+
+def sequences_at(run: Run, allowed: DataFrame, purpose: str, layout: Layout) -> SequencesAt:
     """The sequences of which something can be asked at `as_of`, as if they had been made on that day.
 
     A row holds a customer's latest events, and may have been made for a later day. Left out are customers of whom so
@@ -111,14 +128,11 @@ def sequences_at(run: Run, allowed: DataFrame, purpose: str, layout: Layout) -> 
         purpose: that they agreed to, for the error.
         layout: says what an answer reads.
 
-    Returns:
-        Rows of the table, how many rows the allowed have, and how many of these are left out.
-
     Raises:
         ConsentError: events of the table belong now to somebody who does not agree (`sequences.dates.require_owned`).
         DataQualityError: nobody allowed has a row, or the table was made for an earlier `as_of`.
     """
-    require_sequences(run, run.as_of, purpose)
+    events = require_sequences(run, run.as_of, purpose)
     sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
     as_of = micros(run.as_of)
     went_on = F.element_at("event_time", -1) >= as_of
@@ -131,7 +145,7 @@ def sequences_at(run: Run, allowed: DataFrame, purpose: str, layout: Layout) -> 
             f"no customer who is eligible for {purpose!r} has a sequence: run the stage 'sequences' after the "
             "consent ledger changed"
         )
-    return sequences.where(~forgotten), held, lost
+    return SequencesAt(sequences.where(~forgotten), held, lost, events)
 
 
 def predict(run: Run, rows: DataFrame, model: Champion) -> DataFrame:

@@ -1,7 +1,8 @@
 """Stage `score`: every eligible customer's answer to every proposal at `as_of`.
 
 The proposal-necessity score is the calibrated probability of the target after the proposal. Cost: one pass
-over the eligible customers' sequences, no shuffle; proposals are broadcast.
+over the eligible customers' sequences, without a shuffle where they are few enough to be broadcast; proposals are. For
+the funnel, one pass over the keys of `events` and a shuffle of the ledger.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _PROPOSAL_COLUMNS = ("proposal_id", "description")
 def run(run: Run) -> StageResult:
     """Publish `scores` for this target and `as_of` (a rerun replaces them).
 
-    Grain: (customer_key, target, proposal_id, as_of). Columns: `logit, calibrated, description,
-    model_digest, model_version, consent_version, run_id`. Customers without an event before `as_of` have no row, as if
-    the sequences had been made on that day; nor have those of whose events before it too few are kept any more.
+    Grain: (customer_key, target, proposal_id, as_of). Columns: `logit, calibrated, description, model_digest,
+    model_version, consent_version, events_version, run_id`. Customers without an event before `as_of` have no row, as
+    if the sequences had been made on that day; nor have those of whose events before it too few are kept any more.
 
     Raises:
         ConsentError: nobody may be contacted.
@@ -45,9 +46,9 @@ def run(run: Run) -> StageResult:
     everyone = run.tables.read("events").select("customer_key").distinct()
     purposes = (config.consent.training_purpose, config.consent.contact_purpose)
     standings = count_standings(run, purposes, everyone)
-    sequences, _, lost = sequences_at(run, allowed, config.consent.contact_purpose, model.layout)
+    sequences = sequences_at(run, allowed, config.consent.contact_purpose, model.layout)
     target, as_of = config.scoring.target, sql_literal(run.as_of)
-    known = sequences.where(F.col("first_event_time") < F.expr(as_of))
+    known = sequences.rows.where(F.col("first_event_time") < F.expr(as_of))
     if known.isEmpty():
         raise DataQualityError(
             f"no eligible customer has an event before as_of {config.as_of} that is kept: there is nobody to score. "
@@ -69,6 +70,7 @@ def run(run: Run) -> StageResult:
         F.lit(model.digest).alias("model_digest"),
         F.lit(model.version).alias("model_version"),
         F.lit(consent_version).alias("consent_version"),
+        F.lit(sequences.events).cast("bigint").alias("events_version"),
         F.lit(run.run_id).alias("run_id"),
     )
     where = f"target = '{target}' AND as_of = {as_of}"
@@ -78,7 +80,7 @@ def run(run: Run) -> StageResult:
         says=f"{written // offered:,} customers x {offered} proposals = {written:,} scores",
         counts={
             "customers_with_events": sum(standings[config.consent.contact_purpose].values()),
-            "before_kept_events": lost,
+            "before_kept_events": sequences.lost,
             "customers_scored": written // offered,
             "proposals": offered,
             "scores": written,

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
@@ -39,24 +40,32 @@ _SCHEMA = (
 def mapping_digest(config: Config, reader: str) -> str:
     """sha256 of everything in the configuration that decides what a reader makes of a raw row."""
     spec = config.reader(reader)
-    source = config.inputs[spec.grain]
+    views = _views_behind(config, spec.select)
+    named = _named([spec.select, *views.values()], config.inputs)
     fields = {
         name: field.model_dump(include={"kind", "min", "max", "values"})
         for name, field in config.fields.items()
     }
     described = [
         spec.model_dump(mode="json"),
-        _views_behind(config, spec.select),
-        source.format,
-        source.columns,
-        # Where a database is, and how it is read, says nothing of its rows.
-        {k: v for k, v in source.options.items() if source.format != "jdbc" or k in ("dbtable", "query")},
-        source.watermark,
+        views,
+        # Those that the rows come from, and those that are looked up.
+        {name: _described(config.inputs[name]) for name in sorted({spec.grain, *named})},
         fields if reader in config.channels else {},
+        config.quality.earliest.isoformat() if reader in config.channels else "",
     ]
     if reader in config.channels and config.channels[reader].id != CUSTOMER:
         described.append(config.identity.model_dump(include={"max_customers", "lookback_days"}))
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _described(source: InputConfig) -> list[Any]:
+    """What of an input decides what a row of it says."""
+    # Where a database is, and how it is read, says nothing of its rows.
+    options = {
+        k: v for k, v in source.options.items() if source.format != "jdbc" or k in ("dbtable", "query")
+    }
+    return [source.format, source.columns, options, source.watermark]
 
 
 def _views_behind(config: Config, statement: str) -> dict[str, str]:
@@ -64,11 +73,16 @@ def _views_behind(config: Config, statement: str) -> dict[str, str]:
     behind: dict[str, str] = {}
     texts = [statement]
     while texts:
-        text = texts.pop()
-        named = {n: v for n, v in config.views.items() if re.search(rf"\b{n}\b", text) and n not in behind}
-        behind |= named
-        texts += named.values()
+        found = [name for name in _named([texts.pop()], config.views) if name not in behind]
+        behind |= {name: config.views[name] for name in found}
+        texts += [config.views[name] for name in found]
     return behind
+
+
+def _named(statements: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Which of the names stand in one of the statements."""
+    text = "\n".join(statements)
+    return {name for name in names if re.search(rf"\b{name}\b", text)}
 
 
 @dataclass(frozen=True)

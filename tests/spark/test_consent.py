@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from conftest import SECRET, purchase, raw_id, settings, statement, write_inputs
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from lam_spark.consent import ledger
 from lam_spark.consent.eligibility import count_standings, eligible, standing
 from lam_spark.errors import ConfigError, ConsentError
 from lam_spark.events import ingest
+from lam_spark.local import local_frame
 from lam_spark.run import Run
-from lam_spark.sources.identity import keyed_pseudonym
+from lam_spark.sources.identity import keyed_pseudonym, resolve
 from spark.conftest import ledger_frame, publish, table_versions
 
 CONTACT = "direct_marketing"
@@ -90,7 +91,7 @@ def test_eligible_is_who_opted_in_to_that_purpose(make_run: Callable[..., Run]) 
     assert caught.value.exit_code == 4
     with pytest.raises(ConsentError, match="no customer is eligible"):
         eligible(run, CONTACT, at=dt.datetime(2022, 12, 31, tzinfo=dt.UTC))
-    known = run.spark.createDataFrame([("both",), ("none",), ("stranger",)], "customer_key STRING")
+    known = local_frame(run.spark, [("both",), ("none",), ("stranger",)], "customer_key STRING")
     everybody = count_standings(run, (CONTACT, "model_training"), known)
     assert everybody[CONTACT] == {"opted_in": 1, "opted_out": 1, "unclear": 0, "never_asked": 1}
     assert everybody["model_training"] == everybody[CONTACT]
@@ -113,6 +114,26 @@ def test_the_ledger_only_grows_and_a_rerun_adds_nothing(make_run: Callable[..., 
     keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2)}
     kept = [(keys[row["customer_key"]], row["state"]) for row in run.tables.read("consent").collect()]
     assert sorted(kept, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
+
+
+def test_what_is_checked_is_what_is_taken(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live source states more, and worse, between the check and the insertion: the next night's check sees it."""
+    good = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2)]
+    raw = tmp_path / "shop" / "raw"
+    write_inputs(raw, statements=good)
+
+    def meanwhile(run: Run, stated: DataFrame) -> DataFrame:
+        write_inputs(raw, statements=[good[0] | {"effective_at": None}, good[1] | {"effective_at": None}])
+        return resolve(run, stated)
+
+    monkeypatch.setattr(ledger, "resolve", meanwhile)
+    run = make_run()
+    assert ledger.run(run).counts == {"statements_in": 2, "statements_new": 2}
+    assert run.tables.read("consent").where("effective_at IS NULL").isEmpty()
+    with pytest.raises(ConsentError, match="2 of 2 consent statements lack"):
+        ledger.run(run)
 
 
 def test_a_ledger_without_statements_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:

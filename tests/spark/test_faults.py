@@ -41,6 +41,7 @@ CALLS: dict[bytes, str | None] = {
     b"RAW-1,05/03/2023 12:00:04,ann,much": "amount is not a number",
     b"RAW-1,05/03/2023 12:00:05,ann,NaN": "amount is not finite",
     b"RAW-1,05/03/2023 12:00:06,ann,-Infinity": "amount is not finite",
+    b"RAW-1,05/03/2023 12:00:11,ann,-1.7976931348623157e308": "amount is larger than a 32-bit number",
     b"RAW-1,05/03/2023 12:00:07,ann,-4": "amount is below 0",
     b"RAW-1,05/03/2023 12:00:08,ann,5000": "amount is above 1000",
     b"RAW-1,05/03/2023 12:00:09,zoe,3.5": "place is not one of the declared values",

@@ -117,7 +117,7 @@ def test_no_file_has_very_many_row_groups(
 ) -> None:
     """Or reading one would take the square of them."""
     before = blocks(prepared.run)
-    monkeypatch.setattr(snapshot, "_GROUPS_PER_FILE", 2)
+    monkeypatch.setattr(snapshot, "GROUPS_PER_FILE", 2)
     run = run_builder(spark, prepared.data.root)(prepared.data.config("snapshot.rows_per_group=2"))
     snapshot.run(run)
     files = run.tables.files("training_blocks", run.tables.version("training_blocks"))

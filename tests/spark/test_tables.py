@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 
 from lam_spark import tables
 from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.local import local_frame
 from lam_spark.run import Run
 from lam_spark.sources.identity import keyed_pseudonym
 from spark.conftest import Prepared
@@ -53,8 +54,9 @@ def test_insert_new_takes_each_key_once(make_run: Callable[..., Run]) -> None:
     run = make_run()
 
     def insert(*values: tuple[str, str | None, int]) -> int:
-        frame = run.spark.createDataFrame([(*value, 1) for value in values], VOCABULARY)
-        return run.tables.insert_new(frame, "vocabulary", ["field", "value"])
+        frame = local_frame(run.spark, [(*value, 1) for value in values], VOCABULARY)
+        # What is the same lies in several partitions.
+        return run.tables.insert_new(frame.repartition(3), "vocabulary", ["field", "value"])
 
     assert insert(("item", "a", 3), ("item", "a", 3), ("item", None, 4)) == 2
     version = run.tables.version("vocabulary")
@@ -71,8 +73,8 @@ def test_small_files_are_joined_after_some_commits_and_the_rows_stay(
     run = make_run()
 
     def append(number: int) -> int:
-        frame = run.spark.createDataFrame([("item", str(number), number, 1)], VOCABULARY)
-        run.tables.append(frame.coalesce(1), "vocabulary")
+        frame = local_frame(run.spark, [("item", str(number), number, 1)], VOCABULARY)
+        run.tables.append(frame, "vocabulary")
         return run.tables.compact("vocabulary")
 
     assert [append(number) for number in range(3)] == [0, 0, 0]
@@ -96,9 +98,26 @@ def test_small_files_are_joined_after_some_commits_and_the_rows_stay(
     assert run.tables.note_of("vocabulary") == {"made": 4}
 
 
+def test_small_files_are_joined_where_the_log_has_been_cleaned_up(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a table that is written once a week, the log never holds a month of nights."""
+    monkeypatch.setattr(tables, "_COMMITS_BETWEEN_COMPACTIONS", 12)
+    run = make_run()
+    for number in range(12):  # Delta writes a checkpoint at the tenth
+        frame = local_frame(run.spark, [("item", str(number), number, 1)], VOCABULARY)
+        run.tables.append(frame, "vocabulary")
+        assert number == 11 or run.tables.compact("vocabulary") == 0
+    log = Path(run.tables.path("vocabulary")) / "_delta_log"
+    for version in range(10):
+        (log / f"{version:020}.json").unlink()
+    assert run.tables.compact("vocabulary") == 12
+    assert run.tables.compact("vocabulary") == 0
+
+
 def test_where_nothing_is_committed_nothing_is_counted(make_run: Callable[..., Run]) -> None:
     run = make_run()
-    frame = run.spark.createDataFrame([("one", 1), ("two", 2), ("two", 3)], "target STRING, score INT")
+    frame = local_frame(run.spark, [("one", 1), ("two", 2), ("two", 3)], "target STRING, score INT")
     frame = frame.withColumn("as_of", F.lit("2023-12-20").cast("timestamp"))
     assert run.tables.overwrite(frame, "scores") == 3
     version = run.tables.version("scores")
@@ -113,7 +132,7 @@ def test_overwriting_a_slice_leaves_the_others(make_run: Callable[..., Run]) -> 
 
     def scored(target: str, *scores: int) -> DataFrame:
         rows = [(target, score) for score in scores]
-        return run.spark.createDataFrame(rows, "target STRING, score INT").withColumn(
+        return local_frame(run.spark, rows, "target STRING, score INT").withColumn(
             "as_of", F.lit("2023-12-20").cast("timestamp")
         )
 
@@ -137,7 +156,7 @@ def test_files_are_those_of_the_version(make_run: Callable[..., Run]) -> None:
     run = make_run()
 
     def put(number: int) -> int:
-        frame = run.spark.createDataFrame([(number, "queried")], "n INT, block_kind STRING")
+        frame = local_frame(run.spark, [(number, "queried")], "n INT, block_kind STRING")
         run.tables.overwrite(frame, "training_blocks", partition_by=["block_kind"])
         return run.tables.version("training_blocks")
 
@@ -169,7 +188,7 @@ def test_files_that_only_delta_can_read_are_refused(
 ) -> None:
     """Also once the table was written again; a folder of its own makes an end of it."""
     run = make_run()
-    blocks = run.spark.createDataFrame([(1, "queried")], "n INT, block_kind STRING")
+    blocks = local_frame(run.spark, [(1, "queried")], "n INT, block_kind STRING")
 
     def files() -> list[str]:
         run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"])

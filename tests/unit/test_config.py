@@ -186,6 +186,14 @@ def test_a_wrong_value_is_refused_with_its_place(override: str, message: str) ->
             "a password may not stand in",
         ),
         (
+            {"options": {"url": "jdbc:databricks://y:443;UID=token;PWD=hush", "dbtable": "t"}},
+            "a password may not stand in",
+        ),
+        (
+            {"options": {"url": "jdbc:x:y", "dbtable": "t", "accessToken": "hush"}},
+            "a password may not stand in",
+        ),
+        (
             {"options": {"url": "jdbc:mysql://me:hush@y:1/z", "dbtable": "t"}},
             "a password may not stand in",
         ),
@@ -234,6 +242,15 @@ def test_a_field_may_not_be_called_what_a_block_calls_another(
 def test_the_place_of_a_database_is_no_password(changed: Callable[[Change], Path], url: str) -> None:
     crm = {"format": "jdbc", "columns": "id BIGINT", "options": {"url": url, "dbtable": "t"}}
     assert load_config(changed(lambda c: c["inputs"].update(crm=crm))).inputs["crm"].options["url"] == url
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["spark.hadoop.fs.s3a.secret.key", "spark.ssl.keyPassword", "fs.azure.account.key.mine.dfs", "a.token"],
+)
+def test_a_secret_among_sparks_settings_is_refused(changed: Callable[[Change], Path], key: str) -> None:
+    told = refusal(changed(lambda c: c.update(spark={"settings": {key: "x"}})))
+    assert f"{key}: a secret may not stand in the file" in told
 
 
 def test_a_missing_key_is_named(changed: Callable[[Change], Path]) -> None:

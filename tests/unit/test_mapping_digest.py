@@ -13,7 +13,7 @@ from lam_spark.sources.intake import mapping_digest
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
 BASE = load_config(SHIPPED).model_dump(mode="json") | {
-    "views": {"recent": "SELECT * FROM dated", "dated": "SELECT 1 AS day", "other": "SELECT 2 AS day"},
+    "views": {"recent": "SELECT * FROM dated", "dated": "SELECT day FROM days", "other": "SELECT 2 AS day"},
     "inputs": {
         "calls": {"format": "csv", "path": "a.csv", "columns": "id BIGINT"},
         "crm": {
@@ -22,10 +22,12 @@ BASE = load_config(SHIPPED).model_dump(mode="json") | {
             "options": {"url": "jdbc:postgresql://a/b", "query": "SELECT * FROM c"},
             "watermark": "id",
         },
+        "days": {"format": "csv", "path": "days.csv", "columns": "day INT"},
+        "names": {"format": "csv", "path": "names.csv", "columns": "id BIGINT"},
     },
     "channels": {
         "calls": {"grain": "calls", "select": "SELECT * FROM calls LEFT JOIN recent USING (day)"},
-        "crm": {"grain": "crm", "select": "SELECT * FROM crm"},
+        "crm": {"grain": "crm", "select": "SELECT * FROM crm JOIN names USING (id)"},
     },
 }
 
@@ -59,7 +61,11 @@ BEFORE = digests("name", value="any")
         (("inputs", "crm", "options", "url"), "jdbc:postgresql://elsewhere/b", (False, False)),
         (("inputs", "crm", "options", "fetchsize"), "7", (False, False)),
         (("inputs", "calls", "path"), "b.csv", (False, False)),
+        (("inputs", "days", "columns"), "day BIGINT", (True, False)),
+        (("inputs", "names", "options"), {"encoding": "UTF-16"}, (False, True)),
+        (("inputs", "names", "path"), "other.csv", (False, False)),
         (("quality", "max_quarantine_share"), 0.5, (False, False)),
+        (("quality", "earliest"), "1990-01-01", (True, True)),
     ],
 )
 def test_what_changes_a_mapping(keys: tuple[str, ...], value: Any, concerned: tuple[bool, bool]) -> None:
