@@ -119,6 +119,10 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
+        # These share the fixture `prepared`, which takes the better part of a minute to make.
+        prepared = {f"tests/spark/test_{name}.py" for name in ("sequences", "snapshot", "tables", "vectors")}
+        if file in prepared:
+            return "prepared"
         return "tests/e2e" if file.startswith("tests/e2e/") else file
 
 

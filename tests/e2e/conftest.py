@@ -38,8 +38,15 @@ def commits(root: Path, name: str) -> list[Path]:
     return sorted((root / "tables" / name / "_delta_log").glob("*.json"))
 
 
-def table(root: Path, name: str, version: int | None = None) -> pa.Table:
-    """A version of a Delta table, read from its log and its files without Spark or Delta."""
+def commit_info(root: Path, name: str) -> dict[str, Any]:
+    """What the newest commit of a table says that it did."""
+    actions = map(json.loads, commits(root, name)[-1].read_text().splitlines())
+    (info,) = (action["commitInfo"] for action in actions if "commitInfo" in action)
+    return dict(info)
+
+
+def files(root: Path, name: str, version: int | None = None) -> list[str]:
+    """The files that a version of a table consists of, by its log."""
     live: dict[str, None] = {}
     for commit in commits(root, name)[: None if version is None else version + 1]:
         for line in commit.read_text().splitlines():
@@ -48,8 +55,13 @@ def table(root: Path, name: str, version: int | None = None) -> pa.Table:
                 live[action["add"]["path"]] = None
             elif "remove" in action:
                 live.pop(action["remove"]["path"], None)
-    files = [pq.ParquetFile(root / "tables" / name / path).read() for path in live]
-    return pa.concat_tables(files) if files else pa.table({})
+    return list(live)
+
+
+def table(root: Path, name: str, version: int | None = None) -> pa.Table:
+    """A version of a Delta table, read from its log and its files without Spark or Delta."""
+    parts = [pq.ParquetFile(root / "tables" / name / path).read() for path in files(root, name, version)]
+    return pa.concat_tables(parts) if parts else pa.table({})
 
 
 def rows(root: Path, name: str) -> list[dict[str, Any]]:
@@ -59,7 +71,8 @@ def rows(root: Path, name: str) -> list[dict[str, Any]]:
 
 def versions(root: Path) -> dict[str, int]:
     """The newest version of every table."""
-    return {folder.name: len(commits(root, folder.name)) - 1 for folder in (root / "tables").iterdir()}
+    folders = (path for path in (root / "tables").iterdir() if path.is_dir())  # beside them lies what to undo
+    return {folder.name: len(commits(root, folder.name)) - 1 for folder in folders}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from conftest import CATEGORIES, SECRET
 from mlflow import MlflowClient
+from pyspark.sql import SparkSession
 
-from e2e.conftest import Finished, rows, start
-from lam_spark.cli import STAGES
+from e2e.conftest import Finished, rows
+from lam_spark.cli import STAGES, main
 from lam_spark.metrics import auc
 from lam_spark.sources.identity import keyed_pseudonym
 
@@ -35,11 +37,11 @@ def test_it_says_in_one_line_where_the_result_is(finished: Finished) -> None:
     assert list(summary["stages"]) == list(STAGES)
 
 
-def test_its_training_can_be_planned_from_its_tables(finished: Finished) -> None:
-    process = start("plan", "--train", "--conf", str(finished.data.conf))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-2000:]
-    summary = json.loads(out.splitlines()[-1])
+def test_its_training_can_be_planned_from_its_tables(
+    finished: Finished, spark: SparkSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--train", "--conf", str(finished.data.conf)]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     blocks = rows(finished.root, "training_blocks")
     queried = sum(max(block["query_segment"]) > 0 for block in blocks)
     assert 0 < queried <= len(blocks)
@@ -159,10 +161,14 @@ def test_the_csv_is_the_table(finished: Finished) -> None:
 
 
 def test_the_report_shows_the_numbers(finished: Finished) -> None:
-    html = Path(finished.summary["report"]).read_text(encoding="utf-8")
-    shown = re.sub(r"<[^>]+>", " ", html)
-    for number in finished.summary["numbers"].values():
-        assert number in shown
+    page = Path(finished.summary["report"]).read_text(encoding="utf-8")
+    (headlines,) = re.findall(r'<dl class="headlines">(.*?)</dl>', page, re.DOTALL)
+    pairs = re.findall(r'<dt>(.*?)</dt>\s*<dd class="value">(.*?)</dd>', headlines, re.DOTALL)
+    assert {html.unescape(label): html.unescape(value) for label, value in pairs} == finished.summary[
+        "numbers"
+    ]
+    # Without the page's style, which is full of numbers of its own.
+    shown = re.sub(r"<[^>]+>", " ", page.partition("<body>")[2])
     for count in (finished.data.expected["rows_in"], finished.data.expected["events"]):
         assert f"{count:,}" in shown
     first = min(rows(finished.root, "contact_list"), key=lambda row: row["rank"])

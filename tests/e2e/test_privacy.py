@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import SECRET
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
-from e2e.conftest import Finished
+from e2e.conftest import Finished, rows
 from lam_spark.sources.identity import keyed_pseudonym
 
 RAW_ID = re.compile(rb"RAW.CUSTOMER", re.IGNORECASE)
@@ -92,19 +94,33 @@ def test_no_raw_id_outside_the_identity_map(found: dict[str, tuple[bool, set[str
 
 @pytest.mark.parametrize(
     "folder",
-    [
-        "tables/training_blocks/",
-        "tables/held_out_scores/",
-        "tables/held_out_answers/",
-        "tables/examples/",
-        "tables/embeddings/",
-        "mlflow/",
-    ],
+    ["tables/held_out_scores/", "tables/held_out_answers/", "tables/examples/", "tables/embeddings/"],
 )
 def test_nobody_is_trained_on_who_did_not_agree(
     finished: Finished, found: dict[str, tuple[bool, set[str]]], folder: str
 ) -> None:
-    assert within(found, folder) - keys(finished.data.training) == set()
+    held = within(found, folder)
+    assert held
+    assert held - keys(finished.data.training) == set()
+
+
+def test_no_block_is_of_somebody_who_did_not_agree(finished: Finished, spark: SparkSession) -> None:
+    """Blocks hold no key: whose events they are, they tell by a hash of it."""
+
+    def hashes(raw_ids: Any) -> set[int]:
+        frame = spark.createDataFrame([(key,) for key in keys(raw_ids)], "customer_key STRING")
+        return {row[0] for row in frame.select(F.hash("customer_key")).collect()}
+
+    owners = {
+        owner
+        for block in rows(finished.root, "training_blocks")
+        for owner, segment in zip(block["owner"], block["segment"], strict=True)
+        if segment  # 0 is an empty slot
+    }
+    others = set(finished.data.everyone) - finished.data.training
+    assert others
+    assert owners.isdisjoint(hashes(others))
+    assert owners == hashes(finished.data.training)  # all of them bought something before the test period
 
 
 @pytest.mark.parametrize("folder", ["tables/scores/", "tables/contact_list/", "delivery/", "report/"])

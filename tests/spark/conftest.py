@@ -45,8 +45,9 @@ def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
 
 
 def events_frame(run: Run, rows: list[Row]) -> DataFrame:
-    """Rows as the table `events` has them."""
+    """Rows as the table `events` has them, in one partition."""
     from lam_spark.events.resolution import event_order
+    from lam_spark.local import local_frame
     from lam_spark.schema import field_types
 
     kinds = {name: kind.simpleString() for name, kind in field_types(run.config).items()}
@@ -65,26 +66,31 @@ def events_frame(run: Run, rows: list[Row]) -> DataFrame:
         return float(held) if columns[name] == "double" and held is not None else held
 
     values = [tuple(value(row, name) for name in columns) for row in rows]
-    frame = run.spark.createDataFrame(values, ", ".join(f"{name} {kind}" for name, kind in columns.items()))
+    frame = local_frame(run.spark, values, ", ".join(f"{name} {kind}" for name, kind in columns.items()))
     return frame.withColumn("event_order", event_order())
 
 
 def ledger_frame(spark: SparkSession, rows: list[tuple[str, str, str | None, str, str]]) -> DataFrame:
-    """Rows (customer, purpose, state, effective_at, recorded_at) as the table `consent` has them."""
+    """Rows (customer, purpose, state, effective_at, recorded_at) as the table `consent` has them, in one partition."""
+    from lam_spark.local import local_frame
+
     values = [(c, p, s, utc(e), utc(r), "by hand") for c, p, s, e, r in rows]
-    return spark.createDataFrame(values, _LEDGER)
+    return local_frame(spark, values, _LEDGER)
 
 
 def publish(run: Run, events: list[Row], standings: Mapping[str, tuple[str | None, str | None]]) -> None:
-    """Write `events` and `consent`; a standing is (training, contact), None is no statement."""
-    run.tables.overwrite(events_frame(run, events), "events")
+    """Write `events` and `consent`; a standing is (training, contact), None is no statement.
+
+    In several files each, as nights leave them.
+    """
+    run.tables.overwrite(events_frame(run, events).repartition(3), "events")
     rows = [
         (customer, purpose, state, "2023-01-01T00:00:00", "2023-01-01T00:00:00")
         for customer, states in standings.items()
         for purpose, state in zip(PURPOSES, states, strict=True)
         if state is not None
     ]
-    run.tables.overwrite(ledger_frame(run.spark, rows), "consent")
+    run.tables.overwrite(ledger_frame(run.spark, rows).repartition(3), "consent")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from unit.tiny import DAY, HOUR, START, blocks_of, layout
 
 from lam_spark.dataset.columns import answerable, collect_queries, customers, cut_off, event_columns
 from lam_spark.dataset.packing import Block, Customer
+from lam_spark.local import local_frame
 
 Row = dict[str, Any]
 
@@ -49,11 +50,13 @@ def sequences_of(spark: SparkSession) -> DataFrame:
             arrays = tuple([row[name] for row in held] for name in held[0])
             first = pd.Timestamp(every[0]["event_time"], unit="us", tz="UTC").to_pydatetime()
             made.append((f"{number}/{future}", *arrays, len(every) - len(held), first))
-    return spark.createDataFrame(
+    frame = local_frame(
+        spark,
         made,
         "customer_key STRING, event_time ARRAY<BIGINT>, hour_of_week ARRAY<INT>, action ARRAY<INT>, "
         "item ARRAY<INT>, amount ARRAY<FLOAT>, older_events BIGINT, first_event_time TIMESTAMP",
     )
+    return frame.repartition(3)
 
 
 def examples_of(spark: SparkSession) -> DataFrame:
@@ -64,10 +67,14 @@ def examples_of(spark: SparkSession) -> DataFrame:
         for future in FUTURES
         for place, row in enumerate(events_of(number, 0)[count:])
     ]
-    return spark.createDataFrame(
+    frame = local_frame(
+        spark,
         asked,
         "customer_key STRING, target STRING, query_id STRING, query_time BIGINT, split STRING, label DOUBLE",
-    ).selectExpr("*", "5 AS query_hour_of_week", "4 AS action", "2 AS item", "CAST(NULL AS FLOAT) AS amount")
+    )
+    return frame.repartition(3).selectExpr(
+        "*", "5 AS query_hour_of_week", "4 AS action", "2 AS item", "CAST(NULL AS FLOAT) AS amount"
+    )
 
 
 def told(one: Customer, ids: list[str]) -> dict[str, dict[str, np.ndarray[Any, Any]]]:

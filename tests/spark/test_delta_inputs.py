@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError
 from lam_spark.events import ingest
+from lam_spark.local import local_frame
 
 Night = Callable[[], dict[str, int]]
 FEED = "delta.enableChangeDataFeed"
@@ -27,8 +28,8 @@ class Source:
     def add(self, *numbers: int) -> None:
         rows = [(raw_id(number % 3), number) for number in numbers]
         at = "timestamp'2023-03-01 12:00:00' + make_dt_interval(0, number)"
-        frame = self.spark.createDataFrame(rows, "who STRING, number INT").selectExpr("*", f"{at} AS at")
-        frame.coalesce(1).write.format("delta").mode("append").save(str(self.path))
+        frame = local_frame(self.spark, rows, "who STRING, number INT").selectExpr("*", f"{at} AS at")
+        frame.write.format("delta").mode("append").save(str(self.path))
 
     def sql(self, statement: str) -> None:
         self.spark.sql(statement.format(table=f"delta.`{self.path}`"))

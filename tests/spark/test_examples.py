@@ -13,6 +13,7 @@ from conftest import ONE_TARGET, run_builder, settings
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.local import local_frame
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences import examples
 from spark.conftest import event, publish
@@ -136,7 +137,7 @@ def world_of(spark: SparkSession, root: Path, *more: Row, **sections: Any) -> Wo
     publish(run, [row for rows, *_ in CASES.values() for row in rows] + list(more), standings)
     vocabulary = [("item", "books", 3, 9), ("action", "propose", 3, 9), ("action", "respond", 4, 9)]
     schema = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
-    run.tables.append(run.spark.createDataFrame(vocabulary, schema), "vocabulary")
+    run.tables.append(local_frame(spark, vocabulary, schema), "vocabulary")
     result = examples.run(run)
     found = [row.asDict() for row in run.tables.read("examples").where("target = 'response'").collect()]
     rows = {row["customer_key"]: row for row in found if row["customer_key"] in CASES}
@@ -277,17 +278,15 @@ def test_a_predicate_that_does_not_run(spark: SparkSession, world: World, label:
     assert world.run.tables.version("examples") == version
 
 
-@pytest.mark.parametrize("days", [1.5, 0.0])
-def test_a_horizon_of_no_whole_days_is_refused(
-    spark: SparkSession, tmp_path: Path, world: World, days: float
-) -> None:
+def test_a_horizon_of_no_whole_days_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     """Cut to whole days it would be shorter than was asked for, or empty."""
     message = (
         r"^targets\.response\.horizon_days: expected a whole number of days from 1, or null where a query has no "
-        r"horizon; 'query\.offer_days' gives 1 queries another number\. Round it"
+        r"horizon; 'query\.offer_days' gives 2 queries another number\. Round it"
     )
+    odd = [mailed("another", at, at, days) for at, days in ((SPRING, 1.5), (AUTUMN, 0.0))]
     with pytest.raises(DataQualityError, match=message):
-        world_of(spark, tmp_path / "shop", mailed("another", SPRING, days=days), LAST)
+        world_of(spark, tmp_path / "shop", *odd, LAST)
 
 
 # Local midnights four weeks apart, counted back from the start of the test period (1 October): the first after the
@@ -331,7 +330,7 @@ def regular(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> di
     publish(run, REGULARS, dict.fromkeys({row["customer_key"] for row in REGULARS}, BOTH))
     vocabulary = [("item", "books", 3, 9), ("item", "games", 4, 9), ("action", "purchase", 3, 9)]
     schema = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
-    run.tables.append(run.spark.createDataFrame(vocabulary, schema), "vocabulary")
+    run.tables.append(local_frame(spark, vocabulary, schema), "vocabulary")
     examples.run(run)
     rows = [row.asDict() for row in run.tables.read("examples").collect()]
     day = dt.timedelta(hours=2)  # from any midnight of Berlin, seen in UTC, into its own day

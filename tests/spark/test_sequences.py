@@ -13,6 +13,7 @@ from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, ConsentError, DataQualityError
+from lam_spark.local import local_frame
 from lam_spark.run import Run, StageResult
 from lam_spark.sequences import assemble
 from lam_spark.sequences.bounds import bounds_of, check_as_of
@@ -244,7 +245,7 @@ def test_hours_of_the_week_are_local_across_a_clock_change(spark: SparkSession) 
         "2023-10-29 01:30:00": 2,
         "2023-10-29 02:00:00": 3,
     }
-    frame = spark.createDataFrame([(at,) for at in hours], "at STRING")
+    frame = local_frame(spark, [(at,) for at in hours], "at STRING")
     local = F.from_utc_timestamp(F.col("at").cast("timestamp"), ZONE)
     found = frame.select("at", hour_of_week(local).alias("hour")).collect()
     assert {row["at"]: row["hour"] for row in found} == hours

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from lam_spark.dataset.layout import Layout, Target
 from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.local import local_frame
 from lam_spark.run import Run
 from spark.conftest import Prepared
 
@@ -33,7 +34,8 @@ GIVEN = "('a', array(1.0, 10)), ('b', array(3.0, 10)), ('d', array(5.0, 10)), ('
 @pytest.fixture
 def read(prepared: Prepared, spark: SparkSession) -> Callable[[str], np.ndarray]:
     """Reads the vectors that a select gives; the vocabulary knows a, b, c, d as 3 to 6, and an action a."""
-    known = spark.createDataFrame(
+    known = local_frame(
+        spark,
         [("item", value, 3 + place) for place, value in enumerate("abcd")] + [("action", "a", 4)],
         "field STRING, value STRING, token_id INT",
     )

@@ -6,15 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lam_spark import __version__
+from lam_spark import __version__, cli
 from lam_spark.cli import ON_REQUEST, STAGES, main
+from lam_spark.journal import Journal
+from lam_spark.run import StageResult
 from lam_spark.training import launch
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SHIPPED = str(Path(__file__).parents[2] / "conf" / "complete_journey.yaml")
 Capture = pytest.CaptureFixture[str]
 
@@ -145,3 +150,115 @@ def test_a_dry_run_of_one_stage_imports_no_session_and_says_one_line(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["stages"] for line in done.stdout.splitlines()] == [["train"]]
     assert list(tmp_path.iterdir()) == []
+
+
+# Name, seconds, memory and what the stage says, in columns.
+LINE = re.compile(r"✓ (\S+) *(?<=^.{12}) ( *\d+\.\d) s ( *\d+\.\d) GiB  (\S.*)")
+
+
+class Tables:
+    """Tables whose small files can be joined, and one where that fails; notes what is done in which order."""
+
+    def __init__(self) -> None:
+        self.read_versions: dict[str, int] = {"of": 1, "an earlier stage": 2}
+        self.written_versions: dict[str, int] = {"of an earlier stage": 3}
+        self.done: list[str] = []
+
+    def append(self, stage: str, *rest: Any) -> None:
+        """As the audit's chain does it."""
+        self.done.append(f"record of {stage}")
+        self.written_versions["audit"] = 7
+
+    def compact(self, name: str) -> int:
+        self.done.append(f"compact {name}")
+        if name == "quarantine":
+            raise OSError("the disk is full: RAW-CUSTOMER-000123")
+        return {"events": 33}.get(name, 0)
+
+
+@pytest.fixture
+def one_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[Tables, StageResult | BaseException], None]:
+    """Does the stage `ingest`, which writes two tables and ends so, as `lam-spark` does it, for people."""
+    monkeypatch.setenv("LAM_SPARK_LOG", "human")
+    monkeypatch.setenv("COLUMNS", "40")
+    tracker = SimpleNamespace(getActiveStageIds=lambda: [])
+    spark = SimpleNamespace(sparkContext=SimpleNamespace(statusTracker=lambda: tracker))
+
+    def do(tables: Tables, end: StageResult | BaseException) -> None:
+        def ingest(run: Any) -> StageResult:
+            run.tables.written_versions |= {"quarantine": 1, "events": 1}
+            if isinstance(end, BaseException):
+                raise end
+            return end
+
+        monkeypatch.setattr("lam_spark.events.ingest.run", ingest)
+        journal = Journal("r1", tmp_path)
+        run: Any = SimpleNamespace(tables=tables, spark=spark, journal=journal)
+        chain: Any = tables
+        try:
+            cli._one_stage(run, chain, "ingest")
+        finally:
+            journal.close()
+
+    return do
+
+
+def records(folder: Path, event: str) -> list[dict[str, Any]]:
+    """What the log of the run `r1` tells of an event, without its time."""
+    lines = (folder / "r1.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [record for record in map(json.loads, lines) if record["event"] == event]
+    return [{k: v for k, v in record.items() if k not in ("at", "run_id", "event")} for record in found]
+
+
+def test_people_see_a_line_a_stage_as_the_readme_shows_it(capsys: Capture, one_stage: Any) -> None:
+    one_stage(Tables(), StageResult("5 events of [red] and [/] others", facts={"lines": ["", "AUC: [0.8]"]}))
+    out, err = capsys.readouterr()
+    line, *below = err.splitlines()
+    assert (found := LINE.fullmatch(line))
+    assert (found[1], len(found[2]), len(found[3])) == ("ingest", 6, 5)
+    assert found[4] == "5 events of [red] and [/] others"  # nothing that a stage says is markup
+    assert [text.rstrip() for text in below] == ["", "  AUC: [0.8]"]
+    assert out == ""
+    shown = [LINE.fullmatch(text) for text in README.splitlines() if text.startswith("✓")]
+    assert [match and (match[1], len(match[2]), len(match[3])) for match in shown] == [
+        (name, 6, 5) for name in STAGES
+    ]
+
+
+def test_small_files_are_joined_once_a_stage_is_on_record(one_stage: Any, tmp_path: Path) -> None:
+    """In all tables that it wrote, the audit among them; where that fails, the stage is done all the same."""
+    tables = Tables()
+    one_stage(tables, StageResult("5 events"))
+    assert tables.done == ["record of ingest", "compact quarantine", "compact events", "compact audit"]
+    assert records(tmp_path, "small files joined") == [{"level": "info", "table": "events", "files": 33}]
+    assert records(tmp_path, "small files not joined") == [
+        {"level": "warning", "table": "quarantine", "error": "OSError"}
+    ]
+    assert "RAW-CUSTOMER" not in (tmp_path / "r1.jsonl").read_text()
+
+
+@pytest.mark.parametrize("error", [ValueError("RAW-CUSTOMER-000123"), KeyboardInterrupt()])
+def test_a_stage_that_fails_is_on_record_and_tidies_nothing(
+    capsys: Capture, one_stage: Any, tmp_path: Path, error: BaseException
+) -> None:
+    tables = Tables()
+    with pytest.raises(type(error)) as raised:
+        one_stage(tables, error)
+    assert raised.value is error
+    assert tables.done == ["record of ingest"]
+    (failed,) = records(tmp_path, "stage failed")
+    assert (failed["level"], failed["stage"], failed["error"]) == ("error", "ingest", type(error).__name__)
+    assert records(tmp_path, "stage done") == records(tmp_path, "small files joined") == []
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interruption_ends_with_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_execute", interrupted)
+    code, summary, err = outcome(capsys, "run", "--conf", SHIPPED)
+    assert (code, summary["status"], "error" in summary) == (130, "interrupted", False)
+    assert err == "lam-spark run: interrupted; the last good tables stand\n"
