@@ -12,10 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from lam_spark.config import SparkConfig
-from lam_spark.errors import ConfigError
+from lam_spark.errors import ConfigError, values_may_be_shown
 
 DELTA_VERSION = "4.0.1"
 DELTA_PACKAGE = f"io.delta:delta-spark_2.13:{DELTA_VERSION}"
@@ -38,7 +39,6 @@ _DELTA = {
 _ONE_MACHINE = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={Path(__file__).parent / 'log4j2.properties'}",
     "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "lam_spark-warehouse"),
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
@@ -86,6 +86,9 @@ def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSe
     Raises:
         ConfigError: the platform's session was started without Delta, which cannot be added afterwards.
     """
+    # PySpark writes what a query failed by on stderr, the row and all, before anybody can catch it.
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        PySparkLogger.getLogger(name).disabled = not values_may_be_shown()
     builder = SparkSession.builder.appName(app_name)
     given = platform_gives_session()
     options = {**_DELTA, **_EVERYWHERE}
@@ -95,6 +98,11 @@ def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSe
         # One worker, one core: torch in a UDF must not start a pool of threads of its own.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         options |= _ONE_MACHINE
+        log = Path(__file__).parent / "log4j2.properties"
+        shown = str(values_may_be_shown()).lower()
+        options["spark.driver.extraJavaOptions"] = (
+            f"-Dlog4j2.configurationFile={log} -Dlam_spark.exceptions={shown}"
+        )
         options |= {
             "spark.master": settings.master,
             "spark.driver.memory": settings.driver_memory,

@@ -272,11 +272,6 @@ def test_an_error_writes_no_raw_id_down_and_shows_one_only_if_that_is_wished(
     assert ("RAW-CUSTOMER" in stage.stderr, stage.stderr.endswith(hint)) == (bool(wish), not wish)
 
 
-@pytest.mark.xfail(
-    reason="Spark's own loggers, Java's and Python's, show the row on stderr",
-    raises=AssertionError,
-    strict=True,
-)
 def test_a_process_that_fails_shows_no_raw_id(finished: Finished) -> None:
     """Nor does the Java machine, which has the process's stderr."""
     process = start("ingest", "--conf", str(finished.data.conf), *REBUILD, "--set", QUOTED)
