@@ -18,7 +18,7 @@ _ASKED = np.array([100, 180, 220, 280], dtype=np.int64) * MICROS_PER_DAY
 _SPLITS = np.array([1, 1, 2, 2], np.int32)
 # Of `item`: each event's follows from the last one's.
 _CHAIN = 40
-ROWS_PER_GROUP = 32
+_ROWS_PER_GROUP = 32
 
 
 def customer(
@@ -73,13 +73,13 @@ def blocks(layout: Layout, count: int) -> list[Block]:
     raise AssertionError  # there is no last customer
 
 
-def write(folder: Path, made: Sequence[Block], times: int = 1, files: int = 2) -> tuple[str, ...]:
-    """So many Parquet files of the blocks, as the snapshot has them; each block `times` times."""
+def write(folder: Path, made: Sequence[Block], times: int = 1) -> tuple[str, ...]:
+    """Two Parquet files of the blocks, as the snapshot has them; each block `times` times."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{part}.parquet" for part in range(files)]
+    paths = [folder / f"{part}.parquet" for part in range(2)]
     for part, path in enumerate(paths):
-        table = pa.table({name: [block[name] for block in made[part::files]] for name in made[0]})
+        table = pa.table({name: [block[name] for block in made[part::2]] for name in made[0]})
         with pq.ParquetWriter(path, table.schema) as writer:
             for _ in range(times):
-                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+                writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
     return tuple(f"file://{path}" for path in paths)

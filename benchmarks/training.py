@@ -4,8 +4,6 @@
 
 - `loader_vs_memory`: epochs of one training, fed in turn from Parquet files by petastorm and with the same batches
   held in memory. One process, one thread.
-- `reading_at_8x`: seconds a block of reading eight times the blocks, in files of as many row groups as the snapshot
-  gives them, against one such file; `reading_in_one_file_at_8x`: all in one file.
 - `two_ranks`: events a second of two Horovod ranks of one thread against one process of one thread, equal batch a
   rank, in the second epoch; 2.0 would be perfect. `two_ranks_torch`: the same by torch.distributed;
   `two_ranks_large_steps`: with four times the blocks a step, where ranks meet a quarter as often.
@@ -35,7 +33,7 @@ from unittest import mock
 
 import pyarrow as pa
 import torch
-from blocks import ROWS_PER_GROUP, blocks, write
+from blocks import blocks, write
 from common import report, small_asked
 from steps import loss, stacked, untrained
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -43,9 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_packing import packing
 from training_ranks import BATCH_BLOCKS, LAYOUT, QUERIED_BLOCKS, SIZE, rank_memory, spec_of, two_ranks
 
-from lam_spark.dataset.loader import BlockFiles, block_batches, files_of_rank
+from lam_spark.dataset.loader import BlockFiles, block_batches
 from lam_spark.dataset.packing import Block
-from lam_spark.dataset.snapshot import GROUPS_PER_FILE
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import ModelSize
 from lam_spark.training import fit
@@ -56,7 +53,6 @@ MEDIUM = ModelSize(256, 4, 8, 0.1)
 PRODUCTS = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (2176, 256, 1376), (4096, 512, 4096))
 TARGETS = {
     "loader_vs_memory": (">=", 0.9),
-    "reading_at_8x": ("<=", 1.1),
     "two_ranks": (">=", 1.7),
     "packed_vs_padded": (">=", 2.0),
     "rank_peak_at_4x": ("<=", 1.1),
@@ -95,37 +91,6 @@ def loader_vs_memory(folder: Path, count: int, turns: int) -> dict[str, float]:
     files, memory = statistics.median(speeds[2::2]), statistics.median(speeds[3::2])
     print(f"from files {files:,.0f} events/s, from memory {memory:,.0f}", flush=True)
     return {"files_events_a_second": files, "loader_vs_memory": files / memory}
-
-
-def reading(folder: Path, turns: int) -> dict[str, float]:
-    """One file as the snapshot writes them, eight of them, and the same blocks in one file."""
-    made = blocks(LAYOUT, ROWS_PER_GROUP)
-    places = {
-        "one": (1, GROUPS_PER_FILE),
-        "eight": (8, GROUPS_PER_FILE),
-        "one_large": (1, 8 * GROUPS_PER_FILE),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in places}
-    files = {}
-    for name, (count, groups) in places.items():
-        urls = [
-            url for part in range(count) for url in write(folder / name / str(part), made, groups, files=1)
-        ]
-        files[name] = files_of_rank(urls, 0, 1)
-    for _ in range(turns):
-        for name, of_rank in files.items():
-            started = time.perf_counter()
-            read = sum(
-                len(block["segment"]) for block in block_batches(of_rank, LAYOUT, BATCH_BLOCKS, seed=0)
-            )
-            assert read == of_rank.blocks
-            seconds[name].append((time.perf_counter() - started) / read)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    print({name: f"{1000 * value:.2f} ms a block" for name, value in median.items()}, flush=True)
-    return {
-        "reading_at_8x": median["eight"] / median["one"],
-        "reading_in_one_file_at_8x": median["one_large"] / median["one"],
-    }
 
 
 def seconds_of(work: Callable[[], Any], repeats: int = 1) -> float:
@@ -191,7 +156,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures |= loader_vs_memory(folder / "loader", 128 if small else 512, 2 if small else 7)
-        figures |= reading(folder / "reading", 1 if small else 3)
         figures |= packing(500 if small else 1000, 2 if small else 5)
         figures["matmul_share"] = matmul_share(MEDIUM, 2 if small else 7)
         figures["matmul_share_small"] = matmul_share(SIZE, 10 if small else 50)

@@ -389,7 +389,7 @@ class SnapshotConfig(Section):
     """Shape of the packed training blocks."""
 
     queries_per_block: int = Field(default=32, ge=1)
-    rows_per_group: int = Field(default=32, ge=1, description="blocks in a Parquet row group")
+    blocks_per_file: int = Field(default=2048, ge=1, description="at most; a rank holds one file at once")
     files: int = Field(default=4, ge=1, description="files of each kind of block; at least one a rank")
 
 

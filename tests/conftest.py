@@ -220,7 +220,7 @@ def settings(root: Path) -> Row:
             "validation_start": "2023-07-01",
             "test_start": "2023-10-01",
         },
-        "snapshot": {"queries_per_block": 16, "rows_per_group": 8, "files": 2},
+        "snapshot": {"queries_per_block": 16, "files": 2},
         "model": {"width": 16, "layers": 1, "heads": 2, "context_events": 64, "window_days": [28, 91]},
         "training": {"ranks": 2, "pretrain_epochs": 1, "finetune_epochs": 2, "batch_blocks": 4},
         "scoring": {

@@ -1,8 +1,8 @@
 """Batches of blocks from the Parquet files of one pinned Delta version, read by petastorm.
 
 Each rank reads files of its own, every block once an epoch. Row groups and the blocks in them are shuffled
-by (seed, epoch). Memory: one row group a rank, and a name for each of its row groups. Time is linear in the blocks as
-long as no file has very many row groups, which `snapshot` sees to.
+by (seed, epoch). Memory: one row group a rank, which is a file of at most `snapshot.blocks_per_file` blocks, and a name
+for each of its files. Time is linear in the blocks.
 """
 
 from __future__ import annotations

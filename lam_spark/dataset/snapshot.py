@@ -39,8 +39,6 @@ ASKED = "asked"
 # Segments with queries are read by fine-tuning, both kinds by pre-training.
 QUERIED, PLAIN = "queried", "plain"
 _BLOCKS_PER_FRAME = 64
-# petastorm reads a file's footer anew for each of its row groups: what reading takes grows with their square.
-GROUPS_PER_FILE = 64
 
 
 @stage
@@ -84,11 +82,9 @@ def run(run: Run) -> StageResult:
     # Sequences may have been made for a later as_of.
     blocks = _pack(rows, layout, min(config.micros(config.split.test_start), micros(run.as_of)))
     blocks = blocks.withColumn("packing", F.lit(layout.packing))
-    rows_per_group = config.snapshot.rows_per_group
-    shape = {
-        "parquet.block.row.count.limit": str(rows_per_group),
-        "spark.sql.files.maxRecordsPerFile": str(rows_per_group * GROUPS_PER_FILE),
-    }
+    # A file of so many blocks is one row group (Parquet begins another one after 128 MB). petastorm reads a file's
+    # footer anew for each of its groups: in files that grew with the data, that would take the square of them.
+    shape = {"spark.sql.files.maxRecordsPerFile": str(config.snapshot.blocks_per_file)}
     with session_settings(run.spark, shape):
         written = run.tables.overwrite(blocks, "training_blocks", partition_by=["block_kind"], note=note)
     used = [

@@ -23,7 +23,6 @@ import psutil
 import pytest
 from conftest import QUICK, SECRET, statement
 from mlflow import MlflowClient
-from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from e2e.conftest import REPOSITORY, Finished, commit_info, files, rows, start, versions
@@ -253,8 +252,6 @@ def test_an_error_writes_no_raw_id_down_and_shows_one_only_if_that_is_wished(
     finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
     monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", wish)
-    # What Spark says by itself is another test's matter.
-    monkeypatch.setattr(PySparkLogger.getLogger("SQLQueryContextLogger"), "disabled", True)
     code, summary = stage("ingest", *REBUILD, "--set", QUOTED)
     named = "NumberFormatException [CAST_INVALID_INPUT]"
     assert (code, summary["status"], summary["error"]) == (1, "failed", named)

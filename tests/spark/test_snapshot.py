@@ -112,19 +112,17 @@ def test_there_are_as_many_files_as_asked_for(spark: SparkSession, prepared: Pre
     assert len(queried) == partitions
 
 
-def test_no_file_has_very_many_row_groups(
-    spark: SparkSession, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or reading one would take the square of them."""
-    before = blocks(prepared.run)
-    monkeypatch.setattr(snapshot, "GROUPS_PER_FILE", 2)
-    run = run_builder(spark, prepared.data.root)(prepared.data.config("snapshot.rows_per_group=2"))
-    snapshot.run(run)
+def test_no_file_grows_with_the_data(spark: SparkSession, prepared: Prepared) -> None:
+    """A rank holds a file's one row group at once."""
+    few = prepared.data.config("snapshot.blocks_per_file=7")
+    run = run_builder(spark, prepared.data.root)(few)
+    counts = snapshot.run(run).counts
+    assert counts == prepared.results["snapshot"].counts
     files = run.tables.files("training_blocks", run.tables.version("training_blocks"))
-    groups = [pq.ParquetFile(unquote(urlparse(url).path)).num_row_groups for url in files]
-    assert max(groups) == 2
-    assert sum(groups) > 2 * run.config.snapshot.files
-    assert blocks(run) == before
+    footers = [pq.ParquetFile(unquote(urlparse(url).path)).metadata for url in files]
+    assert max(footer.num_rows for footer in footers) == 7
+    assert {footer.num_row_groups for footer in footers} == {1}
+    assert sum(footer.num_rows for footer in footers) == counts["blocks"]
 
 
 @pytest.mark.parametrize("change", ["model.window_days=[29, 91, 365]", "fields.item.role=who"])
