@@ -352,7 +352,8 @@ class Tables:
         Returns:
             Files that were replaced; 0 where it is too early, or nothing is small.
         """
-        before, commits = self.version(name), set(self._commits(name))
+        commits = set(self._commits(name))
+        before = max(commits)
         # Of a table that is written once a week, Delta has cleaned most of them away: those left no trace of a joining.
         newest = range(before, before - _COMMITS_BETWEEN_COMPACTIONS, -1)
         if newest[-1] < 0 or any(self._is_whole(name, version) for version in newest if version in commits):
