@@ -121,6 +121,7 @@ def _summed_up(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
 def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any]:
     # Imported late: --help, --dry-run and a wrong configuration answer before a JVM starts.
     from lam_spark.audit.record import Chain
+    from lam_spark.interruption import interruptible
     from lam_spark.session import spark_session
     from lam_spark.sources.identity import secret_from_environment
     from lam_spark.tables import Tables
@@ -147,11 +148,12 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
                 tables=Tables(spark, workspace / "tables"),
                 journal=journal,
             )
-            undone = run.tables.undo()
-            if undone:
-                journal.event("unfinished publication undone", level="warning", tables=undone)
-            chain = Chain(run)
-            results = {name: _one_stage(run, chain, name) for name in names}
+            with interruptible(spark):
+                undone = run.tables.undo()
+                if undone:
+                    journal.event("unfinished publication undone", level="warning", tables=undone)
+                chain = Chain(run)
+                results = {name: _one_stage(run, chain, name) for name in names}
         finally:
             journal.close()
     return {

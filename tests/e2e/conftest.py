@@ -75,7 +75,7 @@ def versions(root: Path) -> dict[str, int]:
     return {folder.name: len(commits(root, folder.name)) - 1 for folder in folders}
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
     """Start `lam-spark` with its output in pipes."""
     program = Path(sys.executable).with_name("lam-spark")
     return subprocess.Popen(
@@ -84,6 +84,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "LAM_SPARK_LOG": "json"},
+        start_new_session=start_new_session,
     )
 
 
