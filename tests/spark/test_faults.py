@@ -130,7 +130,7 @@ def build(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
 
 
 def test_every_fault_is_refused_with_its_reason_and_changed_files_stop_the_run(
-    build: Callable[..., Run], tmp_path: Path
+    build: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = ingest.run(build()).facts
     for channel, lines in (("calls", CALLS), ("clicks", CLICKS)):
@@ -175,4 +175,8 @@ def test_every_fault_is_refused_with_its_reason_and_changed_files_stop_the_run(
     # One more column is no harm: it is not read, and the log names it.
     write_sales(raw / "sales" / "2.parquet", discount=[0.5], amount=[2.0])
     assert table_versions(build()) == before
+    capsys.readouterr()
     assert ingest.run(build()).counts["conflicting"] == 1
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    (staged,) = (record for record in told if record.get("event") == "staged")
+    assert (staged["reader"], staged["undeclared_columns"]) == ("sales", ["discount"])
