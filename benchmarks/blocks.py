@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lam_spark.config import SnapshotConfig
 from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
 from lam_spark.dataset.packing import Block, Customer, Packer, prepare
 
@@ -18,7 +19,7 @@ _ASKED = np.array([100, 180, 220, 280], dtype=np.int64) * MICROS_PER_DAY
 _SPLITS = np.array([1, 1, 2, 2], np.int32)
 # Of `item`: each event's follows from the last one's.
 _CHAIN = 40
-_ROWS_PER_GROUP = 32
+_FILES = 2
 
 
 def customer(
@@ -74,12 +75,16 @@ def blocks(layout: Layout, count: int) -> list[Block]:
 
 
 def write(folder: Path, made: Sequence[Block], times: int = 1) -> tuple[str, ...]:
-    """Two Parquet files of the blocks, as the snapshot has them; each block `times` times."""
+    """Parquet files of the blocks as the snapshot writes them, two at least; each block `times` times.
+
+    A file is one row group of at most `snapshot.blocks_per_file` blocks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{part}.parquet" for part in range(2)]
-    for part, path in enumerate(paths):
-        table = pa.table({name: [block[name] for block in made[part::2]] for name in made[0]})
-        with pq.ParquetWriter(path, table.schema) as writer:
-            for _ in range(times):
-                writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+    most, paths = SnapshotConfig().blocks_per_file, list[Path]()
+    for part in range(_FILES):
+        table = pa.table({name: [block[name] for block in made[part::_FILES]] for name in made[0]})
+        all_of_it = pa.concat_tables([table] * times)
+        for first in range(0, len(all_of_it), most):
+            paths.append(folder / f"{len(paths)}.parquet")
+            pq.write_table(all_of_it.slice(first, most), paths[-1], row_group_size=most, compression="zstd")
     return tuple(f"file://{path}" for path in paths)

@@ -160,7 +160,7 @@ def main() -> None:
         figures["matmul_share"] = matmul_share(MEDIUM, 2 if small else 7)
         figures["matmul_share_small"] = matmul_share(SIZE, 10 if small else 50)
         figures |= two_ranks(folder / "ranks", 64 if small else 512, 1 if small else 3)
-        figures |= rank_memory(folder / "memory", 512 if small else 1536)
+        figures |= rank_memory(folder / "memory", 512 if small else 4096)
     report("training", figures, TARGETS)
 
 

@@ -99,21 +99,34 @@ def block_batches(
         column -> (blocks, length) array, wide ones as (blocks, queries, inner).
     """
     rng = np.random.default_rng(None if seed is None else [seed, epoch])
-    pending: list[Block] = []
+    rest: Block | None = None  # fewer than a batch
     for group in _row_groups(files, layout, seed, epoch):
-        rows = len(next(iter(group.values())))
+        rows = len(group["segment"])
         order = np.arange(rows) if seed is None else rng.permutation(rows)
         if wanted is not None:
             order = order[wanted(group)[order]]
-        pending.append({name: values[order] for name, values in group.items()})
-        joined = {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
-        held = len(joined["segment"])
-        whole = held - held % batch_blocks
+        if rest is not None:
+            missing = batch_blocks - len(rest["segment"])
+            rest = _joined(rest, _rows_of(group, order[:missing]))
+            order = order[missing:]
+            if len(rest["segment"]) < batch_blocks:
+                continue
+            yield rest
+        # A batch at a time: a second copy of the group would double what a rank holds.
+        whole = len(order) - len(order) % batch_blocks
         for first in range(0, whole, batch_blocks):
-            yield {name: values[first : first + batch_blocks] for name, values in joined.items()}
-        pending = [{name: values[whole:] for name, values in joined.items()}]
-    if pending and len(pending[0]["segment"]):
-        yield pending[0]
+            yield _rows_of(group, order[first : first + batch_blocks])
+        rest = _rows_of(group, order[whole:]) if whole < len(order) else None
+    if rest is not None:
+        yield rest
+
+
+def _rows_of(blocks: Block, rows: npt.NDArray[np.intp]) -> Block:
+    return {name: values[rows] for name, values in blocks.items()}
+
+
+def _joined(first: Block, second: Block) -> Block:
+    return {name: np.concatenate([values, second[name]]) for name, values in first.items()}
 
 
 def count_blocks(files: BlockFiles, layout: Layout, wanted: Wanted, columns: Sequence[str]) -> int:
