@@ -83,11 +83,19 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Intervals:
-    """95 % intervals (low, high) over customers: of both AUCs, and of their difference on the same customers."""
+    """95 % intervals (low, high) over customers: of both rankings, and of their difference on the same customers."""
 
     model: tuple[float, float]
     rule: tuple[float, float]
     lead: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CustomerIntervals:
+    """Of the AUC, and of the first tenth's lift."""
+
+    auc: Intervals
+    lift: Intervals
 
 
 def customer_intervals(
@@ -97,21 +105,36 @@ def customer_intervals(
     rule: Float,
     replicates: int = 400,
     seed: int = 0,
-) -> Intervals:
+) -> CustomerIntervals:
     """Bootstrap over customers, the examples of one drawn together, both rankings on the same draw."""
     _, member = np.unique(customer, return_inverse=True)
+    rankings = [np.unique(score, return_inverse=True) for score in (model, rule)]
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(replicates):
         weight = rng.poisson(1.0, member.max() + 1)[member].astype(np.float64)
-        drawn.append((auc(model, label, weight), auc(rule, label, weight)))
-    areas = np.array(drawn)
+        drawn.append([_measured(values, place, label, weight) for values, place in rankings])
+    model_drawn, rule_drawn = np.moveaxis(np.array(drawn), 1, 0)  # (replicates, measures) each
 
     def middle(values: Float) -> tuple[float, float]:
         low, high = np.nanpercentile(values, [2.5, 97.5])
         return float(low), float(high)
 
-    return Intervals(middle(areas[:, 0]), middle(areas[:, 1]), middle(areas[:, 0] - areas[:, 1]))
+    return CustomerIntervals(
+        *(
+            Intervals(middle(mine), middle(theirs), middle(mine - theirs))
+            for mine, theirs in zip(model_drawn.T, rule_drawn.T, strict=True)
+        )
+    )
+
+
+def _measured(values: Float, place: npt.NDArray[np.intp], label: Float, weight: Float) -> tuple[float, float]:
+    """AUC and lift of the first tenth, both NaN where a class is absent; `place`: of each row's score in `values`."""
+    rows = np.bincount(place, weight, len(values)).astype(np.float64)
+    positives = np.bincount(place, weight * label, len(values)).astype(np.float64)
+    ranking = Histogram(values, rows, positives, np.zeros_like(rows))
+    area = ranking.auc
+    return area, math.nan if math.isnan(area) else ranking.tenths()[0]["lift"]
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:

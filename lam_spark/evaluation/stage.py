@@ -16,7 +16,7 @@ from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.evaluation.histogram import histogram_of, ranked
 from lam_spark.evaluation.others import other_questions
 from lam_spark.evaluation.ranking import (
-    Intervals,
+    CustomerIntervals,
     customer_intervals,
     expected_calibration_error,
 )
@@ -99,9 +99,20 @@ def run(run: Run) -> StageResult:
         facts={
             "digest": model.digest,
             "period": [str(told[1]), str(told[2])],
-            "model": {"auc": by_model.auc, "interval": intervals.model, "deciles": tenths},
-            "rule": {"auc": by_rule.auc, "interval": intervals.rule, "deciles": rule_tenths},
-            "lead": intervals.lead,
+            "model": {
+                "auc": by_model.auc,
+                "interval": intervals.auc.model,
+                "lift_interval": intervals.lift.model,
+                "deciles": tenths,
+            },
+            "rule": {
+                "auc": by_rule.auc,
+                "interval": intervals.auc.rule,
+                "lift_interval": intervals.lift.rule,
+                "deciles": rule_tenths,
+            },
+            "lead": intervals.auc.lead,
+            "lift_lead": intervals.lift.lead,
             "others": others,
             "calibration": {
                 "bins": calibration,
@@ -113,7 +124,7 @@ def run(run: Run) -> StageResult:
     )
 
 
-def _intervals(held: DataFrame) -> Intervals:
+def _intervals(held: DataFrame) -> CustomerIntervals:
     """Bootstrap intervals over a bounded sample of whole examples, chosen by the customers' hash."""
     sample = held.orderBy(F.xxhash64("customer_key"), "query_id").limit(_MOST_RESAMPLED)
     rows = list(

@@ -153,6 +153,8 @@ class Ranking:
         lead_low: Lower end of the 95% interval of (model's AUC - this AUC) over paired resamples, or None.
             Where both ends are given they decide whether the model leads; else the two AUC intervals do.
         lead_high: Upper end of it, or None.
+        lift_range: 95% interval of the first tenth's lift, or None.
+        lift_lead: The same of (model's lift - this lift) over paired resamples, or None.
     """
 
     name: str
@@ -164,6 +166,8 @@ class Ranking:
     deciles: tuple[Decile, ...] = ()
     lead_low: float | None = None
     lead_high: float | None = None
+    lift_range: tuple[float, float] | None = None
+    lift_lead: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,12 +180,12 @@ def _headlines(run: Run, held: c.HeldOut, contacts: c.ContactList) -> tuple[c.He
 
 
 def _held_out(run: Run, facts: Entry) -> c.HeldOut:
-    def ranking(
-        name: str, kind: c.RankingKind, description: str, part: Entry, lead: Any = (None, None)
-    ) -> c.Ranking:
+    def ranking(name: str, kind: c.RankingKind, description: str, part: Entry, **leads: Any) -> c.Ranking:
         low, high = part["interval"]
         tenths = tuple(c.Decile(**{**tenth, "decile": int(tenth["decile"])}) for tenth in part["deciles"])
-        return c.Ranking(name, kind, description, part["auc"], low, high, tenths, lead[0], lead[1])
+        # Evaluations of earlier revisions have no ranges of the lifts.
+        lift = part.get("lift_interval")
+        return c.Ranking(name, kind, description, part["auc"], low, high, tenths, lift_range=lift, **leads)
 
     model, rule = facts["model"], facts["rule"]
     spec = run.config.targets[run.config.scoring.target]
@@ -213,7 +213,15 @@ def _held_out(run: Run, facts: Entry) -> c.HeldOut:
         round(sum(tenth["positives"] for tenth in model["deciles"])),
         (
             ranking("the model", "model", "the registered model's score", model),
-            ranking(spec.rule_says, "rule", f"{spec.rule} over {spec.rule_events}", rule, facts["lead"]),
+            ranking(
+                spec.rule_says,
+                "rule",
+                f"{spec.rule} over {spec.rule_events}",
+                rule,
+                lead_low=facts["lead"][0],
+                lead_high=facts["lead"][1],
+                lift_lead=facts.get("lift_lead"),
+            ),
             ranking("random order", "random", "no ranking at all", even),
         ),
     )

@@ -29,7 +29,6 @@ _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-_Z95 = 1.959964
 
 VerdictKind = Literal["better", "unclear", "worse", "unmeasured"]
 
@@ -144,33 +143,6 @@ def moment(value: datetime) -> str:
     """A time with its zone as "14 March 2017, 09:30 UTC"."""
     utc = value.astimezone(UTC)
     return f"{day(utc.date())}, {utc:%H:%M} UTC"
-
-
-def wilson(positives: float, examples: float) -> tuple[float, float] | None:
-    """The 95% Wilson interval of a rate.
-
-    Args:
-        positives: Examples that reached the target; may be fractional.
-        examples: All examples.
-
-    Returns:
-        The two ends as fractions, or None if there are no examples.
-    """
-    if not (is_number(positives) and is_number(examples)) or examples <= 0:
-        return None
-    p = min(max(positives / examples, 0.0), 1.0)
-    z2 = _Z95**2 / examples
-    middle = (p + z2 / 2) / (1 + z2)
-    half = _Z95 / (1 + z2) * math.sqrt(p * (1 - p) / examples + z2 / (4 * examples))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def lift_range(first: Decile, base_rate: float | None) -> tuple[float, float] | None:
-    """The 95% range of a tenth's lift, the base rate taken as known; None if it cannot be computed."""
-    ends = wilson(first.positives, first.examples)
-    if ends is None or base_rate is None or not base_rate > 0:
-        return None
-    return ends[0] / base_rate, ends[1] / base_rate
 
 
 def _auc_range(ranking: Ranking) -> tuple[float, float] | None:
@@ -309,17 +281,17 @@ def lift_sentence(held_out: HeldOut | None, nouns: Nouns) -> str:
     """What the tenth ranked first did, against the rule's first tenth and a tenth picked at random."""
     if held_out is None or held_out.positives == 0:
         return "Lift cannot be measured: there is no held-out success to count."
-    mine, other = first_tenth(held_out.model), first_tenth(held_out.rule)
-    if mine is None:
+    model, rule = held_out.model, held_out.rule
+    mine, other = first_tenth(model), first_tenth(rule)
+    if model is None or mine is None:
         return "The model's first tenth was not measured."
     text = f"The tenth of {nouns.examples} that the model ranked first {nouns.did} {_times(mine.lift)}"
     if mine.lift < 0.995:
         text += ", which is worse than picking at random"
-    rule = held_out.rule
     if other is None or rule is None:
-        return f"{text}{_range_text(mine, held_out)}."
+        return f"{text}{_range_text(model)}."
     text += f"; ordering by {rule.name} gives {ratio(other.lift)}."
-    return f"{text} {_first_tenths(mine, other, held_out)}"
+    return f"{text} {_first_tenths(mine, other, model, rule)}"
 
 
 def _times(lift: float) -> str:
@@ -330,23 +302,29 @@ def _times(lift: float) -> str:
     return f"{ratio(lift)} times as often as a tenth picked at random"
 
 
-def _range_text(first: Decile, held_out: HeldOut) -> str:
-    ends = lift_range(first, held_out.base_rate)
+def _range_text(ranking: Ranking) -> str:
+    ends = ranking.lift_range
     return "" if ends is None else f" (95% range {ratio(ends[0])} to {ratio(ends[1])})"
 
 
-def _first_tenths(mine: Decile, other: Decile, held_out: HeldOut) -> str:
-    a, b = lift_range(mine, held_out.base_rate), lift_range(other, held_out.base_rate)
+def _first_tenths(mine: Decile, other: Decile, model: Ranking, rule: Ranking) -> str:
     if ratio(mine.lift) == ratio(other.lift):
         return "In this tenth the two are level."
-    leads = mine.lift > other.lift
-    who = "" if leads else "Here the model lost to the rule. "
-    if a is None or b is None:
+    who = "" if mine.lift > other.lift else "Here the model lost to the rule. "
+    a, b, lead = model.lift_range, rule.lift_range, rule.lift_lead
+    if a is None or b is None or lead is None or not all(map(is_number, (*a, *b, *lead))):
         return f"{who}No range could be computed."
-    spans = f"{ratio(a[0])} to {ratio(a[1])} and {ratio(b[0])} to {ratio(b[1])}"
-    if a[0] > b[1] or b[0] > a[1]:
-        return f"{who}The 95% ranges, {spans}, do not overlap."
-    return f"{who}The 95% ranges, {spans}, overlap: in this tenth alone the difference may be chance."
+    text = (
+        f"{who}The 95% ranges are {ratio(a[0])} to {ratio(a[1])} and {ratio(b[0])} to {ratio(b[1])}; that of the "
+        f"difference, {_difference(lead[0])} to {_difference(lead[1])}, "
+    )
+    if lead[0] > 0 or lead[1] < 0:
+        return f"{text}leaves out zero: it is not chance alone."
+    return f"{text}holds zero: in this tenth alone it may be chance."
+
+
+def _difference(value: float) -> str:
+    return f"{MINUS if value < 0 else '+'}{abs(value):.2f}"
 
 
 def gains_sentence(held_out: HeldOut | None, nouns: Nouns, tenths: int = 3) -> str:

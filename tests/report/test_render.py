@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
+from lam_spark.evaluation.ranking import wilson_interval
 from lam_spark.report import charts, words
 from lam_spark.report.context import (
     Calibration,
@@ -52,11 +53,11 @@ def deciles(hits: tuple[float, ...]) -> tuple[Decile, ...]:
 
 MODEL = Ranking(
     "lam", "model", "the fine-tuned model's chance", 0.834, 0.809, 0.858,
-    deciles((109, 61, 36, 22, 14, 10, 6, 4, 3, 1)),
+    deciles((109, 61, 36, 22, 14, 10, 6, 4, 3, 1)), lift_range=(3.5, 4.7),
 )  # fmt: skip
 RULE = Ranking(
     "previous redemptions", "rule", "coupons redeemed before the campaign, then recency", 0.751, 0.718, 0.783,
-    deciles((85, 52, 35.5, 24.5, 18, 15, 12, 10, 8, 6)),
+    deciles((85, 52, 35.5, 24.5, 18, 15, 12, 10, 8, 6)), lift_range=(2.6, 3.9), lift_lead=(0.125, 1.75),
 )  # fmt: skip
 RANDOM = Ranking("random order", "random", "a shuffle", 0.5, None, None, deciles((26.6,) * 10))
 
@@ -69,7 +70,7 @@ def bins() -> tuple[CalibrationBin, ...]:
         (1, 3, 4, 7, 10, 15, 23, 36, 58, 109),
         strict=True,
     ):
-        low, high = words.wilson(hits, 165) or (0.0, 0.0)
+        low, high = wilson_interval(hits / 165, 165)
         out.append(CalibrationBin(predicted, hits / 165, low, high, 165))
     return tuple(out)
 
@@ -430,8 +431,8 @@ def test_a_clear_lead(context: ReportContext) -> None:
     assert "in 83.4% of such pairs" in page.text
     assert (
         "The tenth of contacts that the model ranked first redeemed 4.1 times as often as a tenth picked at "
-        "random; ordering by previous redemptions gives 3.2. The 95% ranges, 3.6 to 4.5 and 2.7 to 3.7, "
-        "overlap: in this tenth alone the difference may be chance."
+        "random; ordering by previous redemptions gives 3.2. The 95% ranges are 3.5 to 4.7 and 2.6 to 3.9; that of the "
+        "difference, +0.12 to +1.75, leaves out zero: it is not chance alone."
     ) in page.text
     assert "Why the number can be trusted" in page.text
     assert (
@@ -443,12 +444,15 @@ def test_it_says_that_the_model_lost(context: ReportContext) -> None:
     swapped = with_rankings(
         context,
         replace(RULE, name="lam", kind="model"),
-        replace(MODEL, name="previous redemptions", kind="rule"),
+        replace(MODEL, name="previous redemptions", kind="rule", lift_lead=(-1.75, 0.25)),
     )
     page = page_of(replace(context, held_out=swapped))
     assert "The model lost to the simple rule" in page.text
     assert "the rule is the better choice" in page.text
-    assert "Here the model lost to the rule." in page.text
+    assert (
+        "Here the model lost to the rule. The 95% ranges are 2.6 to 3.9 and 3.5 to 4.7; that of the difference, "
+        f"{words.MINUS}1.75 to +0.25, holds zero: in this tenth alone it may be chance."
+    ) in page.text
     assert "here the rule reaches more than the model" in page.text
     assert "Can the number be trusted?" in page.text
     assert "beats" not in page.text
@@ -503,9 +507,22 @@ def test_a_top_tenth_below_average_is_called_worse_than_random(context: ReportCo
     text = words.lift_sentence(with_rankings(context, upside_down, RULE), context.nouns)
     assert "0.04 times as often" in text
     assert "worse than picking at random" in text
-    assert (
-        "Here the model lost to the rule. The 95% ranges, 0.01 to 0.21 and 2.7 to 3.7, do not overlap."
-        in text
+    assert "Here the model lost to the rule. The 95% ranges are" in text
+
+
+@pytest.mark.parametrize(
+    ("lift", "lead"), [(None, (0.1, 0.2)), ((3.0, 4.0), None), ((3.0, float("nan")), (0.1, 0.2))]
+)
+def test_without_all_ranges_of_the_lifts_none_is_said(
+    context: ReportContext, lift: tuple[float, float] | None, lead: tuple[float, float] | None
+) -> None:
+    held_out = with_rankings(context, MODEL, replace(RULE, lift_range=lift, lift_lead=lead))
+    assert words.lift_sentence(held_out, context.nouns).endswith("gives 3.2. No range could be computed.")
+
+
+def test_the_lift_of_a_model_without_a_rule_has_its_range(context: ReportContext) -> None:
+    assert words.lift_sentence(with_rankings(context, MODEL), context.nouns).endswith(
+        "4.1 times as often as a tenth picked at random (95% range 3.5 to 4.7)."
     )
 
 
@@ -515,12 +532,6 @@ def test_poor_calibration_is_said(context: ReportContext) -> None:
     assert "In 0 of 10 groups" in text
     assert "read the chances as an order, not as chances" in text
     assert "no lower than" in text
-
-
-def test_wilson_matches_the_textbook() -> None:
-    low, high = words.wilson(10, 100) or (0, 0)
-    assert (round(low, 4), round(high, 4)) == (0.0552, 0.1744)
-    assert words.wilson(0, 0) is None
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,12 @@ def test_calibration_bins_compare_what_was_said_with_what_came() -> None:
     assert expected_calibration_error(bins) == pytest.approx(0.05)
 
 
+def first_lift(scores: Float, labels: Float) -> float:
+    """Rate of the highest tenth over the rate of all; no scores are tied."""
+    first = np.argsort(-scores)[: len(scores) // 10]
+    return float(labels[first].mean() / labels.mean())
+
+
 def test_intervals_over_customers_follow_the_seed_and_hold_the_estimate() -> None:
     rng = np.random.default_rng(5)
     customer = np.repeat(np.arange(150), 4)
@@ -153,12 +159,14 @@ def test_intervals_over_customers_follow_the_seed_and_hold_the_estimate() -> Non
     )
     assert first == again
     assert first != other
-    for (low, high), estimate in (
-        (first.model, auc(model, label)),
-        (first.rule, auc(rule, label)),
-        (first.lead, auc(model, label) - auc(rule, label)),
-    ):
-        assert low < estimate < high
+    for intervals, measure in ((first.auc, auc), (first.lift, first_lift)):
+        mine, theirs = measure(model, label), measure(rule, label)
+        for (low, high), estimate in (
+            (intervals.model, mine),
+            (intervals.rule, theirs),
+            (intervals.lead, mine - theirs),
+        ):
+            assert low < estimate < high
 
 
 def test_intervals_count_customers_and_not_their_rows() -> None:
@@ -167,8 +175,16 @@ def test_intervals_count_customers_and_not_their_rows() -> None:
     score = label + rng.normal(size=100)
     once = customer_intervals(np.arange(100), label, score, score, seed=3)
     copies = [np.repeat(values, 9) for values in (np.arange(100), label, score)]
-    assert customer_intervals(*copies, copies[2], seed=3).model == pytest.approx(once.model)
-    assert once.lead == (0.0, 0.0)
+    many = customer_intervals(*copies, copies[2], seed=3)
+    assert many.auc.model == pytest.approx(once.auc.model)
+    assert many.lift.model == pytest.approx(once.lift.model)
+    assert once.auc.lead == once.lift.lead == (0.0, 0.0)
+
+
+def test_where_no_draw_has_both_classes_there_is_no_interval() -> None:
+    with pytest.warns(RuntimeWarning, match="All-NaN"):
+        found = customer_intervals(np.arange(5), np.zeros(5), np.arange(5.0), np.arange(5.0), replicates=3)
+    assert np.isnan([*found.auc.model, *found.lift.model, *found.lift.lead]).all()
 
 
 @pytest.mark.parametrize(
