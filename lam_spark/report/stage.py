@@ -407,11 +407,11 @@ def _training(facts: Entry) -> c.Training:
 def _versions(run: Run, entries: dict[str, Entry]) -> tuple[c.VersionGroup, ...]:
     model = entries["train"]["facts"]["model"]
     java = run.spark.sparkContext._jvm.System.getProperty("java.version")  # type: ignore[union-attr]
-    newest = entries["deliver"]
+    newest, told = entries["deliver"], _table_versions(entries)
     return (
         c.VersionGroup(
             "Tables (Delta version)",
-            tuple((name, str(run.tables.version(name))) for name in TABLES if run.tables.exists(name)),
+            tuple((name, str(told[name])) for name in TABLES if name in told),
         ),
         c.VersionGroup(
             "Model",
@@ -433,6 +433,17 @@ def _versions(run: Run, entries: dict[str, Entry]) -> tuple[c.VersionGroup, ...]
         ),
         c.VersionGroup("Packages", tuple(package_versions().items())),
     )
+
+
+def _table_versions(entries: dict[str, Entry]) -> dict[str, int]:
+    """Which versions the list comes of, as its stages wrote or read them; tables may have moved on since.
+
+    Of a table that several stages touched, the last of those in the flow tells.
+    """
+    told: dict[str, int] = {}
+    for _, entry in _in_order(entries):
+        told |= entry["tables_read"] | entry["tables_written"]
+    return told
 
 
 def _in_order(entries: dict[str, Entry]) -> list[tuple[str, Entry]]:

@@ -177,6 +177,14 @@ def test_the_report_shows_the_numbers(finished: Finished) -> None:
     assert rows(finished.root, "scores")[0]["model_digest"][:12] in shown
 
 
+def test_the_report_names_the_versions_of_all_tables_but_the_audit(finished: Finished) -> None:
+    page = Path(finished.summary["report"]).read_text(encoding="utf-8")
+    told = dict(
+        re.findall(r"<t[hd][^>]*>(\w+)</t[hd]>\s*<td[^>]*>(\d+)</td>", page.partition("Delta version")[2])
+    )
+    assert told == {name: str(version) for name, version in finished.versions.items() if name != "audit"}
+
+
 @pytest.fixture(scope="module")
 def mlflow(finished: Finished) -> MlflowClient:
     """The run's own MLflow."""

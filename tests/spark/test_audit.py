@@ -163,6 +163,10 @@ def test_a_report_is_of_its_own_day(nights: Nights) -> None:
     nights.deliver("7", scores="6", day=other)
     assert nights.shown(day=other) == FIRST | {"score": "6", "deliver": "7"}
     assert nights.shown() == FIRST
+    # And so are the tables' versions in it, although the tables have moved on.
+    for day, version in ((DAY, 0), (other, 1)):
+        told = report._table_versions(report._entries(nights.of(day=day)))
+        assert (told["scores"], told["contact_list"]) == (version, version)
 
 
 def test_a_report_is_of_the_model_that_gave_the_scores(nights: Nights) -> None:
