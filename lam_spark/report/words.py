@@ -272,9 +272,9 @@ def _unclear_title(model: float, rule: float) -> str:
     return "The model is ahead of the simple rule, perhaps by chance"
 
 
-def signed(value: float) -> str:
-    """A difference of two fractions with its sign and three decimals."""
-    return f"{MINUS if value < 0 else '+'}{abs(value):.3f}"
+def signed(value: float, decimals: int = 3) -> str:
+    """A difference with its sign."""
+    return f"{MINUS if value < 0 else '+'}{abs(value):.{decimals}f}"
 
 
 def lift_sentence(held_out: HeldOut | None, nouns: Nouns) -> str:
@@ -316,15 +316,11 @@ def _first_tenths(mine: Decile, other: Decile, model: Ranking, rule: Ranking) ->
         return f"{who}No range could be computed."
     text = (
         f"{who}The 95% ranges are {ratio(a[0])} to {ratio(a[1])} and {ratio(b[0])} to {ratio(b[1])}; that of the "
-        f"difference, {_difference(lead[0])} to {_difference(lead[1])}, "
+        f"difference, {signed(lead[0], 2)} to {signed(lead[1], 2)}, "
     )
     if lead[0] > 0 or lead[1] < 0:
         return f"{text}leaves out zero: it is not chance alone."
     return f"{text}holds zero: in this tenth alone it may be chance."
-
-
-def _difference(value: float) -> str:
-    return f"{MINUS if value < 0 else '+'}{abs(value):.2f}"
 
 
 def gains_sentence(held_out: HeldOut | None, nouns: Nouns, tenths: int = 3) -> str:

@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -86,6 +88,29 @@ def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[
         env={**os.environ, "LAM_SPARK_LOG": "json"},
         start_new_session=start_new_session,
     )
+
+
+def stopped_when(
+    seen: Callable[[], bool], process: subprocess.Popen[str], stop: Callable[[], None], patience: float
+) -> tuple[str, str]:
+    """Stop a process that is at work as soon as something is seen; stdout and stderr. Nothing that it started is left.
+
+    `patience`: seconds until it must have been seen.
+    """
+    try:
+        deadline = time.monotonic() + patience
+        while not seen():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        started = psutil.Process(process.pid).children(recursive=True)
+        stop()
+    told = process.communicate(timeout=240)
+    # A Java machine ends by itself once it sees that Python is gone; until then it may finish a write.
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
+    return told
 
 
 @dataclass(frozen=True)

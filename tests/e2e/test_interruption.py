@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
-from e2e.conftest import rows, start
+from e2e.conftest import rows, start, stopped_when
 
 if TYPE_CHECKING:
     from conftest import DataSet
@@ -31,16 +29,7 @@ def logged(root: Path, event: str) -> bool:
 def interrupted(stage: str, data: DataSet, seen: Callable[[], bool]) -> tuple[int, dict[str, Any], str]:
     """Press Ctrl-C as soon as something is seen; exit code, summary and stderr. No process of it is left."""
     process = start(stage, "--conf", str(data.conf), start_new_session=True)
-    deadline = time.monotonic() + 400
-    while not seen():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    started = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=240)
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive
+    stdout, stderr = stopped_when(seen, process, lambda: os.killpg(process.pid, signal.SIGINT), patience=400)
     return process.returncode, json.loads(stdout.splitlines()[-1]), stderr
 
 

@@ -25,7 +25,7 @@ from conftest import QUICK, SECRET, statement
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
-from e2e.conftest import REPOSITORY, Finished, commit_info, files, rows, start, versions
+from e2e.conftest import REPOSITORY, Finished, commit_info, files, rows, start, stopped_when, versions
 from lam_spark import tables
 from lam_spark.cli import run_stage
 from lam_spark.run import Run, StageResult
@@ -343,19 +343,7 @@ def test_a_rank_that_dies_registers_no_model_and_the_next_run_goes_on(
 def killed_when(seen: Callable[[], bool], conf: Path) -> None:
     """Start a rebuild of the events as users do, and end it with -9 as soon as something is seen."""
     process = start("ingest", "--conf", str(conf), *REBUILD)
-    try:
-        deadline = time.monotonic() + 120
-        while not seen():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        started = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
-    # Its Java machine ends by itself once it sees that Python is gone; until then it may finish a write.
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive
+    stopped_when(seen, process, process.kill, patience=120)
     assert process.returncode == -signal.SIGKILL
 
 

@@ -503,11 +503,17 @@ def test_the_strongest_rule_is_the_one_to_beat(context: ReportContext) -> None:
 
 
 def test_a_top_tenth_below_average_is_called_worse_than_random(context: ReportContext) -> None:
-    upside_down = replace(MODEL, deciles=deciles((1, 3, 4, 6, 10, 14, 22, 36, 61, 109)))
-    text = words.lift_sentence(with_rankings(context, upside_down, RULE), context.nouns)
+    upside_down = replace(
+        MODEL, deciles=deciles((1, 3, 4, 6, 10, 14, 22, 36, 61, 109)), lift_range=(0.01, 0.21)
+    )
+    rule = replace(RULE, lift_lead=(-3.7, -2.5))
+    text = words.lift_sentence(with_rankings(context, upside_down, rule), context.nouns)
     assert "0.04 times as often" in text
     assert "worse than picking at random" in text
-    assert "Here the model lost to the rule. The 95% ranges are" in text
+    assert (
+        "Here the model lost to the rule. The 95% ranges are 0.01 to 0.21 and 2.6 to 3.9; that of the difference, "
+        f"{words.MINUS}3.70 to {words.MINUS}2.50, leaves out zero: it is not chance alone."
+    ) in text
 
 
 @pytest.mark.parametrize(

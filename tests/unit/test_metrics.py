@@ -189,7 +189,8 @@ def test_where_no_draw_has_both_classes_there_is_no_interval() -> None:
 
 @pytest.mark.parametrize(
     ("share", "count", "interval"),
-    [(0.5, 10, (0.2366, 0.7634)), (0.0, 10, (0.0, 0.2775)), (1.0, 10, (0.7225, 1.0)), (0.1, 1000, (0.0829, 0.1201))],
+    [(0.5, 10, (0.2366, 0.7634)), (0.0, 10, (0.0, 0.2775)), (1.0, 10, (0.7225, 1.0)), (0.1, 1000, (0.0829, 0.1201)),
+     (0.1, 100, (0.0552, 0.1744))],
 )  # fmt: skip
 def test_wilsons_interval(share: float, count: float, interval: tuple[float, float]) -> None:
     assert wilson_interval(share, count) == pytest.approx(interval, abs=1e-4)
