@@ -9,11 +9,11 @@ GPU if torch sees one. On two cores it takes hours: with --folder what is finish
 goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
-elapsed time and no hour of the week (aggregates and habits still know days); `numbers`: no number in any event; `who`:
+elapsed time and no hour of the week (aggregates and decayed_counts still know days); `numbers`: no number in any event; `who`:
 no query says who asks (the event that said it is seen while it is among the last); `bins`: neither numbers nor
-aggregates by their quantile bins; `aggregates`: the same for all; `habits`: the same for all; `counts`: both, the
+aggregates by their quantile bins; `aggregates`: the same for all; `decayed_counts`: the same for all; `counts`: both, the
 answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
-`contrastive` is the other way round: what comes of adding it. `accumulate...` are four batches a step, with the
+`contrastive` is the other way round: what comes of adding it. `gradient_accumulation_steps...` are four batches a step, with the
 learning rate as it is or scaled.
 """
 
@@ -40,22 +40,22 @@ from coupon import EVERYONE
 from quality import TARGETS
 from torch import Tensor
 
-from lam_spark.dataset.columns import layout_of
-from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block
 from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
-from lam_spark.model.habits import Habits
-from lam_spark.tokens import MISSING
-from lam_spark.training import average, fit
-from lam_spark.training.distributed import SingleWorld
+from lam_spark.model.decayed_counts import DecayedCounts
+from lam_spark.sequences.tokens import MISSING
+from lam_spark.training import trainer, weight_average
+from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import specification
+from lam_spark.training_data.columns import layout_of
+from lam_spark.training_data.layout import Layout
+from lam_spark.training_data.packing import Block
 
 Batch = dict[str, Tensor]
 SETTINGS: dict[str, Any] = {
     "launcher": "in_process",
-    "ranks": 1,
+    "world_size": 1,
     "threads_per_rank": 1,
     "pretrain_epochs": 1,
     "finetune_epochs": 2,
@@ -63,14 +63,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def without_order(batch: Batch, layout: Layout) -> Batch:
-    """What happened changes places between two questions of a segment; when something happened stays."""
-    segment = batch["segment"]
-    slot = torch.arange(segment.shape[1], device=segment.device)
-    asked = (batch["query_segment"][:, :, None] == segment[:, None]) & (
+    """What happened changes places between two questions of a window; when something happened stays."""
+    window = batch["window"]
+    slot = torch.arange(window.shape[1], device=window.device)
+    asked = (batch["query_window"][:, :, None] == window[:, None]) & (
         batch["query_index"][:, :, None] <= slot
     )
     # Ascending along a block, the empty slots at its end last.
-    group = torch.where(segment > 0, segment.long() * 10_000 + asked.sum(dim=1), 1 << 40)
+    group = torch.where(window > 0, window.long() * 10_000 + asked.sum(dim=1), 1 << 40)
     places = (group.double() + torch.rand(group.shape, device=group.device)).argsort(dim=1)
     moved = {
         name: batch[name].gather(1, places)
@@ -111,9 +111,9 @@ def without_bins(spec: TrainingSpec) -> TrainingSpec:
     return dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
 
-def no_habits(habits: Habits, batch: Batch, seen_BQT: Tensor) -> Tensor:
-    """The same habits for all."""
-    return torch.zeros_like(_counted(habits, batch, seen_BQT))
+def no_habits(decayed_counts: DecayedCounts, batch: Batch, seen_BQT: Tensor) -> Tensor:
+    """The same decayed_counts for all."""
+    return torch.zeros_like(_counted(decayed_counts, batch, seen_BQT))
 
 
 def no_elapsed_time(elapsed: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def no_elapsed_time(elapsed: Tensor) -> Tensor:
     return _time_features(elapsed * 0)
 
 
-_counted, _time_features = Habits.forward, transformer._time_features
+_counted, _time_features = DecayedCounts.forward, transformer._time_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Variant:
     patches: tuple[tuple[object, str, object], ...] = ()
 
 
-_NO_HABITS = (Habits, "forward", no_habits)
+_NO_HABITS = (DecayedCounts, "forward", no_habits)
 VARIANTS: dict[str, Variant] = {
     "whole": Variant(),
     "order": Variant(batch=without_order),
@@ -150,14 +150,14 @@ VARIANTS: dict[str, Variant] = {
     "who": Variant(batch=without_who),
     "bins": Variant(spec=without_bins),
     "aggregates": Variant(batch=without_aggregates),
-    "habits": Variant(patches=(_NO_HABITS,)),
+    "decayed_counts": Variant(patches=(_NO_HABITS,)),
     "counts": Variant(batch=without_aggregates, patches=(_NO_HABITS,)),
     "pre_training": Variant({"pretrain_epochs": 0}),
-    "averaging": Variant(patches=((average, "_SPAN", 1 << 40),)),
+    "averaging": Variant(patches=((weight_average, "_SPAN", 1 << 40),)),
     "contrastive": Variant({"contrastive_weight": 1.0}),
-    "accumulate": Variant({"accumulate": 4}),
-    "accumulate_sqrt": Variant({"accumulate": 4, "learning_rate_scaling": "sqrt"}),
-    "accumulate_linear": Variant({"accumulate": 4, "learning_rate_scaling": "linear"}),
+    "gradient_accumulation_steps": Variant({"gradient_accumulation_steps": 4}),
+    "accumulate_sqrt": Variant({"gradient_accumulation_steps": 4, "learning_rate_scaling": "sqrt"}),
+    "accumulate_linear": Variant({"gradient_accumulation_steps": 4, "learning_rate_scaling": "linear"}),
 }
 
 
@@ -178,13 +178,13 @@ def measures(spec: TrainingSpec, name: str) -> dict[str, float]:
             raise JudgedError
 
     with contextlib.ExitStack() as patched:
-        for whose, attribute, other in ((fit, "as_batch", changed), *variant.patches):
+        for whose, attribute, other in ((trainer, "as_batch", changed), *variant.patches):
             patched.enter_context(mock.patch.object(whose, attribute, other))
         started = time.monotonic()
-        trainer = fit.Trainer(variant.spec(spec), SingleWorld(), stop_at_refit)
+        loop = trainer.Trainer(variant.spec(spec), LocalGroup(), stop_at_refit)
         with contextlib.suppress(JudgedError):
-            trainer.fit()
-    return trainer.standing.validation | {"seconds": time.monotonic() - started}
+            loop.fit()
+    return loop.standing.validation | {"seconds": time.monotonic() - started}
 
 
 def prepared(conf: Path, root: Path, *settings: str) -> TrainingSpec:
@@ -275,7 +275,9 @@ def main() -> None:
             root = folder / name
             spec = prepared(REPOSITORY / conf, root, *settings)
             # How batches are put together is a matter of one world.
-            variants = [v for v in VARIANTS if name == "retailer" or not v.startswith("accumulate")]
+            variants = [
+                v for v in VARIANTS if name == "retailer" or not v.startswith("gradient_accumulation_steps")
+            ]
             figures |= worth(all_variants(spec, root / "ablations", seeds, variants), name)
     report("ablations", figures, {})
 

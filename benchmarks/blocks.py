@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lam_spark.config import SnapshotConfig
-from lam_spark.dataset.layout import MICROS_PER_DAY, Layout
-from lam_spark.dataset.packing import Block, Customer, Packer, prepare
+from lam_spark.training_data.layout import MICROS_PER_DAY, Layout
+from lam_spark.training_data.packing import Block, Customer, Packer, prepare
 
 DAYS = 300
 _ASKED = np.array([100, 180, 220, 280], dtype=np.int64) * MICROS_PER_DAY
@@ -67,8 +67,8 @@ def blocks(layout: Layout, count: int) -> list[Block]:
     packer, made = Packer(layout), list[Block]()
     for each in customers(layout, np.random.default_rng(0)):
         prepared = prepare(layout, each)
-        for segment in prepared.segments:
-            made += packer.place(prepared, segment, with_loss=True)
+        for window in prepared.windows:
+            made += packer.place(prepared, window, with_loss=True)
         if len(made) >= count:
             return made[:count]
     raise AssertionError  # there is no last customer

@@ -110,12 +110,12 @@ def fill(conf: Path, root: Path, *overrides: str) -> None:
 
 
 def open_run(conf: Path, root: Path, *overrides: str) -> Any:
-    """A `lam_spark.run.Run` over a workspace that stages have filled, with a session of its own."""
-    from lam_spark.config_file import load_config
-    from lam_spark.journal import Journal
-    from lam_spark.run import Run
-    from lam_spark.session import spark_session
-    from lam_spark.tables import Tables
+    """A `lam_spark.runtime.context.Run` over a workspace that stages have filled, with a session of its own."""
+    from lam_spark.config.load import load_config
+    from lam_spark.runtime.context import Run
+    from lam_spark.runtime.log import Journal
+    from lam_spark.runtime.session import spark_session
+    from lam_spark.storage.tables import Tables
 
     config = load_config(conf, overrides=[f"root={root}", *overrides])
     spark = spark_session(config.spark)

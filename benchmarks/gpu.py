@@ -37,13 +37,13 @@ from steps import loss, stacked, untrained
 from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.config import TrainingConfig
-from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
-from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
 from lam_spark.model.attention import seen_events, visibility
 from lam_spark.model.transformer import ModelSize
-from lam_spark.training import fit
-from lam_spark.training.distributed import SingleWorld
+from lam_spark.training import trainer
+from lam_spark.training.process_group import LocalGroup
+from lam_spark.training_data.layout import MICROS_PER_DAY, Layout, Target
+from lam_spark.training_data.packing import Block, unfold
 
 LAYOUT = Layout(
     categorical=("touchpoint", "place", "item", "offer", "action"),
@@ -65,7 +65,7 @@ SETTINGS = TrainingConfig(
     pretrain_epochs=2,
     finetune_epochs=3,
     patience=3,
-    batch_blocks=8,
+    micro_batch_size=8,
     experiment="gpu",
 ).model_dump(mode="json")
 
@@ -96,7 +96,7 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
     table = pa.table({name: [block[name].ravel() for block in chosen] for name in chosen[0]})
     path = folder / "blocks.parquet"
     pq.write_table(table, path, row_group_size=32)
-    spec = fit.TrainingSpec(
+    spec = trainer.TrainingSpec(
         LAYOUT,
         ModelSize(64, 2, 4, 0.1),
         SETTINGS | {"precision": precision},
@@ -114,10 +114,10 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
     )
     records: list[dict[str, Any]] = []
     with mock.patch("torch.cuda.is_available", return_value=device == "cuda"):
-        trainer = fit.Trainer(spec, SingleWorld(), records.append)
-    assert trainer.device.type == device
+        loop = trainer.Trainer(spec, LocalGroup(), records.append)
+    assert loop.device.type == device
     started = time.monotonic()
-    digest = trainer.fit()
+    digest = loop.fit()
     seconds = time.monotonic() - started
     artifact = open_artifact(*read_artifact(folder), digest)
     ends = [r for r in records if r["event"] == "epoch" and "validation loss" in r]
@@ -175,7 +175,7 @@ def step(name: str, half: bool, compiled: bool, rate: float, repeats: int) -> di
     model = untrained(LAYOUT, ModelSize(width, layers, heads, 0.1)).cuda()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     block, device = stacked(LAYOUT, made_blocks(count)), torch.device("cuda")
-    events = int((block["segment"] > 0).sum())
+    events = int((block["window"] > 0).sum())
 
     def once() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -205,7 +205,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
 
     width, _, heads, count = SIZES[name]
     batch = as_batch(stacked(LAYOUT, made_blocks(count)), torch.device("cuda"))
-    mask = visibility(batch["segment"], seen_events(batch))
+    mask = visibility(batch["window"], seen_events(batch))
     slots = mask.shape[1]
     made = [
         torch.randn(
@@ -254,7 +254,7 @@ def main() -> None:
     try:
         import petastorm  # noqa: F401
     except ImportError:
-        fit.block_batches.__globals__["_row_groups"] = from_memory
+        trainer.block_batches.__globals__["_row_groups"] = from_memory
         print("petastorm is not here: row groups are read by pyarrow", flush=True)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda, flush=True)
     figures: dict[str, float] = {}

@@ -55,7 +55,7 @@ def measure(customers: int) -> tuple[dict[str, float], float]:
             f"inputs.purchases.path={root}/raw/purchases.csv",
             f"inputs.agreed.path={root}/raw/agreed.csv",
             "training.launcher=horovod",
-            "training.ranks=2",
+            "training.world_size=2",
             "training.pretrain_epochs=0",
             "training.finetune_epochs=1",
             "quality.max_quarantine_share=0",

@@ -75,12 +75,12 @@ PURCHASE = "\"action = 'purchase'\""
 REGULAR = (
     # The test period's answers are compared every `STEP` days.
     f"every_days: {OFTEN}, active: {PURCHASE}, active_days: 91, later: {PURCHASE}, horizon_days: '28', "
-    f"rule_events: {PURCHASE}"
+    f"baseline_filter: {PURCHASE}"
 )
 TARGETS = (
     f"targets.lapse={{says: buys nothing for four weeks, absent: true, rule: -count(*), {REGULAR}}}",
-    f"targets.spend={{says: spends in four weeks, kind: value, value: sum(later.sales_value), {REGULAR}}}",
-    f"targets.categories={{says: buys in four weeks, kind: next, field: item, most_values: 64, {REGULAR}}}",
+    f"targets.spend={{says: spends in four weeks, kind: value, value: sum(outcome.sales_value), {REGULAR}}}",
+    f"targets.categories={{says: buys in four weeks, kind: next, field: item, top_k: 64, {REGULAR}}}",
     "snapshot.queries_per_block=64",
 )
 
@@ -151,7 +151,7 @@ class Retailer:
         coupon = wanted.merge(scores, on=["customer_key", "day"], how="left", validate="one_to_one")
         assert coupon.calibrated.notna().all(), "the same contacts on both sides"
         assert (coupon.label.to_numpy() == contacts_.label.to_numpy()).all(), "the same labels on both sides"
-        held = pd.read_parquet(newest_file(tables / "held_out_answers"))
+        held = pd.read_parquet(newest_file(tables / "held_out_predictions"))
         held["day"] = local_day(held.as_of)
         rows = pd.DataFrame(
             {

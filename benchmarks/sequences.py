@@ -54,12 +54,12 @@ def configuration(root: Path) -> dict[str, Any]:
         "consent": {"select": "SELECT 1"},
         "targets": {
             "any": {
-                "says": "anything",
+                "description": "anything",
                 "population": "true",
-                "later": "true",
+                "outcome_filter": "true",
                 "horizon_days": "1",
-                "rule_events": "true",
-                "rule_says": "anything",
+                "baseline_filter": "true",
+                "baseline_name": "anything",
             }
         },
         "split": {"train_start": "2023-06-01", "validation_start": "2024-05-01", "test_start": "2024-09-01"},
@@ -73,8 +73,8 @@ class Ours:
     """The project's own code in one Spark session."""
 
     def __init__(self, root: Path) -> None:
-        from lam_spark.config_file import load_config
-        from lam_spark.session import spark_session
+        from lam_spark.config.load import load_config
+        from lam_spark.runtime.session import spark_session
 
         root.mkdir(parents=True, exist_ok=True)
         conf = root / "conf.yaml"
@@ -85,9 +85,9 @@ class Ours:
 
     def run(self, workspace: Path, as_of: str, rebuild: bool = False) -> Any:
         """A run over a workspace, as the command line makes it."""
-        from lam_spark.journal import Journal
-        from lam_spark.run import Run
-        from lam_spark.tables import Tables
+        from lam_spark.runtime.context import Run
+        from lam_spark.runtime.log import Journal
+        from lam_spark.storage.tables import Tables
 
         sequences = self.config.sequences.model_copy(update={"rebuild": rebuild})
         config = self.config.model_copy(
@@ -114,9 +114,9 @@ class Ours:
 
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table: what the peers do too."""
-        from lam_spark.sequences.gather import Assembler
+        from lam_spark.sequences.build import Assembler
         from lam_spark.sequences.settings import BUILD_SETTINGS
-        from lam_spark.settings import session_settings
+        from lam_spark.storage.settings import session_settings
 
         run = self.run(workspace, "2025-01-01")
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))
@@ -225,7 +225,7 @@ def nights(ours: Ours, folder: Path, workspace: Path, size: Size, builds: int) -
     """Seconds of the stage: built whole (so many times), and on nights with new events of 1 % of the customers."""
     from pyspark.sql import functions as F
 
-    from lam_spark.sequences import assemble
+    from lam_spark.sequences import stage as assemble
 
     run = ours.run(workspace, "2025-01-01")
     stamped = {"source": F.lit("benchmark"), "ingested_at": F.current_timestamp()}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block, unfold
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
-from lam_spark.training.objective import Period, loss_of
+from lam_spark.training.losses import Period, loss_of
+from lam_spark.training_data.layout import Layout
+from lam_spark.training_data.packing import Block, unfold
 
 _EVER = Period(0, 1 << 62, ("train", "validation"))
 
@@ -33,7 +33,7 @@ def untrained(layout: Layout, size: ModelSize) -> LargeActionModel:
 
 def loss(model: LargeActionModel, batch: dict[str, torch.Tensor], half: bool = False) -> torch.Tensor:
     """What a fine-tuning step minimises."""
-    with torch.autocast(batch["segment"].device.type, torch.bfloat16, enabled=half):
-        part = loss_of(model, batch, _EVER, with_next=True, with_answers=True)
-    answered = (part.answer_sums / part.answer_counts.clamp_min(1)).sum()
+    with torch.autocast(batch["window"].device.type, torch.bfloat16, enabled=half):
+        part = loss_of(model, batch, _EVER, with_next=True, with_targets=True)
+    answered = (part.target_sums / part.target_counts.clamp_min(1)).sum()
     return part.next_sum / part.next_count.clamp_min(1) + answered

@@ -22,16 +22,16 @@ _COUNTED = ("rows_in", "events", "links", "duplicates", "quarantined", "unresolv
 
 def published(root: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
     """What the tables say: source -> counts, source -> reason -> quarantined rows."""
-    from lam_spark.config_file import load_config
-    from lam_spark.session import spark_session
-    from lam_spark.tables import Tables
+    from lam_spark.config.load import load_config
+    from lam_spark.runtime.session import spark_session
+    from lam_spark.storage.tables import Tables
 
     config = load_config(_CONF, overrides=[f"root={root}"])
     spark = spark_session(config.spark)
     tables = Tables(spark, config.workspace / "tables")
     counts = {
         row["source"]: {name: row[name] for name in _COUNTED}
-        for row in tables.read("balances").toLocalIterator()
+        for row in tables.read("reconciliation").toLocalIterator()
     }
     reasons: dict[str, dict[str, int]] = {}
     for row in tables.read("quarantine").groupBy("source", "reason").count().toLocalIterator():

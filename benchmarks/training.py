@@ -9,7 +9,7 @@
   `two_ranks_large_steps`: with four times the blocks a step, where ranks meet a quarter as often.
 - `two_apart`: two trainings of one process each at once, which share nothing but the machine: the most that a second
   rank could be worth here.
-- `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `compress_gradients`, and with four batches a step,
+- `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `fp16_gradient_compression`, and with four batches a step,
   against two without; `fp16_loss_difference`: what the first does to the validation loss.
 - `packed_vs_padded`, `packed_vs_bucketed`: blocks against one customer a row (`training_packing.py`);
   `..._at_512`: at the default context; `..._at_2048`: where nearly all histories are whole.
@@ -41,12 +41,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_packing import packing
 from training_ranks import BATCH_BLOCKS, LAYOUT, QUERIED_BLOCKS, SIZE, rank_memory, spec_of, two_ranks
 
-from lam_spark.dataset.loader import BlockFiles, block_batches
-from lam_spark.dataset.packing import Block
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import ModelSize
-from lam_spark.training import fit
-from lam_spark.training.distributed import SingleWorld
+from lam_spark.training import trainer
+from lam_spark.training.process_group import LocalGroup
+from lam_spark.training_data.loader import BlockFiles, block_batches
+from lam_spark.training_data.packing import Block
 
 MEDIUM = ModelSize(256, 4, 8, 0.1)
 # Rows, inner length and columns of the float32 products among which the fastest is looked for.
@@ -82,9 +82,9 @@ def loader_vs_memory(folder: Path, count: int, turns: int) -> dict[str, float]:
             held.extend(batches)
         return iter(held)
 
-    with mock.patch.object(fit, "block_batches", feed):
-        trainer = fit.Trainer(spec, SingleWorld(), told.append)
-        trainer.fit()
+    with mock.patch.object(trainer, "block_batches", feed):
+        loop = trainer.Trainer(spec, LocalGroup(), told.append)
+        loop.fit()
     assert served[0] == turns + 1, "every other epoch is fed from memory"
     ends = [r for r in told if r["event"] == "epoch end" and r["phase"] == "pre-training"]
     speeds = [float(r["tokens_per_second"]) for r in ends]
@@ -141,7 +141,7 @@ def matmul_share(size: ModelSize, turns: int) -> float:
         of_product.append(seconds_of(product, repeats))
     step_rate = step_flops / statistics.median(of_step)
     rate = flops / statistics.median(of_product)
-    print(f"width {size.width}: {step_rate / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s", flush=True)
+    print(f"width {size.d_model}: {step_rate / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s", flush=True)
     return step_rate / rate
 
 
@@ -159,7 +159,7 @@ def main() -> None:
         figures |= packing(500 if small else 1000, 2 if small else 5)
         figures["matmul_share"] = matmul_share(MEDIUM, 2 if small else 7)
         figures["matmul_share_small"] = matmul_share(SIZE, 10 if small else 50)
-        figures |= two_ranks(folder / "ranks", 64 if small else 512, 1 if small else 3)
+        figures |= two_ranks(folder / "world_size", 64 if small else 512, 1 if small else 3)
         figures |= rank_memory(folder / "memory", 512 if small else 4096)
     report("training", figures, TARGETS)
 

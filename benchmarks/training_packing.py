@@ -25,14 +25,14 @@ from common import REPOSITORY
 from steps import loss, stacked, untrained
 
 from lam_spark.config import Config, ModelConfig
-from lam_spark.config_file import load_config
-from lam_spark.dataset.layout import SPLIT_IDS, Layout, Target
-from lam_spark.dataset.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
+from lam_spark.config.load import load_config
+from lam_spark.datasets.telecom.feeds import CHANNELS
+from lam_spark.datasets.telecom.parameters import RANDOM_CHUNK, START, ProcessGroup
+from lam_spark.datasets.telecom.rows import draw_chunk, draw_rows
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import LargeActionModel, ModelSize
-from lam_spark.sources.telco.feeds import CHANNELS
-from lam_spark.sources.telco.planted import RANDOM_CHUNK, START, World
-from lam_spark.sources.telco.rows import draw_chunk, draw_rows
+from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
+from lam_spark.training_data.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
 
 # Customers a batch.
 ROWS = 32
@@ -68,7 +68,7 @@ def layout_of(config: Config) -> Layout:
 def drawn(config: Config, count: int) -> list[Drawn]:
     """Customers' times and calls before the test period, as the telecom world draws them."""
     assert config.fetch is not None
-    world = World(count, int(config.fetch.arguments["seed"]), 0.0)
+    world = ProcessGroup(count, int(config.fetch.arguments["seed"]), 0.0)
     end = config.micros(config.split.test_start)
     people: list[Drawn] = []
     for number in range(-(-count // RANDOM_CHUNK)):
@@ -98,8 +98,8 @@ def packed(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
     """As many batches of blocks as there are of padded rows, so that a step learns from as much."""
     packer, blocks = Packer(layout), list[Block]()
     for prepared in made:
-        for segment in prepared.segments:
-            blocks += packer.place(prepared, segment, with_loss=True)
+        for window in prepared.windows:
+            blocks += packer.place(prepared, window, with_loss=True)
     blocks += packer.flush()
     size = -(-len(blocks) // -(-len(made) // ROWS))
     return [_shaped(layout, blocks[first : first + size]) for first in range(0, len(blocks), size)]
@@ -110,16 +110,16 @@ def padded(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
     batches = []
     for first in range(0, len(made), ROWS):
         chosen = [
-            (prepared, segment) for prepared in made[first : first + ROWS] for segment in prepared.segments
+            (prepared, window) for prepared in made[first : first + ROWS] for window in prepared.windows
         ]
         shape = dataclasses.replace(
             layout,
-            block_events=max(segment.end - segment.start for _, segment in chosen),
-            queries_per_block=max(1, *(len(segment.queries) for _, segment in chosen)),
+            block_events=max(window.end - window.start for _, window in chosen),
+            queries_per_block=max(1, *(len(window.queries) for _, window in chosen)),
         )
         rows = [empty_block(shape) for _ in chosen]
-        for row, (prepared, segment) in zip(rows, chosen, strict=True):
-            fill_block(shape, row, (0, 0, 1), prepared, segment, with_loss=True)
+        for row, (prepared, window) in zip(rows, chosen, strict=True):
+            fill_block(shape, row, (0, 0, 1), prepared, window, with_loss=True)
         batches.append(_shaped(shape, rows))
     return batches
 
@@ -129,12 +129,12 @@ def _shaped(layout: Layout, rows: Sequence[Block]) -> Shaped:
 
 
 def _events(batches: Sequence[Shaped]) -> int:
-    return sum(int((batch["segment"] > 0).sum()) for _, batch in batches)
+    return sum(int((batch["window"] > 0).sum()) for _, batch in batches)
 
 
 def _slots(batches: Sequence[Shaped]) -> int:
     """Of events and questions, full or empty: what the model computes."""
-    return sum(batch["segment"].numel() + batch["query_segment"].numel() for _, batch in batches)
+    return sum(batch["window"].numel() + batch["query_window"].numel() for _, batch in batches)
 
 
 def _seconds(model: LargeActionModel, batches: Sequence[Shaped]) -> float:
@@ -172,7 +172,9 @@ def _packing(config: Config, layout: Layout, people: Sequence[Drawn], turns: int
     }
     events = _events(ways["packed"])
     assert all(_events(batches) == events for batches in ways.values()), "the same events"
-    model = untrained(layout, ModelSize(config.model.width, config.model.layers, config.model.heads, 0.0))
+    model = untrained(
+        layout, ModelSize(config.model.d_model, config.model.n_layers, config.model.n_heads, 0.0)
+    )
     for batches in ways.values():
         _seconds(model, batches[:2])
     seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -15,10 +15,10 @@ import psutil
 from blocks import DAYS, blocks, write
 
 from lam_spark.config import TrainingConfig
-from lam_spark.dataset.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.model.transformer import ModelSize
-from lam_spark.training.launch import launch
+from lam_spark.training.launch.launchers import launch
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training_data.layout import MICROS_PER_DAY, Layout, Target
 
 LAYOUT = Layout(
     categorical=("action", "item", "place"),
@@ -49,16 +49,19 @@ WIDE = Layout(
     targets=(Target("reply"),),
 )
 # Settings of the training, environment. One rank is a process without Horovod: what a second one is worth to its user.
-HOROVOD: dict[str, Any] = {"launcher": "horovod", "ranks": 2}
+HOROVOD: dict[str, Any] = {"launcher": "horovod", "world_size": 2}
 WAYS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "one_rank": ({"launcher": "in_process", "ranks": 1}, {}),
+    "one_rank": ({"launcher": "in_process", "world_size": 1}, {}),
     "two_ranks": (HOROVOD, {}),
     "two_ranks_cycle_1ms": (HOROVOD, {"HOROVOD_CYCLE_TIME": "1"}),
-    "two_ranks_torch": ({"launcher": "torch", "ranks": 2}, {}),
-    "two_ranks_fp16": (HOROVOD | {"compress_gradients": True}, {}),
-    "two_ranks_accumulate_4": (HOROVOD | {"accumulate": 4}, {}),
-    "one_rank_large_steps": ({"launcher": "in_process", "ranks": 1, "batch_blocks": LARGE_STEPS}, {}),
-    "two_ranks_large_steps": (HOROVOD | {"batch_blocks": LARGE_STEPS}, {}),
+    "two_ranks_torch": ({"launcher": "torch", "world_size": 2}, {}),
+    "two_ranks_fp16": (HOROVOD | {"fp16_gradient_compression": True}, {}),
+    "two_ranks_accumulate_4": (HOROVOD | {"gradient_accumulation_steps": 4}, {}),
+    "one_rank_large_steps": (
+        {"launcher": "in_process", "world_size": 1, "micro_batch_size": LARGE_STEPS},
+        {},
+    ),
+    "two_ranks_large_steps": (HOROVOD | {"micro_batch_size": LARGE_STEPS}, {}),
 }
 
 
@@ -67,7 +70,7 @@ def spec_of(
 ) -> TrainingSpec:
     """A training of the small model; half of the days are for validation."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = TrainingConfig(**{"finetune_epochs": 1, "batch_blocks": BATCH_BLOCKS} | settings)
+    chosen = TrainingConfig(**{"finetune_epochs": 1, "micro_batch_size": BATCH_BLOCKS} | settings)
     return TrainingSpec(
         layout,
         SIZE,

@@ -61,14 +61,14 @@ from sklearn.metrics import roc_auc_score
 from wants_peers import PLANTED_STATE, Histories, both_answers
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import collect_queries, customers, event_columns, layout_of
-from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.packing import Block, Packer, prepare, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
 from lam_spark.model.transformer import entry
-from lam_spark.run import Run
-from lam_spark.scoring.spark import Champion, champion, predict
-from lam_spark.training.objective import Period, next_moments
+from lam_spark.runtime.context import Run
+from lam_spark.scoring.udf import Champion, champion, predict
+from lam_spark.training.losses import Period, next_groups
+from lam_spark.training_data.columns import collect_queries, customers, event_columns, layout_of
+from lam_spark.training_data.layout import Layout
+from lam_spark.training_data.packing import Block, Packer, prepare, unfold
 
 Array = npt.NDArray[Any]
 CONF = REPOSITORY / "conf/telco.yaml"
@@ -81,7 +81,7 @@ CHAINED = ("action", "touchpoint", "subject")
 DRAWS = 200
 
 
-class World:
+class ProcessGroup:
     """A workspace of the telecom world up to the snapshot, and a session to look into it."""
 
     def __init__(self, folder: Path, customers: int) -> None:
@@ -214,7 +214,7 @@ def lift(score: Array, label: Array) -> float:
 class NextActions:
     """The next action of sampled customers in the test period: the model's first guess and what chains would guess."""
 
-    def __init__(self, world: World, layout: Layout) -> None:
+    def __init__(self, world: ProcessGroup, layout: Layout) -> None:
         run = world.run
         self.layout = layout
         allowed = eligible(run, run.config.consent.training_purpose)
@@ -228,7 +228,7 @@ class NextActions:
         right = total = 0
         for block, source, at in self._moments():
             with torch.inference_mode():
-                hidden = artifact.model(as_batch(block), with_answers=False).event_hidden_BTD.flatten(0, 1)
+                hidden = artifact.model(as_batch(block), with_targets=False).event_hidden_BTD.flatten(0, 1)
                 guess = artifact.model.next_value[entry("action")](hidden[source]).argmax(-1).numpy()
             right += int((guess == block["event_action"].reshape(-1)[at]).sum())
             total += len(at)
@@ -244,7 +244,7 @@ class NextActions:
             happened = flat["action"][at]
             total += len(at)
             right["commonest"] += int((happened == commonest).sum())
-            for name, keys in states(flat, block["segment"].reshape(-1), source).items():
+            for name, keys in states(flat, block["window"].reshape(-1), source).items():
                 told = [chains[name].get(key, commonest) for key in keys]
                 right[name] += int((np.array(told) == happened).sum())
         return {f"next_action_{name}": count / total for name, count in right.items()}
@@ -256,7 +256,7 @@ class NextActions:
         blocks = self._blocks(rows.select(*event_columns(self.layout)).toPandas().assign(**no_queries))
         while held := [block for _, block in zip(range(8), blocks, strict=False)]:
             block = unfold(self.layout, {name: np.stack([one[name] for one in held]) for name in held[0]})
-            source, counted = next_moments(as_batch(block), Period(self.cut, self.end, ()))
+            source, counted = next_groups(as_batch(block), Period(self.cut, self.end, ()))
             yield block, source[counted].numpy(), np.flatnonzero(counted.numpy())
 
     def _chains(self) -> tuple[int, dict[str, dict[tuple[int, ...], int]]]:
@@ -283,16 +283,16 @@ class NextActions:
         packer = Packer(self.layout)
         for customer in customers(self.layout, rows):
             prepared = prepare(self.layout, customer)
-            for segment in prepared.segments:
-                yield from packer.place(prepared, segment, with_loss=True)
+            for window in prepared.windows:
+                yield from packer.place(prepared, window, with_loss=True)
         yield from packer.flush()
 
 
-def states(flat: dict[str, Array], segment: Array, at: Array) -> dict[str, list[tuple[int, ...]]]:
+def states(flat: dict[str, Array], window: Array, at: Array) -> dict[str, list[tuple[int, ...]]]:
     """What a chain knows after each slot of `at`: the last action; the last two; the last event's three fields."""
     action = flat["action"]
     earlier = np.maximum(at - 1, 0)
-    second = np.where((at > 0) & (segment[earlier] == segment[at]), action[earlier], 0)
+    second = np.where((at > 0) & (window[earlier] == window[at]), action[earlier], 0)
     last = action[at].tolist()
     return {
         "markov": [(a,) for a in last],
@@ -364,7 +364,7 @@ def main() -> None:
     asked = parser.parse_args()
     size, seeds = (4_000, asked.seeds[:1]) if asked.small else (100_000, asked.seeds)
     with kept_folder(asked.folder, "wants-", origin_digest(asked.small)) as folder:
-        world = World(folder, size)
+        world = ProcessGroup(folder, size)
         by_seed = [world.trained(seed) for seed in seeds]
         world.open()
         contacts = world.contacts()

@@ -17,24 +17,24 @@ from rich.markup import escape
 
 from lam_spark import __version__
 from lam_spark.config import Config
-from lam_spark.config_file import load_config
+from lam_spark.config.flags import FlagParser
+from lam_spark.config.load import load_config
 from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, values_may_be_shown, without_values
-from lam_spark.flags import FlagParser
-from lam_spark.journal import Journal
-from lam_spark.lock import workspace_lock
-from lam_spark.run import Run, Stage, StageResult
+from lam_spark.runtime.context import Run, Stage, StageResult
+from lam_spark.runtime.lock import workspace_lock
+from lam_spark.runtime.log import Journal
 
 if TYPE_CHECKING:
-    from lam_spark.audit.record import Chain
+    from lam_spark.runtime.audit import Chain
 
 # Stage -> module with `run(run: Run) -> StageResult`, in the order of the data's flow.
 STAGES = {
-    "fetch": "lam_spark.sources.fetch",
-    "ingest": "lam_spark.events.ingest",
-    "consent": "lam_spark.consent.ledger",
-    "sequences": "lam_spark.sequences.assemble",
-    "examples": "lam_spark.sequences.examples",
-    "snapshot": "lam_spark.dataset.snapshot",
+    "fetch": "lam_spark.datasets.stage",
+    "ingest": "lam_spark.events.stage",
+    "consent": "lam_spark.consent.stage",
+    "sequences": "lam_spark.sequences.stage",
+    "examples": "lam_spark.labels.stage",
+    "snapshot": "lam_spark.training_data.stage",
     "train": "lam_spark.training.stage",
     "score": "lam_spark.scoring.stage",
     "evaluate": "lam_spark.evaluation.stage",
@@ -43,7 +43,7 @@ STAGES = {
 }
 # Stages that `run` leaves out. Vectors say as much about a customer as the events do: nobody should have them lying
 # about because a night made them, so whoever has a use for them asks.
-ON_REQUEST = {"embed": "lam_spark.scoring.embed"}
+ON_REQUEST = {"embed": "lam_spark.scoring.embeddings"}
 _PURPOSES = {
     "fetch": "raw files of the data sets that ship with the project",
     "ingest": "raw inputs -> events, checked and counted",
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lam-spark {__version__}")
         return 0
     if given[0] == "plan":
-        from lam_spark.training.plan_command import plan_training
+        from lam_spark.training.cost_command import plan_training
 
         return _summed_up({"stage": "plan"}, lambda: plan_training(given[1:]))
     return run_stage(given[0], given[1:])
@@ -120,12 +120,12 @@ def _summed_up(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
 
 def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any]:
     # Imported late: --help, --dry-run and a wrong configuration answer before a JVM starts.
-    from lam_spark.audit.record import Chain
-    from lam_spark.interruption import interruptible
-    from lam_spark.session import spark_session
-    from lam_spark.sources.identity import secret_from_environment
-    from lam_spark.tables import Tables
-    from lam_spark.training.launch import require_launcher
+    from lam_spark.identity.pseudonyms import secret_from_environment
+    from lam_spark.runtime.audit import Chain
+    from lam_spark.runtime.session import spark_session
+    from lam_spark.runtime.signals import interruptible
+    from lam_spark.storage.tables import Tables
+    from lam_spark.training.launch.launchers import require_launcher
 
     if not _MAKE_PSEUDONYMS.isdisjoint(names):
         secret_from_environment(config.identity.secret_env)  # before an earlier stage has worked for nothing
@@ -164,8 +164,8 @@ def _execute(config: Config, names: Sequence[str], run_id: str) -> dict[str, Any
 
 
 def _one_stage(run: Run, chain: Chain, name: str) -> StageResult:
-    from lam_spark.audit.record import Cost
-    from lam_spark.monitor import Monitor
+    from lam_spark.runtime.audit import Cost
+    from lam_spark.runtime.monitor import Monitor
 
     run.tables.read_versions.clear()
     run.tables.written_versions.clear()

@@ -1,117 +1,37 @@
-"""What the Spark and the end-to-end tests share: one session, a small data set of our own, and runs over it.
-
-The data set is a shop's year (2023, Europe/Berlin, so with two clock changes): purchases in Parquet on a UTC
-clock, mailings in CSV on local days, responses in JSON lines on local days, a look-up of products, a ledger of
-consent. Raw ids look like nothing else (`RAW-CUSTOMER-000123`), so that one which leaks is found by its text.
-"""
+"""Fixtures that tests share: one Spark session, a small data set, runs over it, and how tests are spread."""
 
 from __future__ import annotations
 
-import csv
-import datetime as dt
-import itertools
+import contextlib
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import hypothesis
 import pytest
-import yaml
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.runs import Finished, start, versions
+from tests.support.shop import QUICK, SECRET, DataSet, draw_data_set, run_builder
+from tests.support.tables import Prepared
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from lam_spark.config import Config
-    from lam_spark.run import Run
+    from lam_spark.runtime.context import Run
 
-Row = dict[str, Any]
+hypothesis.settings.register_profile("unit", deadline=None, max_examples=60, derandomize=True)
+hypothesis.settings.load_profile("unit")
 
-SECRET = "a secret of the tests, 32 characters and more"
-ZONE = "Europe/Berlin"
-CATEGORIES = ("books", "games", "music", "tools")
-PURPOSES = ("model_training", "direct_marketing")
-STARTED_AT = dt.datetime(2024, 1, 2, 9, tzinfo=dt.UTC)
-
-# Where the customer with number n stands: what they stated, by n % 20. The first fourteen said yes to both.
-TRAINING_ONLY, CONTACT_ONLY, WITHDREW, REFUSED, UNCLEAR, NEVER_ASKED = 14, 15, 16, 17, 18, 19
-
-# First bought in the test period; bought by nobody who agreed to training.
-LATE_PRODUCT, REFUSED_PRODUCT = "first sold in the test period", "bought by those who refused"
-
-_MAILING_DAYS = (
-    "2023-02-10",
-    "2023-03-20",  # its fourteen days cross the spring clock change
-    "2023-04-15",
-    "2023-05-15",
-    "2023-06-10",
-    "2023-06-25",  # straddles the start of validation
-    "2023-07-15",
-    "2023-08-15",
-    "2023-09-10",
-    "2023-09-25",  # opens in validation, ends in the test period: unused
-    "2023-10-20",  # crosses the autumn clock change
-    "2023-11-15",
-    "2023-12-01",
-    "2023-12-15",  # not over at as_of: unused
+# Most of the tests' Java machines live for a minute: the quick compiler only. It brings a code cache of 48 MB,
+# which the session that all tests share fills: from there on everything is interpreted, and tasks fail.
+# Hadoop forks a `chmod` for each file that it writes: with vfork that takes half the time.
+JAVA_OPTIONS = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=512m "
+    "-Djdk.lang.Process.launchMechanism=VFORK"
 )
-
-ONE_TARGET: Row = {
-    "response": {
-        "says": "answers the mailing while it runs",
-        "population": "action = 'propose'",
-        "later": "action = 'respond'",
-        "label": "later.campaign = query.campaign",
-        "horizon_days": "query.offer_days",
-        "rule_events": "action = 'respond'",
-        "rule_says": "previous responses",
-    },
-}
-# Asked every four weeks of who bought something lately.
-_REGULARLY = {
-    "every_days": 28,
-    "active": "action = 'purchase'",
-    "later": "action = 'purchase'",
-    "horizon_days": "28",
-    "rule_events": "action = 'purchase'",
-}
-MORE_TARGETS: Row = {
-    "lapse": {
-        **_REGULARLY,
-        "says": "buys nothing in the next four weeks",
-        "absent": True,
-        "rule": "-count(*)",
-    },
-    "spend": {
-        **_REGULARLY,
-        "kind": "value",
-        "value": "sum(later.amount)",
-        "says": "spends in the next four weeks",
-        "rule": "sum(amount) FILTER (WHERE event_time >= as_of - INTERVAL 28 DAYS)",
-    },
-    "items": {**_REGULARLY, "kind": "next", "field": "item", "says": "buys from these categories"},
-}
-
-_PURCHASES = pa.schema(
-    [
-        ("customer", pa.string()),
-        ("bought_at", pa.timestamp("us", tz="UTC")),
-        ("basket", pa.int64()),
-        ("product", pa.string()),
-        ("amount", pa.float64()),
-    ]
-)
-# Small queries: compiling them costs more than running them.
-QUICK = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
-_CSV_COLUMNS = {
-    "mailings": ("customer", "mailing", "day", "kind", "days"),
-    "products": ("product", "category"),
-    "consent_statements": ("customer", "purpose", "state", "effective_at", "recorded_at", "source"),
-}
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -120,7 +40,15 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
         # These share the fixture `prepared`, which takes the better part of a minute to make.
-        prepared = {f"tests/spark/test_{name}.py" for name in ("sequences", "snapshot", "tables", "vectors")}
+        prepared = {
+            f"tests/{name}.py"
+            for name in (
+                "sequences/test_stage",
+                "training_data/test_stage",
+                "storage/test_tables",
+                "training_data/test_value_embeddings",
+            )
+        }
         if file in prepared:
             return "prepared"
         return "tests/e2e" if file.startswith("tests/e2e/") else file
@@ -131,313 +59,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
 
 
-def settings(root: Path) -> Row:
-    """The configuration of the small shop, as the mapping that its YAML file holds."""
-    return {
-        "name": "small_shop",
-        "time_zone": ZONE,
-        "root": str(root),
-        "as_of": "2023-12-20",
-        "inputs": {
-            "purchases": {
-                "format": "parquet",
-                "path": "{root}/raw/purchases.parquet",
-                "columns": "customer STRING, bought_at TIMESTAMP, basket BIGINT, product STRING, amount DOUBLE",
-            },
-            "products": {
-                "format": "csv",
-                "path": "{root}/raw/products.csv",
-                "columns": "product STRING, category STRING",
-            },
-            "mailings": {
-                "format": "csv",
-                "path": "{root}/raw/mailings.csv",
-                "columns": "customer STRING, mailing STRING, day DATE, kind STRING, days INT",
-            },
-            "responses": {
-                "format": "json",
-                "path": "{root}/raw/responses.jsonl",
-                "columns": "customer STRING, mailing STRING, day DATE",
-            },
-            "consent_statements": {
-                "format": "csv",
-                "path": "{root}/raw/consent_statements.csv",
-                "columns": (
-                    "customer STRING, purpose STRING, state STRING, effective_at TIMESTAMP, "
-                    "recorded_at TIMESTAMP, source STRING"
-                ),
-            },
-        },
-        "channels": {
-            "shop": {
-                "grain": "purchases",
-                "select": (
-                    "SELECT customer AS customer_id, bought_at AS event_time, "
-                    "concat_ws(':', basket, product) AS event_key, 'store' AS touchpoint, category AS item, "
-                    "product, 'purchase' AS action, amount "
-                    "FROM purchases LEFT JOIN products USING (product)"
-                ),
-            },
-            "mailing": {
-                "grain": "mailings",
-                "select": (
-                    f"SELECT customer AS customer_id, to_utc_timestamp(day, '{ZONE}') AS event_time, "
-                    "mailing AS event_key, 'mail' AS touchpoint, kind AS item, 'propose' AS action, "
-                    "days AS offer_days, mailing AS campaign FROM mailings"
-                ),
-            },
-            "response": {
-                "grain": "responses",
-                "select": (
-                    "SELECT customer AS customer_id, "
-                    f"to_utc_timestamp(day + INTERVAL '12:00:00' HOUR TO SECOND, '{ZONE}') AS event_time, "
-                    "mailing AS event_key, 'web' AS touchpoint, 'respond' AS action, mailing AS campaign "
-                    "FROM responses"
-                ),
-            },
-        },
-        "fields": {
-            "touchpoint": {"role": "where", "kind": "categorical"},
-            "item": {"role": "what", "kind": "categorical"},
-            "product": {"role": "what", "kind": "categorical"},
-            "action": {"role": "how", "kind": "categorical"},
-            "amount": {"role": "how", "kind": "numeric"},
-            "offer_days": {"role": "what", "kind": "numeric"},
-            "campaign": {"role": "what", "kind": "reference"},
-        },
-        "consent": {
-            "select": (
-                "SELECT customer AS customer_id, purpose, state, effective_at, recorded_at, source "
-                "FROM consent_statements"
-            )
-        },
-        "targets": {
-            **ONE_TARGET,
-            **MORE_TARGETS,
-        },
-        "split": {
-            "train_start": "2023-02-01",
-            "validation_start": "2023-07-01",
-            "test_start": "2023-10-01",
-        },
-        "snapshot": {"queries_per_block": 16, "files": 2},
-        "model": {"width": 16, "layers": 1, "heads": 2, "context_events": 64, "window_days": [28, 91]},
-        "training": {"ranks": 2, "pretrain_epochs": 1, "finetune_epochs": 2, "batch_blocks": 4},
-        "scoring": {
-            "target": "response",
-            "proposals": (
-                "SELECT concat('two weeks of ', category) AS proposal_id, "
-                "concat('mail about ', category) AS description, 'mail' AS touchpoint, category AS item, "
-                "'propose' AS action, 14 AS offer_days FROM (SELECT DISTINCT category FROM products)"
-            ),
-        },
-        "delivery": {"capacity": 50},
-        "words": {"did": "answered"},
-        "spark": {
-            "master": "local[2,4]",
-            "driver_memory": "1g",
-            "shuffle_partitions": 3,
-            "settings": QUICK,
-        },
-    }
-
-
-def raw_id(number: int) -> str:
-    """A raw customer id: text that nothing else in the project can look like."""
-    return f"RAW-CUSTOMER-{number:06d}"
-
-
-def purchase(customer: str | None, bought_at: dt.datetime | None, basket: int | None = 1, **more: Any) -> Row:
-    """A raw purchase; product and amount may be given."""
-    return {"product": "books 1", "amount": 1.0, **more} | {
-        "customer": customer,
-        "bought_at": bought_at,
-        "basket": basket,
-    }
-
-
-def mailing(customer: str, day: str, days: int = 14, **more: Any) -> Row:
-    """A raw mailing, named by its day."""
-    return {"mailing": f"mailing of {day}", "kind": "books", **more} | {
-        "customer": customer,
-        "day": day,
-        "days": days,
-    }
-
-
-def response(customer: str, day: str, mailing_day: str) -> Row:
-    """A raw response to the mailing of a day."""
-    return {"customer": customer, "mailing": f"mailing of {mailing_day}", "day": day}
-
-
-def statement(
-    customer: str | None, purpose: str | None, state: str | None, effective_at: str, recorded_at: str = ""
-) -> Row:
-    """A raw consent statement; it is recorded when it takes effect unless said otherwise."""
-    return {
-        "customer": customer,
-        "purpose": purpose,
-        "state": state,
-        "effective_at": effective_at,
-        "recorded_at": recorded_at or effective_at,
-        "source": "web form",
-    }
-
-
-def write_inputs(
-    raw: Path,
-    purchases: Sequence[Row] = (),
-    mailings: Sequence[Row] = (),
-    responses: Sequence[Row] | None = None,
-    statements: Sequence[Row] = (),
-) -> None:
-    """Write the five files of the shop's raw folder; one response is there unless others are given."""
-    responses = [response(raw_id(0), "2023-03-21", "2023-03-20")] if responses is None else responses
-    raw.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(purchases), _PURCHASES), raw / "purchases.parquet")
-    products = [{"product": f"{c} {n}", "category": c} for c in CATEGORIES for n in range(4)]
-    _write_csv(raw / "products.csv", products)
-    _write_csv(raw / "mailings.csv", mailings)
-    _write_csv(raw / "consent_statements.csv", statements)
-    lines = [json.dumps(row) + "\n" for row in responses]
-    (raw / "responses.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _write_csv(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _CSV_COLUMNS[path.stem])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A written data set and what is known about it.
-
-    Attributes:
-        root: workspace; the inputs lie in `root/raw`.
-        conf: its YAML file.
-        everyone: raw ids with at least one event.
-        training, contact: raw ids that may be processed for the purpose.
-        expected: what `ingest` must count.
-    """
-
-    root: Path
-    conf: Path
-    everyone: tuple[str, ...]
-    training: frozenset[str]
-    contact: frozenset[str]
-    expected: dict[str, int] = field(default_factory=dict)
-
-    def config(self, *overrides: str) -> Config:
-        """The loaded configuration, with `key=value` overrides."""
-        from lam_spark.config_file import load_config
-
-        return load_config(self.conf, overrides=overrides)
-
-
-def draw_data_set(root: Path, customers: int = 300, seed: int = 11) -> DataSet:
-    """Draw a year of the shop: people answer mailings about what they buy."""
-    rng = np.random.default_rng(seed)
-    ids = tuple(raw_id(number) for number in range(1, customers + 1))
-    taste = rng.integers(0, len(CATEGORIES), customers)
-    purchases, mailings, responses = [], [], []
-    basket = itertools.count(1)
-    start = dt.datetime(2023, 1, 3, tzinfo=dt.UTC)
-    for number, customer in enumerate(ids):
-        bought = 8
-        likes = rng.random(bought) < 0.8
-        category = np.where(likes, taste[number], rng.integers(0, len(CATEGORIES), bought))
-        for c, n, minute, amount in zip(
-            category,
-            rng.integers(0, 4, bought),
-            rng.integers(0, 355 * 24 * 60, bought),
-            rng.gamma(2.0, 10.0, bought).round(2),
-            strict=True,
-        ):
-            at = start + dt.timedelta(minutes=int(minute))
-            purchases.append(
-                purchase(customer, at, next(basket), product=f"{CATEGORIES[c]} {n}", amount=float(amount))
-            )
-        for day in _MAILING_DAYS:
-            mailed, kind, luck, after = rng.random(), rng.integers(0, 4), rng.random(), rng.integers(1, 13)
-            if mailed < 0.45:
-                mailings.append(mailing(customer, day, kind=CATEGORIES[kind]))
-                if luck < (0.75 if kind == taste[number] else 0.05):
-                    answered = dt.date.fromisoformat(day) + dt.timedelta(days=int(after))
-                    responses.append(response(customer, answered.isoformat(), day))
-    late = dt.datetime(2023, 11, 5, 12, tzinfo=dt.UTC)
-    early = dt.datetime(2023, 3, 5, 12, tzinfo=dt.UTC)
-    purchases += [purchase(c, late, next(basket), product=LATE_PRODUCT) for c in ids[:10]]
-    refused = ids[REFUSED::20]
-    purchases += [purchase(c, early, next(basket), product=REFUSED_PRODUCT) for c in refused]
-    good = len(purchases) + len(mailings) + len(responses)
-    again = purchases[:7]
-    broken = [
-        purchase(None, early, next(basket)),
-        purchase("  ", early, next(basket)),
-        purchase(ids[0], None, next(basket)),
-        purchase(ids[0], dt.datetime(2100, 1, 1, tzinfo=dt.UTC), next(basket)),
-        purchase(ids[0], early, next(basket), amount=float("nan")),
-    ]
-    everything = [*purchases, *again, *broken]
-    order = rng.permutation(len(everything))
-    raw = root / "raw"
-    write_inputs(
-        raw,
-        [everything[i] for i in order],
-        mailings,
-        responses,
-        _draw_statements(ids),
-    )
-    with (raw / "mailings.csv").open("a", encoding="utf-8") as file:
-        file.write("someone,mailing of 2023-02-10,2023-02-31,books,14\n")
-    with (raw / "responses.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"customer": "someone", "mailing": \n')
-    conf = root.with_suffix(".yaml")
-    conf.write_text(yaml.safe_dump(settings(root), sort_keys=False))
-    total = good + len(again) + len(broken) + 2
-    return DataSet(
-        root=root,
-        conf=conf,
-        everyone=ids,
-        training=frozenset(c for n, c in enumerate(ids) if n % 20 <= TRAINING_ONLY),
-        contact=frozenset(c for n, c in enumerate(ids) if n % 20 < TRAINING_ONLY or n % 20 == CONTACT_ONLY),
-        expected={
-            "rows_in": total,
-            "events": good,
-            "duplicates": len(again),
-            "quarantined": len(broken) + 2,
-        },
-    )
-
-
-def _draw_statements(ids: Sequence[str]) -> list[Row]:
-    training, contact = PURPOSES
-    asked, changed = "2023-01-02T10:00:00Z", "2023-05-02T10:00:00Z"
-    rows = []
-    for number, customer in enumerate(ids):
-        kind = number % 20
-        if kind == NEVER_ASKED:
-            continue
-        for purpose in PURPOSES:
-            no = kind == REFUSED or (kind, purpose) in ((TRAINING_ONLY, contact), (CONTACT_ONLY, training))
-            rows.append(statement(customer, purpose, "opt_out" if no else "opt_in", asked))
-            if kind in (WITHDREW, UNCLEAR):  # unclear: the two newest statements disagree
-                rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else asked))
-    rows.append(statement(ids[0], training, "opt_out", "2023-03-01T10:00:00Z"))
-    rows.append(statement(ids[0], training, "opt_in", "2023-04-01T10:00:00Z"))
-    rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", asked))  # not yet in effect
-    return rows
-
-
-# Most of the tests' Java machines live for a minute: the quick compiler only. It brings a code cache of 48 MB,
-# which the session that all tests share fills: from there on everything is interpreted, and tasks fail.
-# Hadoop forks a `chmod` for each file that it writes: with vfork that takes half the time.
-JAVA_OPTIONS = (
-    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=512m "
-    "-Djdk.lang.Process.launchMechanism=VFORK"
-)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a Spark session, and what runs whole stages."""
+    for item in items:
+        if "spark" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.spark)
+        if "/tests/e2e/" in item.path.as_posix():
+            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.fixture(scope="session")
@@ -455,7 +83,7 @@ def secret() -> Iterator[str]:
 def spark(secret: str) -> Iterator[SparkSession]:
     """The session of all tests: two cores, three partitions, UTC, Delta."""
     from lam_spark.config import SparkConfig
-    from lam_spark.session import platform_gives_session, spark_session
+    from lam_spark.runtime.session import platform_gives_session, spark_session
 
     assert not platform_gives_session(), "a test or plug-in started a session of its own"
     session = spark_session(
@@ -478,31 +106,54 @@ def make_run(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
     return run_builder(spark, tmp_path / "shop")
 
 
-def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
-    """The function behind `make_run`, for fixtures of a wider scope."""
-    from lam_spark.journal import Journal
-    from lam_spark.run import Run
-    from lam_spark.tables import Tables
+@pytest.fixture(scope="session")
+def prepared(
+    spark: SparkSession, make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory
+) -> Prepared:
+    """The shop after ingest, consent, sequences, examples and snapshot. Tests only read it."""
+    from lam_spark.consent import stage as ledger
+    from lam_spark.events import stage as ingest
+    from lam_spark.labels import stage as examples
+    from lam_spark.sequences import stage as assemble
+    from lam_spark.training_data import stage as snapshot
 
-    numbers = itertools.count(1)
+    root = tmp_path_factory.mktemp("prepared") / "shop"
+    data = make_data_set(root, customers=200)
+    run = run_builder(spark, root)(data.config())
+    stages = {
+        "ingest": ingest,
+        "consent": ledger,
+        "sequences": assemble,
+        "examples": examples,
+        "snapshot": snapshot,
+    }
+    return Prepared(data, run, {name: stage.run(run) for name, stage in stages.items()})
 
-    def build(config: Config | None = None, started_at: dt.datetime = STARTED_AT, **sections: Any) -> Run:
-        if config is None:
-            from lam_spark.config_file import load_config
 
-            path = root.with_suffix(".yaml")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(settings(root) | sections, sort_keys=False))
-            config = load_config(path)
-        run_id = f"test-{next(numbers):03d}"
-        return Run(
-            config=config,
-            run_id=run_id,
-            started_at=started_at,
-            spark=spark,
-            tables=Tables(spark, config.workspace / "tables"),
-            journal=Journal(run_id, None),
-            clock=lambda: started_at,
-        )
+@pytest.fixture(scope="session")
+def finished(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run. `test_reruns.py`, which works on in its workspace, comes last by its name."""
+    data = make_data_set(tmp_path_factory.mktemp("e2e") / "shop")
+    process = start("run", "--conf", str(data.conf))
+    stdout, stderr = process.communicate(timeout=600)
+    lines = stdout.splitlines()
+    assert lines, stderr[-3000:]
+    summary = json.loads(lines[-1])
+    assert process.returncode == 0, (summary.get("error"), stderr[-3000:])
+    return Finished(data, process.returncode, stdout, stderr, summary, versions(data.root))
 
-    return build
+
+@pytest.fixture(scope="session")
+def embedded(finished: Finished, spark: SparkSession) -> Finished:
+    """The same workspace after `embed` too, which `run` leaves out.
+
+    For tests of files whose names come after `test_full_run.py`, which looks at what `run` alone has left.
+    """
+    from lam_spark.cli import run_stage
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_stage("embed", ["--conf", str(finished.data.conf)])
+    summary = json.loads(out.getvalue().splitlines()[-1])
+    assert code == 0, summary
+    return Finished(finished.data, code, out.getvalue(), err.getvalue(), summary, versions(finished.root))

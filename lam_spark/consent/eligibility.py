@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConsentError
-from lam_spark.run import Run, sql_literal
-from lam_spark.tables import GONE
+from lam_spark.runtime.context import Run, sql_literal
+from lam_spark.storage.tables import GONE
 
 OPT_IN = "opt_in"
 

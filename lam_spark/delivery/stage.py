@@ -14,10 +14,10 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.consent.ledger import take_in
+from lam_spark.consent.stage import take_in
 from lam_spark.errors import ConfigError
-from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.dates import require_owned
+from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
+from lam_spark.sequences.freshness import require_owned
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
 

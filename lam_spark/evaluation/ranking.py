@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lam_spark.metrics import auc
+from lam_spark.model.metrics import auc
 
 Float = npt.NDArray[np.float64]
 

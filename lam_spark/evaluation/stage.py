@@ -11,19 +11,19 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
-from lam_spark.dataset.columns import answerable, collect_queries, cut_off, event_columns
 from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.evaluation.histogram import histogram_of, ranked
-from lam_spark.evaluation.others import other_questions
 from lam_spark.evaluation.ranking import (
     CustomerIntervals,
     customer_intervals,
     expected_calibration_error,
 )
-from lam_spark.run import Run, StageResult, stage
-from lam_spark.scoring.spark import champion, predict
-from lam_spark.sequences.dates import require_examples
-from lam_spark.sequences.examples import TEST
+from lam_spark.evaluation.secondary_targets import other_questions
+from lam_spark.labels.stage import TEST
+from lam_spark.runtime.context import Run, StageResult, stage
+from lam_spark.scoring.udf import champion, predict
+from lam_spark.sequences.freshness import require_examples
+from lam_spark.training_data.columns import answerable, collect_queries, cut_off, event_columns
 
 # Intervals are drawn from at most so many examples: they narrow with the root of the number, and this many
 # are narrow enough for any decision.
@@ -34,7 +34,7 @@ _MOST_RESAMPLED = 20_000
 def run(run: Run) -> StageResult:
     """Publish `held_out_scores` (grain: a test example of a customer eligible for training) and measure.
 
-    The other targets' examples go to `held_out_answers`.
+    The other targets' examples go to `held_out_predictions`.
 
     Raises:
         DataQualityError: the test period has no example, or tables were made for other dates
@@ -68,7 +68,7 @@ def run(run: Run) -> StageResult:
             f"no example of {target!r} opens on or after {config.split.test_start} and matures before as_of "
             f"{config.as_of}: nothing to hold the model against"
         )
-    facts = test.select("customer_key", "target", "query_id", "as_of", "label", "rule_score")
+    facts = test.select("customer_key", "target", "query_id", "as_of", "label", "baseline_score")
     scored = (
         predict(run, rows, model)
         .join(facts, ["customer_key", "query_id"])
@@ -77,7 +77,7 @@ def run(run: Run) -> StageResult:
     written = run.tables.overwrite(scored, "held_out_scores")
     held = run.keep(run.tables.read("held_out_scores"))
     by_model = histogram_of(held, F.col("logit"), F.col("calibrated"))
-    by_rule = histogram_of(held, F.col("rule_score"), F.col("calibrated"))
+    by_rule = histogram_of(held, F.col("baseline_score"), F.col("calibrated"))
     positives = int(by_model.positives.sum())
     calibration = by_model.calibration()
     told = held.agg(
@@ -128,7 +128,7 @@ def _intervals(held: DataFrame) -> CustomerIntervals:
     """Bootstrap intervals over a bounded sample of whole examples, chosen by the customers' hash."""
     sample = held.orderBy(F.xxhash64("customer_key"), "query_id").limit(_MOST_RESAMPLED)
     rows = list(
-        sample.select("customer_key", "label", "logit", ranked(F.col("rule_score"))).toLocalIterator()
+        sample.select("customer_key", "label", "logit", ranked(F.col("baseline_score"))).toLocalIterator()
     )
     customer, label, model, rule = (np.array(column) for column in zip(*rows, strict=True))
     return customer_intervals(customer, label.astype(float), model.astype(float), rule.astype(float))

@@ -15,10 +15,10 @@ from pyspark.sql.types import BinaryType, DoubleType, StringType
 
 from lam_spark.config import ChannelConfig, ClockConfig, Config
 from lam_spark.errors import ConfigError, did_you_mean
-from lam_spark.run import Run, sql_literal
-from lam_spark.schema import CHANNEL_COLUMNS, channel_schema
-from lam_spark.sources.identity import id_text
-from lam_spark.sources.readers import Inputs
+from lam_spark.events.schema import CHANNEL_COLUMNS, channel_schema
+from lam_spark.identity.pseudonyms import id_text
+from lam_spark.runtime.context import Run, sql_literal
+from lam_spark.sources.inputs import Inputs
 
 REASON = "reason"
 RAW = "raw"

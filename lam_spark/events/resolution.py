@@ -17,9 +17,9 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config
 from lam_spark.events.mapping import RAW, REASON
 from lam_spark.events.staging import MICROS, Span, written_down
-from lam_spark.run import Run
-from lam_spark.sources.identity import CUSTOMER, Secret, register_ids, with_pseudonyms
-from lam_spark.sources.links import LINK, changed_timelines, owner_at, timelines
+from lam_spark.identity.links import LINK, changed_timelines, owner_at, timelines
+from lam_spark.identity.pseudonyms import CUSTOMER, Secret, register_ids, with_pseudonyms
+from lam_spark.runtime.context import Run
 
 # What becomes of an accepted row.
 EVENT, UNRESOLVED, DUPLICATE = "event", "unresolved", "duplicate"

@@ -11,8 +11,8 @@ from pyspark.sql import functions as F
 
 from lam_spark.errors import DataQualityError
 from lam_spark.events.mapping import RAW, REASON, judged_links, map_channel
-from lam_spark.run import Run
-from lam_spark.sources.readers import Delivery, Input, Inputs, count_lines
+from lam_spark.runtime.context import Run
+from lam_spark.sources.inputs import Delivery, Input, Inputs, count_lines
 
 MICROS = "yyyy-MM-dd HH:mm:ss.SSSSSS"
 MALFORMED_REASON = "line does not parse under the declared columns"

@@ -1,1 +1,1 @@
-"""Fields to event vectors, a causal transformer over packed segments, and heads. Pure torch, no Spark."""
+"""Fields to event vectors, a causal transformer over packed windows, and heads. Pure torch, no Spark."""

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lam_spark.dataset.layout import Layout
 from lam_spark.errors import ModelError
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
+from lam_spark.training_data.layout import Layout
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 4

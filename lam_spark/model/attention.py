@@ -1,14 +1,14 @@
 """Who sees whom in a block, and attention among those who do.
 
-Events see their segment's events up to themselves; queries see their segment's events before `query_index`, and
+Events see their window's events up to themselves; queries see their window's events before `query_index`, and
 themselves; nothing else sees a query. There are two ways, which give the same:
 
 - `Dense` computes all pairs of a block's slots and hides most: one call of one shape, as GPUs and compilers like it.
-- `ByHistory` gathers segments of like length and lets events attend within them: what it costs grows with the
+- `ByHistory` gathers windows of like length and lets events attend within them: what it costs grows with the
   histories' lengths and not with the block's. On CPUs it is faster from blocks of some hundred events on
   (docs/benchmarks.md).
 
-Shapes: B blocks, T event slots, Q query slots, S = T + Q, H heads, E width of a head; n segments of up to L events.
+Shapes: B blocks, T event slots, Q query slots, S = T + Q, H heads, E width of a head; n windows of up to L events.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from torch import Tensor
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Blocks of up to so many events are computed densely on CPUs too.
 _DENSE_EVENTS = 256
-# Shorter segments are gathered as if they were as long.
+# Shorter windows are gathered as if they were as long.
 _SHORT = 64
 
 
 def attention_of(batch: Mapping[str, Tensor], seen_BQT: Tensor) -> Attention:
     """The way that suits the device and the size of the batch's blocks."""
-    segment = batch["segment"]
-    if segment.shape[1] <= _DENSE_EVENTS or segment.is_cuda or torch.compiler.is_compiling():
-        return Dense(segment, seen_BQT)
-    return ByHistory(segment, seen_BQT)
+    window = batch["window"]
+    if window.shape[1] <= _DENSE_EVENTS or window.is_cuda or torch.compiler.is_compiling():
+        return Dense(window, seen_BQT)
+    return ByHistory(window, seen_BQT)
 
 
 def positions(batch: Mapping[str, Tensor]) -> Tensor:
     """(B, S): of events in their block; of queries, that of the event that would come next."""
     index = batch["query_index"].long()
-    order = torch.arange(batch["segment"].shape[1], device=index.device)
+    order = torch.arange(batch["window"].shape[1], device=index.device)
     return torch.cat([order.expand(len(index), -1), index], dim=1)
 
 
 def seen_events(batch: Mapping[str, Tensor]) -> Tensor:
     """(B, Q, T) bool: the events that each query sees."""
-    segment = batch["segment"]
-    order = torch.arange(segment.shape[1], device=segment.device)
+    window = batch["window"]
+    order = torch.arange(window.shape[1], device=window.device)
     before: Tensor = order < batch["query_index"][:, :, None]
-    return before & (batch["query_segment"][:, :, None] == segment[:, None, :])
+    return before & (batch["query_window"][:, :, None] == window[:, None, :])
 
 
-def segment_begins(segment: Tensor) -> Tensor:
-    """(B, T) bool: the slots where another segment begins than in the slot before, each block's first among them."""
-    begins = torch.ones_like(segment, dtype=torch.bool)
-    begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+def window_begins(window: Tensor) -> Tensor:
+    """(B, T) bool: the slots where another window begins than in the slot before, each block's first among them."""
+    begins = torch.ones_like(window, dtype=torch.bool)
+    begins[:, 1:] = window[:, 1:] != window[:, :-1]
     return begins
 
 
-def visibility(segment: Tensor, seen_BQT: Tensor) -> Tensor:
+def visibility(window: Tensor, seen_BQT: Tensor) -> Tensor:
     """(B, S, S) bool, True where the row's slot sees the column's."""
-    rows, slots = segment.shape
-    order = torch.arange(slots, device=segment.device)
+    rows, slots = window.shape
+    order = torch.arange(slots, device=window.device)
     causal = order[:, None] >= order[None, :]
-    sees_event = causal & (segment[:, :, None] == segment[:, None, :])
-    nothing = torch.zeros(rows, slots, seen_BQT.shape[1], dtype=torch.bool, device=segment.device)
+    sees_event = causal & (window[:, :, None] == window[:, None, :])
+    nothing = torch.zeros(rows, slots, seen_BQT.shape[1], dtype=torch.bool, device=window.device)
     return torch.cat([torch.cat([sees_event, nothing], dim=2), _with_themselves(seen_BQT)], dim=1)
 
 
@@ -71,31 +71,31 @@ class Dense:
     """All pairs at once.
 
     Args:
-        segment: (B, T), whose event a slot holds; 0: none.
+        window: (B, T), whose event a slot holds; 0: none.
         seen_BQT: `seen_events`.
     """
 
-    def __init__(self, segment: Tensor, seen_BQT: Tensor) -> None:
-        self._mask = visibility(segment, seen_BQT)[:, None]
+    def __init__(self, window: Tensor, seen_BQT: Tensor) -> None:
+        self._mask = visibility(window, seen_BQT)[:, None]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _attention(query, key, value, attn_mask=self._mask)
 
 
 class ByHistory:
-    """Segments of like length together, and queries by themselves; empty event slots get zeros.
+    """Windows of like length together, and queries by themselves; empty event slots get zeros.
 
     Args:
-        segment: (B, T), whose event a slot holds; 0: none. A segment's slots lie together.
+        window: (B, T), whose event a slot holds; 0: none. A window's slots lie together.
         seen_BQT: `seen_events`.
     """
 
-    def __init__(self, segment: Tensor, seen_BQT: Tensor) -> None:
+    def __init__(self, window: Tensor, seen_BQT: Tensor) -> None:
         self._seen = _with_themselves(seen_BQT)[:, None]
-        self._events, slots = segment.shape[1], segment.numel()
-        first = segment_begins(segment).flatten().nonzero().squeeze(1)
+        self._events, slots = window.shape[1], window.numel()
+        first = window_begins(window).flatten().nonzero().squeeze(1)
         length = first.diff(append=first.new_tensor([slots]))
-        held = segment.flatten()[first] > 0
+        held = window.flatten()[first] > 0
         first, length = first[held], length[held]
         # The longest of a group is at most twice as long as the shortest, or short.
         group = length.clamp_min(_SHORT).double().log2().ceil()
@@ -106,7 +106,7 @@ class ByHistory:
         for number in torch.unique(group):
             firsts, lengths = first[group == number], length[group == number]
             step = torch.arange(int(lengths.max()))
-            # What lies behind a segment's end is computed too, and nobody's.
+            # What lies behind a window's end is computed too, and nobody's.
             slot = (firsts[:, None] + step).clamp_max(slots - 1)
             own = step < lengths[:, None]
             row[slot[own]] = count + own.flatten().nonzero().squeeze(1)

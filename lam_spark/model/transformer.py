@@ -1,16 +1,16 @@
 """A causal transformer over customers' events, with query events that ask what follows.
 
 Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates, H half-lives and R rows of
-habits, V values of an answer; in attention H heads of width E.
+decayed_counts, V values of an answer; in attention H heads of width E.
 
 - An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
   of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
   the moment before it.
-- Several customers share a block: attention stays within a segment and never looks ahead (`attention.py`).
+- Several customers share a block: attention stays within a window and never looks ahead (`attention.py`).
 - A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
   over a history answers any number of questions at any number of points in time.
 - An answer is made of the sequence's summary, the aggregates of the full history (standardised and by quantile bins,
-  as an event's numbers) and the habits (`habits.py`).
+  as an event's numbers) and the decayed_counts (`decayed_counts.py`).
 - Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
 - Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
   set, from the last event of the one before.
@@ -28,25 +28,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lam_spark.dataset.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
 from lam_spark.model.attention import Attention, attention_of, positions, seen_events
-from lam_spark.model.habits import Habits, counted_rows, field_rows
-from lam_spark.tokens import FIRST_VALUE
+from lam_spark.model.decayed_counts import DecayedCounts, counted_rows, field_rows
+from lam_spark.sequences.tokens import FIRST_VALUE
+from lam_spark.training_data.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
 
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
 _MOST_DEVIATIONS = 4.0
-# Habits are many and alike: as they are, a step of the optimiser would move an answer by all of them at once.
-_HABIT_SCALE = 0.25
+# DecayedCounts are many and alike: as they are, a step of the optimiser would move an answer by all of them at once.
+_COUNT_SCALE = 0.25
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0)."""
 
-    width: int
-    layers: int
-    heads: int
+    d_model: int
+    n_layers: int
+    n_heads: int
     dropout: float
     numeric_bins: int = 8
 
@@ -114,7 +114,7 @@ class LargeActionModel(nn.Module):
         normaliser: constants, kept as buffers.
 
     Attributes:
-        recompute: in training, keep a layer's input only and compute the layer again for its gradient.
+        activation_checkpointing: in training, keep a layer's input only and compute the layer again for its gradient.
         usual_amount: of each `value` target, the geometric mean of what is more than nothing, which training measures
             errors in.
     """
@@ -122,9 +122,9 @@ class LargeActionModel(nn.Module):
     def __init__(self, layout: Layout, size: ModelSize, normaliser: Normaliser) -> None:
         super().__init__()
         self.layout, self.size, self.normaliser = layout, size, normaliser
-        self.recompute = False
+        self.activation_checkpointing = False
         self.usual_amount = {target.name: 1.0 for target in layout.targets if target.kind == "value"}
-        width = size.width
+        width = size.d_model
         offsets = [0]
         for rows in layout.sizes:
             offsets.append(offsets[-1] + rows)
@@ -133,17 +133,17 @@ class LargeActionModel(nn.Module):
         # One table for all categorical fields: one gather and one sum an event.
         self.embedding = nn.EmbeddingBag(offsets[-1], width, mode="sum")
         # Given, not learned: what a value looks, sounds or reads like. The same projection serves the rare ones.
-        self.fixed_vectors = nn.ModuleDict(
-            {entry(name): _FixedVectors(ids, inner) for name, (ids, inner) in layout.vectors.items()}
+        self.value_embeddings = nn.ModuleDict(
+            {entry(name): _ValueEmbeddings(ids, inner) for name, (ids, inner) in layout.vectors.items()}
         )
-        self.vector_projection = nn.ModuleDict(
+        self.value_projection = nn.ModuleDict(
             {entry(name): nn.Linear(inner, width, bias=False) for name, (_, inner) in layout.vectors.items()}
         )
         self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, width)
         self.number_projection = nn.Linear(number_features(layout, size), width)
         self.is_query = nn.Parameter(torch.zeros(width))
         self.input_norm = nn.RMSNorm(width)
-        self.blocks = nn.ModuleList(_Block(size) for _ in range(size.layers))
+        self.blocks = nn.ModuleList(_Block(size) for _ in range(size.n_layers))
         self.output_norm = nn.RMSNorm(width)
         self.next_value = nn.ModuleDict(
             {
@@ -153,9 +153,9 @@ class LargeActionModel(nn.Module):
         )
         self.next_number = nn.Linear(width, len(layout.numeric))
         self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
-        self.habits = Habits(layout)
+        self.decayed_counts = DecayedCounts(layout)
         self.answers = nn.ModuleDict(
-            {entry(target.name): _Answer(target, layout, size) for target in layout.targets}
+            {entry(target.name): _TargetHead(target, layout, size) for target in layout.targets}
         )
         self.numeric_mean: Tensor
         self.numeric_std: Tensor
@@ -179,13 +179,13 @@ class LargeActionModel(nn.Module):
             if isinstance(module, _Block):  # each layer starts as the identity
                 nn.init.zeros_(module.attention_out.weight)
                 nn.init.zeros_(module.feed_out.weight)
-            elif isinstance(module, _Answer):
+            elif isinstance(module, _TargetHead):
                 nn.init.zeros_(module.wide.weight)
                 nn.init.zeros_(module.last.weight)
-            elif isinstance(module, _OwnHabit):
+            elif isinstance(module, _OwnCount):
                 nn.init.zeros_(module.by_sequence.weight)
 
-    def start_answers_at(self, constants: dict[str, Tensor]) -> None:
+    def initialise_targets(self, constants: dict[str, Tensor]) -> None:
         """Let each target's untrained answer be a constant, (outputs,)."""
         with torch.no_grad():
             for name, constant in constants.items():
@@ -193,58 +193,58 @@ class LargeActionModel(nn.Module):
                 if name in self.usual_amount:
                     self.usual_amount[name] = math.exp(float(constant[1]))
 
-    def know_vectors(self, vectors: dict[str, Tensor]) -> None:
+    def set_value_embeddings(self, vectors: dict[str, Tensor]) -> None:
         """Set the fixed vectors of every field that has them, (ids, width) each; a value without one has zeros."""
         for name in self.layout.vectors:
-            self.fixed_vectors[entry(name)].get_buffer("table").copy_(vectors[name])
+            self.value_embeddings[entry(name)].get_buffer("table").copy_(vectors[name])
 
-    def taught_by(self, next_moments: bool, answers: bool) -> list[nn.Parameter]:
+    def parameters_with_gradient(self, next_groups: bool, answers: bool) -> list[nn.Parameter]:
         """The parameters that such losses reach; heads that nobody asks are not to be decayed either."""
         idle: list[nn.Module] = [] if answers else [self.answers]
-        if not next_moments:
+        if not next_groups:
             idle += [self.next_value, self.next_number, self.next_days]
         out_of_reach = {id(parameter) for module in idle for parameter in module.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in out_of_reach]
 
-    def forward(self, batch: Batch, with_answers: bool = True) -> Predictions:
+    def forward(self, batch: Batch, with_targets: bool = True) -> Predictions:
         """Read a batch of blocks (columns of `Layout.columns`, as tensors); without answers where nobody asks."""
         events = self._events(batch)
         queries = self._queries(batch)
         x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
         seen_BQT = seen_events(batch)
         attend = attention_of(batch, seen_BQT)
-        rotation = _rotation(positions(batch), self.size.width // self.size.heads)
+        rotation = _rotation(positions(batch), self.size.d_model // self.size.n_heads)
         for block in self.blocks:
-            if self.recompute and self.training:
+            if self.activation_checkpointing and self.training:
                 x_BSD = checkpoint(block, x_BSD, attend, rotation, use_reentrant=False)
             else:
                 x_BSD = block(x_BSD, attend, rotation)
         x_BSD = self.output_norm(x_BSD)
         slots = self.layout.block_events
         hidden_BQD = x_BSD[:, slots:]
-        if not with_answers:
+        if not with_targets:
             return Predictions(x_BSD[:, :slots], hidden_BQD, {})
-        habits_BQHR = self.habits(batch, seen_BQT)
-        answers = self.answers_of(hidden_BQD, batch["aggregates"], habits_BQHR)
+        counts_BQHR = self.decayed_counts(batch, seen_BQT)
+        answers = self.predict_targets(hidden_BQD, batch["aggregates"], counts_BQHR)
         return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
 
-    def answers_of(
-        self, hidden_BQD: Tensor, aggregates_BQA: Tensor, habits_BQHR: Tensor
+    def predict_targets(
+        self, hidden_BQD: Tensor, aggregates_BQA: Tensor, counts_BQHR: Tensor
     ) -> dict[str, Tensor]:
         """Target -> answers (`Predictions.answers`), from what is known at each query."""
         summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
         bins_BQN = self.aggregate_bins(aggregates_BQA).flatten(2)
-        known = [hidden_BQD, summary_BQA, bins_BQN, _HABIT_SCALE * habits_BQHR.flatten(2)]
+        known = [hidden_BQD, summary_BQA, bins_BQN, _COUNT_SCALE * counts_BQHR.flatten(2)]
         known_BQK = torch.cat(known, dim=-1)  # one for all targets
         return {
-            target.name: self.answers[entry(target.name)](known_BQK, summary_BQA, habits_BQHR)
+            target.name: self.answers[entry(target.name)](known_BQK, summary_BQA, counts_BQHR)
             for target in self.layout.targets
         }
 
     def _events(self, batch: Batch) -> Tensor:
         time = batch["event_time"]
         elapsed = torch.zeros_like(time)
-        same = batch["segment"][:, 1:] == batch["segment"][:, :-1]
+        same = batch["window"][:, 1:] == batch["window"][:, :-1]
         elapsed[:, 1:] = (time[:, 1:] - time[:, :-1]) * same
         return self._vectors(batch, "event_", batch["hour_of_week"], elapsed)
 
@@ -252,9 +252,9 @@ class LargeActionModel(nn.Module):
         """Queries as events: their elapsed time is since the last event that they see."""
         index = batch["query_index"].long()
         before = (index - 1).clamp_min(0)
-        segment = batch["segment"].gather(1, before)
+        window = batch["window"].gather(1, before)
         since = batch["query_time"] - batch["event_time"].gather(1, before)
-        known = (index > 0) & (segment == batch["query_segment"])
+        known = (index > 0) & (window == batch["query_window"])
         vectors = self._vectors(batch, "query_", batch["query_hour_of_week"], since * known)
         return vectors + self.is_query
 
@@ -265,8 +265,8 @@ class LargeActionModel(nn.Module):
         x: Tensor = self.embedding(ids.view(-1, ids.shape[-1])).view(rows, slots, -1)
         x = x + self.hour_embedding(hour.long())
         for name in self.layout.vectors:
-            known = self.fixed_vectors[entry(name)](batch[prefix + name].long())
-            x = x + self.vector_projection[entry(name)](known)
+            known = self.value_embeddings[entry(name)](batch[prefix + name].long())
+            x = x + self.value_projection[entry(name)](known)
         features = [_time_features(elapsed)]
         if self.layout.numeric:
             numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
@@ -302,7 +302,7 @@ class _Bins(nn.Module):
         return ((numbers[..., None] - self.start_FN) / self.width_FN).clamp(0, 1)
 
 
-class _FixedVectors(nn.Module):
+class _ValueEmbeddings(nn.Module):
     """A table of given vectors, a row a token id; it travels with the weights and is not trained."""
 
     def __init__(self, ids: int, width: int) -> None:
@@ -319,8 +319,8 @@ class _Block(nn.Module):
 
     def __init__(self, size: ModelSize) -> None:
         super().__init__()
-        width, inner = size.width, inner_width(size.width)
-        self.heads, self.dropout = size.heads, size.dropout
+        width, inner = size.d_model, inner_width(size.d_model)
+        self.heads, self.dropout = size.n_heads, size.dropout
         self.attention_norm = nn.RMSNorm(width)
         self.attention_in = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
@@ -340,43 +340,43 @@ class _Block(nn.Module):
         return x_BSD + F.dropout(fed, self.dropout, self.training)
 
 
-class _Answer(nn.Module):
-    """Fuses what the sequence says with the summary aggregates and the habits.
+class _TargetHead(nn.Module):
+    """Fuses what the sequence says with the summary aggregates and the decayed_counts.
 
     A small network reads all three. What is linear in the aggregates is added, as is, in an answer of `next`, each
-    value's own habit.
+    value's own decayed count.
     """
 
     def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
-        self.target, width = target, size.width
+        self.target, width = target, size.d_model
         self.wide = nn.Linear(len(layout.aggregate_names), target.outputs)
-        self.first = nn.Linear(answer_features(layout, size), width)
+        self.first = nn.Linear(target_features(layout, size), width)
         self.dropout = nn.Dropout(size.dropout)
         self.last = nn.Linear(width, target.outputs)
-        self.own_habit = _OwnHabit(target, layout, size) if target.kind == "next" else None
+        self.own_count = _OwnCount(target, layout, size) if target.kind == "next" else None
 
-    def forward(self, known_BQK: Tensor, summary_BQA: Tensor, habits_BQHR: Tensor) -> Tensor:
+    def forward(self, known_BQK: Tensor, summary_BQA: Tensor, counts_BQHR: Tensor) -> Tensor:
         inner_BQD = self.dropout(F.silu(self.first(known_BQK)))
         answer: Tensor = self.wide(summary_BQA) + self.last(inner_BQD)
-        if self.own_habit is not None:
-            answer = answer + self.own_habit(inner_BQD, habits_BQHR)
+        if self.own_count is not None:
+            answer = answer + self.own_count(inner_BQD, counts_BQHR)
         return answer.squeeze(-1) if self.target.kind == "binary" else answer
 
 
-class _OwnHabit(nn.Module):
-    """What each value's own habit adds to its answer: how much it counts is for the value and the sequence to say."""
+class _OwnCount(nn.Module):
+    """What each value's own decayed count adds to its answer: how much it counts is for the value and the sequence to say."""
 
     def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
         first = field_rows(layout)[target.field].start + FIRST_VALUE
         self.values = slice(first, first + target.values)
-        self.by_sequence = nn.Linear(size.width, len(layout.half_life_days))
+        self.by_sequence = nn.Linear(size.d_model, len(layout.half_life_days))
         self.by_value_HV = nn.Parameter(torch.zeros(len(layout.half_life_days), target.values))
 
-    def forward(self, inner_BQD: Tensor, habits_BQHR: Tensor) -> Tensor:
+    def forward(self, inner_BQD: Tensor, counts_BQHR: Tensor) -> Tensor:
         weight_BQHV = self.by_sequence(inner_BQD)[..., None] + self.by_value_HV
-        added: Tensor = (weight_BQHV * habits_BQHR[..., self.values]).sum(dim=-2)
+        added: Tensor = (weight_BQHV * counts_BQHR[..., self.values]).sum(dim=-2)
         return added
 
 
@@ -402,10 +402,10 @@ def number_features(layout: Layout, size: ModelSize) -> int:
     return (3 + size.numeric_bins) * len(layout.numeric) + _TIME_FEATURES
 
 
-def answer_features(layout: Layout, size: ModelSize) -> int:
-    """K: how many numbers an answer reads: of the sequence, the aggregates and their bins, and the habits."""
+def target_features(layout: Layout, size: ModelSize) -> int:
+    """K: how many numbers an answer reads: of the sequence, the aggregates and their bins, and the decayed_counts."""
     summaries = (1 + size.numeric_bins) * len(layout.aggregate_names)
-    return size.width + summaries + len(layout.half_life_days) * counted_rows(layout)
+    return size.d_model + summaries + len(layout.half_life_days) * counted_rows(layout)
 
 
 def _time_features(elapsed: Tensor) -> Tensor:

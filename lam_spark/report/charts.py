@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
 
-from lam_spark.report import words
-from lam_spark.report.context import (
+from lam_spark.report import text as words
+from lam_spark.report.content import (
     Calibration,
     CurvePoint,
     FunnelStep,

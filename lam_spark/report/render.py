@@ -10,8 +10,9 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from lam_spark.report import charts, words
-from lam_spark.report.context import ReportContext
+from lam_spark.report import charts
+from lam_spark.report import text as words
+from lam_spark.report.content import ReportContext
 
 _TEMPLATE = "report.html.j2"
 _WIDE = 760.0
@@ -85,7 +86,7 @@ def render(context: ReportContext) -> str:
             counted=words.counted,
             unit=words.unit,
             mean_chance=None if expected is None or listed == 0 else expected / listed,
-            balances=[words.balance(context.funnel, i) for i in range(len(context.funnel))],
+            reconciliation=[words.balance(context.funnel, i) for i in range(len(context.funnel))],
             total_seconds=words.duration(sum(s.seconds for s in context.stages)),
         )
     )

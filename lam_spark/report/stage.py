@@ -15,14 +15,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import LongType
 
-from lam_spark.audit.record import latest_entries, verify_chain
 from lam_spark.errors import ConfigError
-from lam_spark.provenance import package_versions
-from lam_spark.report import context as c
-from lam_spark.report import words
+from lam_spark.report import content as c
+from lam_spark.report import text as words
 from lam_spark.report.render import write_report
-from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.tables import TABLES
+from lam_spark.runtime.audit import latest_entries, verify_chain
+from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
+from lam_spark.runtime.provenance import package_versions
+from lam_spark.storage.tables import TABLES
 
 _ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")
@@ -131,7 +131,7 @@ def _context(run: Run, entries: dict[str, Entry]) -> c.ReportContext:
         as_of=config.as_of,
         generated_at=dt.datetime.now(dt.UTC),
         run_id=run.run_id,
-        target=target.says,
+        target=target.description,
         contact_list=contacts,
         headlines=_headlines(run, held, contacts),
         held_out=held,
@@ -214,9 +214,9 @@ def _held_out(run: Run, facts: Entry) -> c.HeldOut:
         (
             ranking("the model", "model", "the registered model's score", model),
             ranking(
-                spec.rule_says,
+                spec.baseline_name,
                 "rule",
-                f"{spec.rule} over {spec.rule_events}",
+                f"{spec.baseline} over {spec.baseline_filter}",
                 rule,
                 lead_low=facts["lead"][0],
                 lead_high=facts["lead"][1],
@@ -318,7 +318,7 @@ def _refused(run: Run, channels: list[str]) -> dict[str, int]:
 
 def _events_by_channel(run: Run) -> dict[str, dict[str, int]]:
     """What became of all rows that each channel ever delivered, as the newest ingest left them."""
-    of_channels = run.tables.read("balances").where(F.col("source").isin(list(run.config.channels)))
+    of_channels = run.tables.read("reconciliation").where(F.col("source").isin(list(run.config.channels)))
     names = [f.name for f in of_channels.schema if isinstance(f.dataType, LongType)]
     summed = of_channels.groupBy("source").agg(*(F.sum(name).alias(name) for name in names))
     found = {row["source"]: {name: row[name] for name in names} for row in summed.toLocalIterator()}
@@ -395,7 +395,7 @@ def _training(facts: Entry) -> c.Training:
             ("parameters", f"{trained['parameters']:,}"),
             ("events read", f"{trained['tokens']:,}"),
             ("wall time", words.duration(trained["seconds"])),
-            ("ranks", str(trained["ranks"])),
+            ("world_size", str(trained["world_size"])),
             (f"{unit}-hours", f"{trained[f'{unit.lower()}_seconds'] / 3600:.2f}"),
             # A model of an earlier version does not say it.
             *((("FLOPs", f"{trained['flops']:.2g}"),) if "flops" in trained else ()),

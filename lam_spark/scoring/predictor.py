@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lam_spark.dataset.layout import SPLIT_IDS, Layout
-from lam_spark.dataset.packing import Array, Block, Customer, pack_queries, unfold
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
 from lam_spark.model.transformer import Batch, LargeActionModel
 from lam_spark.model.value import expected_value, median_value
-from lam_spark.tokens import MISSING, UNKNOWN
+from lam_spark.sequences.tokens import MISSING, UNKNOWN
+from lam_spark.training_data.layout import SPLIT_IDS, Layout
+from lam_spark.training_data.packing import Array, Block, Customer, pack_queries, unfold
 
 _BLOCKS_PER_PASS = 8
 # Of a batch, what is wanted: (B, Q, ...).
@@ -34,7 +34,7 @@ def model_of_process(weights: bytes, card: bytes, digest: str) -> Artifact:
     return _loaded[digest]
 
 
-def answer_queries(
+def predict_queries(
     artifact: Artifact, customers: Iterable[Customer], target: str
 ) -> list[npt.NDArray[np.float32]]:
     """What the model answers to every customer's queries.
@@ -71,9 +71,9 @@ def embed_customers(
     query = _what_next(artifact.model.layout, at, hour_of_week)
     asking = (dataclasses.replace(customer, queries=query) for customer in customers)
     vectors, counts = _ask(
-        artifact, asking, lambda model, batch: model(batch, with_answers=False).query_hidden_BQD
+        artifact, asking, lambda model, batch: model(batch, with_targets=False).query_hidden_BQD
     )
-    return vectors.reshape(len(counts), artifact.model.size.width)
+    return vectors.reshape(len(counts), artifact.model.size.d_model)
 
 
 def _what_next(layout: Layout, at: int, hour_of_week: int) -> dict[str, Array]:
@@ -132,7 +132,7 @@ def _ask(
 
 
 def readable(layout: Layout, target: str, answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Answers of `answer_queries` as (q, n): of `value` mean and median amount, else the logits."""
+    """Answers of `predict_queries` as (q, n): of `value` mean and median amount, else the logits."""
     asked = next(one for one in layout.targets if one.name == target)
     if asked.kind != "value":
         return answers.astype(np.float64).reshape(len(answers), asked.outputs)

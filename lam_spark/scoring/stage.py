@@ -11,15 +11,15 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import count_standings, eligible
-from lam_spark.dataset.columns import collect_queries, event_columns
 from lam_spark.errors import ConfigError, DataQualityError, did_you_mean
-from lam_spark.local import local_frame
-from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.schema import field_types
-from lam_spark.scoring.spark import champion, predict, sequences_at
+from lam_spark.events.schema import field_types
+from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
+from lam_spark.scoring.udf import champion, predict, sequences_at
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
-from lam_spark.sources.readers import Inputs
+from lam_spark.sources.inputs import Inputs
+from lam_spark.storage.dataframes import local_frame
+from lam_spark.training_data.columns import collect_queries, event_columns
 
 _PROPOSAL_COLUMNS = ("proposal_id", "description")
 

@@ -9,9 +9,9 @@ from pyspark.sql import functions as F
 
 from lam_spark.config import Config
 from lam_spark.consent.eligibility import OPT_IN, nobody, standing
-from lam_spark.run import Run, sql_literal
-from lam_spark.sequences.bounds import instant, micros
-from lam_spark.sequences.state import Built
+from lam_spark.runtime.context import Run, sql_literal
+from lam_spark.sequences.lineage import Built
+from lam_spark.sequences.time_range import instant, micros
 
 # More customers than this are not sent to every executor: events are shuffled to them instead.
 MOST_BROADCAST = 2_000_000

@@ -19,27 +19,27 @@ _COUNTS, _SUMS = "map<int,bigint>", f"map<string,{_SUM}>"
 _LARGEST = 1e17
 
 
-def older_types(config: Config) -> dict[str, str]:
+def truncated_types(config: Config) -> dict[str, str]:
     """Column -> Spark type of what is known of the events that a row no longer holds.
 
-    `older_counts` is by token id of `model.count_by`, `older_sums` by numeric field; both exact, whatever
+    `truncated_counts` is by token id of `model.count_by`, `truncated_sums` by numeric field; both exact, whatever
     the order of adding.
     """
     return {
         "first_event_time": "timestamp",
-        "older_events": "bigint",
-        "older_counts": _COUNTS,
-        "older_sums": _SUMS,
+        "truncated_events": "bigint",
+        "truncated_counts": _COUNTS,
+        "truncated_sums": _SUMS,
     }
 
 
-def no_older() -> dict[str, Column]:
-    """The columns of `older_types` where nothing is left out."""
+def nothing_truncated() -> dict[str, Column]:
+    """The columns of `truncated_types` where nothing is left out."""
     return {
         "first_event_time": F.lit(None).cast("timestamp"),
-        "older_events": F.lit(0).cast("bigint"),
-        "older_counts": F.lit(None).cast(_COUNTS),
-        "older_sums": F.lit(None).cast(_SUMS),
+        "truncated_events": F.lit(0).cast("bigint"),
+        "truncated_counts": F.lit(None).cast(_COUNTS),
+        "truncated_sums": F.lit(None).cast(_SUMS),
     }
 
 
@@ -50,7 +50,7 @@ def entry_array(config: Config) -> str:
 
 
 def finished(customers: DataFrame, config: Config) -> DataFrame:
-    """Rows of the table from `customer_key`, `entries` (any order) and the columns of `older_types`.
+    """Rows of the table from `customer_key`, `entries` (any order) and the columns of `truncated_types`.
 
     `first_event_time` may be null there; the older events must all lie before the entries.
     """
@@ -71,13 +71,13 @@ def finished(customers: DataFrame, config: Config) -> DataFrame:
         cut.select(
             "customer_key",
             F.size("_kept").alias("seq_len"),
-            (F.col("older_events") + F.size("entries")).cast("bigint").alias("events_seen"),
+            (F.col("truncated_events") + F.size("entries")).cast("bigint").alias("events_seen"),
             F.least("first_event_time", first).alias("first_event_time"),
             F.timestamp_micros(F.element_at("_kept.event_time", -1)).alias("last_event_time"),
             *(F.col(f"_kept.{name}").alias(name) for name in entry_types(config)),
-            (F.col("older_events") + F.col("_surplus")).cast("bigint").alias("older_events"),
-            _added_counts(config.model.count_by).alias("older_counts"),
-            _added_sums(config.numeric).alias("older_sums"),
+            (F.col("truncated_events") + F.col("_surplus")).cast("bigint").alias("truncated_events"),
+            _added_counts(config.model.count_by).alias("truncated_counts"),
+            _added_sums(config.numeric).alias("truncated_sums"),
             "_kept",
         )
         .select("*", _hash().alias("seq_hash"))
@@ -90,8 +90,8 @@ def _hash() -> Column:
 
     Spark's hash passes over nulls: which numbers an event lacks, its entry's `_lacking` tells.
     """
-    maps = [F.array_sort(F.map_entries(name)) for name in ("older_counts", "older_sums")]
-    return F.xxhash64("_kept", "first_event_time", "older_events", *maps)
+    maps = [F.array_sort(F.map_entries(name)) for name in ("truncated_counts", "truncated_sums")]
+    return F.xxhash64("_kept", "first_event_time", "truncated_events", *maps)
 
 
 def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
@@ -102,7 +102,7 @@ def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
     """
     names = list(entry_types(config))
     entries = F.transform(F.arrays_zip(*names), lambda held: entry(config, held)).cast(entry_array(config))
-    older = list(older_types(config))
+    older = list(truncated_types(config))
     old = stored.select(
         "customer_key",
         entries.alias("stored_entries"),
@@ -115,10 +115,10 @@ def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
         "customer_key",
         both.alias("entries"),
         F.least("stored_first_event_time", "first_event_time").alias("first_event_time"),
-        (F.coalesce("stored_older_events", zero) + F.col("older_events")).alias("older_events"),
+        (F.coalesce("stored_older_events", zero) + F.col("truncated_events")).alias("truncated_events"),
         *(
             _map_sum(F.col(f"stored_{name}"), F.col(name), kind).alias(name)
-            for name, kind in (("older_counts", _COUNTS), ("older_sums", _SUMS))
+            for name, kind in (("truncated_counts", _COUNTS), ("truncated_sums", _SUMS))
         ),
     )
 
@@ -135,7 +135,7 @@ def canonical(counted: Column) -> Column:
 
 
 def _added_counts(name: str) -> Column:
-    """`older_counts` and the dropped entries' values of the field, by runs of the sorted ids."""
+    """`truncated_counts` and the dropped entries' values of the field, by runs of the sorted ids."""
     ids = F.sort_array(F.col(f"_dropped.{name}"))
     distinct = F.array_distinct(ids)
 
@@ -145,7 +145,7 @@ def _added_counts(name: str) -> Column:
         return end - F.array_position(ids, value)
 
     fresh = F.map_from_arrays(distinct, F.transform(distinct, run_length))
-    held = F.col("older_counts")
+    held = F.col("truncated_counts")
     return F.when(F.col("_surplus") == 0, held).otherwise(_map_sum(held, fresh, _COUNTS))
 
 
@@ -158,7 +158,7 @@ def _map_sum(left: Column, right: Column, kind: str) -> Column:
 
 
 def _added_sums(names: tuple[str, ...]) -> Column:
-    """`older_sums` and the dropped entries' numbers."""
+    """`truncated_sums` and the dropped entries' numbers."""
     zero = F.lit(0).cast(_SUM)
 
     def total(name: str) -> Column:
@@ -169,9 +169,9 @@ def _added_sums(names: tuple[str, ...]) -> Column:
                 _SUM
             ),
         )
-        return (F.coalesce(F.element_at("older_sums", F.lit(name)), zero) + dropped).cast(_SUM)
+        return (F.coalesce(F.element_at("truncated_sums", F.lit(name)), zero) + dropped).cast(_SUM)
 
     if not names:
-        return F.col("older_sums")
+        return F.col("truncated_sums")
     sums = F.create_map(*(part for name in sorted(names) for part in (F.lit(name), total(name))))
-    return F.when(F.col("_surplus") == 0, F.col("older_sums")).otherwise(sums).cast(_SUMS)
+    return F.when(F.col("_surplus") == 0, F.col("truncated_sums")).otherwise(sums).cast(_SUMS)

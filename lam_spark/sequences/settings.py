@@ -1,4 +1,4 @@
-"""The settings that the queries of a build need (`lam_spark.settings.session_settings`)."""
+"""The settings that the queries of a build need (`lam_spark.storage.settings.session_settings`)."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
-from lam_spark.local import local_frame
-from lam_spark.run import Run
-from lam_spark.tokens import FIRST_VALUE, MISSING, UNKNOWN
+from lam_spark.runtime.context import Run
+from lam_spark.sequences.tokens import FIRST_VALUE, MISSING, UNKNOWN
+from lam_spark.storage.dataframes import local_frame
 
 
 def count_values(events: DataFrame, config: Config, weight: Column | None = None) -> DataFrame:

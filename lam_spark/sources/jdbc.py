@@ -19,7 +19,7 @@ from pyspark.sql.types import DateType, NumericType, TimestampNTZType, Timestamp
 
 from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.session import POSTGRESQL_PACKAGE
+from lam_spark.runtime.session import POSTGRESQL_PACKAGE
 
 # Java's DriverManager sees no driver that came with --packages or spark.jars: its class has to be named.
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}

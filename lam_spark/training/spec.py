@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lam_spark.config import Config
-from lam_spark.dataset.layout import Layout
 from lam_spark.model.transformer import ModelSize
+from lam_spark.training_data.layout import Layout
 
 # What the ranks print, which may quote a customer's row: it does not leave the training's folder.
 LOG_FILE = "worker.log"
@@ -20,7 +20,7 @@ SPEC_FILE = "spec.json"
 # Of a checkpoint: raised when the order or the meaning of its tensors changes, so that no other version's is read.
 CHECKPOINT_FORMAT = 2
 # Settings that change nothing of what comes out.
-NOT_DECISIVE = ("checkpoint_minutes", "experiment", "recompute")
+NOT_DECISIVE = ("checkpoint_minutes", "experiment", "activation_checkpointing")
 # How variables begin that give access to MLflow.
 _OF_MLFLOW = ("MLFLOW_", "DATABRICKS_TOKEN")
 
@@ -28,7 +28,7 @@ _OF_MLFLOW = ("MLFLOW_", "DATABRICKS_TOKEN")
 def size_of(config: Config) -> ModelSize:
     """The size of the model that a configuration asks for."""
     model = config.model
-    return ModelSize(model.width, model.layers, model.heads, model.dropout, model.numeric_bins)
+    return ModelSize(model.d_model, model.n_layers, model.n_heads, model.dropout, model.numeric_bins)
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,21 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import Asked, count_withdrawn, eligible
-from lam_spark.dataset.columns import layout_of
-from lam_spark.dataset.layout import Layout
-from lam_spark.dataset.snapshot import ASKED, QUERIED
-from lam_spark.dataset.vectors import read_vectors
 from lam_spark.errors import ConsentError, ModelError
-from lam_spark.run import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.dates import EVENTS, NUMBERING, PERIODS, periods_of, require_owned
+from lam_spark.model.card import TEST_START, VOCABULARY
+from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
+from lam_spark.sequences.freshness import EVENTS, NUMBERING, PERIODS, periods_of, require_owned
 from lam_spark.sequences.vocabulary import is_numbered_by, vocabulary_digest
-from lam_spark.training.launch import launch
-from lam_spark.training.lines import whole_records
-from lam_spark.training.origin import TEST_START, VOCABULARY
-from lam_spark.training.registry import Tracking
+from lam_spark.storage.files import whole_records
+from lam_spark.training.launch.launchers import launch
+from lam_spark.training.launch.worker import PROGRESS_FILE
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
-from lam_spark.training.vectors import digest_of, packed_vectors, save_vectors
-from lam_spark.training.worker import PROGRESS_FILE
+from lam_spark.training.tracking import Tracking
+from lam_spark.training.value_embeddings import digest_of, packed_vectors, save_vectors
+from lam_spark.training_data.columns import layout_of
+from lam_spark.training_data.layout import Layout
+from lam_spark.training_data.stage import ASKED, QUERIED
+from lam_spark.training_data.value_embeddings import read_vectors
 
 # Beside the specification: one that an earlier version wrote, or half wrote, need not be read to be told apart.
 _FINGERPRINT_FILE = "fingerprint"

@@ -21,11 +21,11 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from e2e.conftest import rows
 from lam_spark.cli import run_stage
+from tests.support.runs import rows
 
 if TYPE_CHECKING:
-    from conftest import DataSet
+    from tests.support.shop import DataSet
 
 pytestmark = pytest.mark.long
 
@@ -35,8 +35,8 @@ COMPARED = (
     "events",
     "quarantine",
     "unresolved",
-    "balances",
-    "intake",
+    "reconciliation",
+    "ingestion_state",
     "consent",
     "vocabulary",
     "value_counts",

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CATEGORIES, SECRET
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
-from e2e.conftest import Finished, rows
 from lam_spark.cli import STAGES, main
-from lam_spark.metrics import auc
-from lam_spark.sources.identity import keyed_pseudonym
+from lam_spark.identity.pseudonyms import keyed_pseudonym
+from lam_spark.model.metrics import auc
+from tests.support.runs import Finished, rows
+from tests.support.shop import CATEGORIES, SECRET
 
 
 def keys(raw_ids: Any) -> set[str]:
@@ -68,7 +68,7 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     held = rows(finished.root, "held_out_scores")
     scored = {row["query_id"] for row in tested if row["target"] == "response"}
     assert {row["query_id"] for row in held} == scored
-    others = rows(finished.root, "held_out_answers")
+    others = rows(finished.root, "held_out_predictions")
     assert {(row["target"], row["query_id"]) for row in others} == {
         (row["target"], row["query_id"]) for row in tested if row["target"] != "response"
     }
@@ -90,7 +90,7 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
 def test_the_targets_that_are_not_scored_are_held_out_and_measured_too(finished: Finished) -> None:
     (entry,) = (row for row in rows(finished.root, "audit") if row["stage"] == "evaluate")
     measured = json.loads(entry["entry"])["facts"]["others"]
-    held = rows(finished.root, "held_out_answers")
+    held = rows(finished.root, "held_out_predictions")
     assert set(measured) == {row["target"] for row in held} == {"lapse", "spend", "items"}
     by_target = {name: [row for row in held if row["target"] == name] for name in measured}
     assert {name: facts["examples"] for name, facts in measured.items()} == {
@@ -102,9 +102,9 @@ def test_the_targets_that_are_not_scored_are_held_out_and_measured_too(finished:
     amount = np.array([row["label"] for row in spend])
     mean, median = np.array([row["answer"] for row in spend]).T
     assert measured["spend"]["mean_absolute_error"] == pytest.approx(np.abs(amount - median).mean())
-    ruled = np.array([0.0 if row["rule_score"] is None else row["rule_score"] for row in spend])
-    assert 0 < sum(row["rule_score"] is None for row in spend) < len(spend)  # who bought nothing lately
-    assert measured["spend"]["rule_mean_absolute_error"] == pytest.approx(np.abs(amount - ruled).mean())
+    ruled = np.array([0.0 if row["baseline_score"] is None else row["baseline_score"] for row in spend])
+    assert 0 < sum(row["baseline_score"] is None for row in spend) < len(spend)  # who bought nothing lately
+    assert measured["spend"]["baseline_mean_absolute_error"] == pytest.approx(np.abs(amount - ruled).mean())
     assert measured["spend"]["mean_predicted"] == pytest.approx(mean.mean())
     assert (median >= 0).all()
     assert (mean > 0).all()
@@ -196,8 +196,8 @@ def test_mlflow_tells_how_the_model_was_trained(finished: Finished, mlflow: Mlfl
     experiment = mlflow.get_experiment_by_name("lam_spark")
     (run,) = mlflow.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.params["training.ranks"] == "2"
-    assert run.data.params["model.width"] == "16"
+    assert run.data.params["training.world_size"] == "2"
+    assert run.data.params["model.d_model"] == "16"
     assert run.data.tags["lam_spark.run_id"] == finished.summary["run_id"]
     assert run.data.tags["delta.training_blocks"] == str(finished.versions["training_blocks"])
     assert run.data.metrics["tokens"] == finished.summary["stages"]["train"]["tokens"]
@@ -220,7 +220,7 @@ def test_the_registered_model_is_the_file_that_scored(finished: Finished, mlflow
     assert {row["model_digest"] for row in rows(finished.root, "scores")} == {digest}
     assert {row["model_digest"] for row in rows(finished.root, "held_out_scores")} == {digest}
     card = json.loads((folder / "model.json").read_text())
-    assert card["facts"]["ranks"] == 2
+    assert card["facts"]["world_size"] == 2
     assert card["facts"]["parameters"] == finished.summary["stages"]["train"]["parameters"]
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from conftest import SECRET
 
-from e2e.conftest import Finished, rows
-from lam_spark.dataset.columns import customers, query_columns
+from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.model.artifact import open_artifact
 from lam_spark.scoring.predictor import embed_customers
-from lam_spark.sources.identity import keyed_pseudonym
-from lam_spark.training.registry import registered_model
+from lam_spark.training.tracking import registered_model
+from lam_spark.training_data.columns import customers, query_columns
+from tests.support.runs import Finished, rows
+from tests.support.shop import SECRET
 
 # 2023-12-20 00:00 in Berlin, a Wednesday; UTC, as Parquet gives it.
 AS_OF, HOUR_OF_WEEK = pd.Timestamp("2023-12-19 23:00"), 72

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from e2e.conftest import rows, start, stopped_when
+from tests.support.runs import rows, start, stopped_when
 
 if TYPE_CHECKING:
-    from conftest import DataSet
+    from tests.support.shop import DataSet
 
 pytestmark = pytest.mark.long
 

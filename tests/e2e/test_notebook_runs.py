@@ -8,12 +8,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from e2e.conftest import REPOSITORY
+from tests.support.runs import REPOSITORY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from e2e.conftest import Finished
+    from tests.support.runs import Finished
 
 
 def test_the_notebook_runs_on_a_finished_run(finished: Finished, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SECRET
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from e2e.conftest import Finished, rows
-from lam_spark.sources.identity import keyed_pseudonym
+from lam_spark.identity.pseudonyms import keyed_pseudonym
+from tests.support.runs import Finished, rows
+from tests.support.shop import SECRET
 
 RAW_ID = re.compile(rb"RAW.CUSTOMER", re.IGNORECASE)
 HEX_KEY = re.compile(rb"(?=([0-9a-f]{32}))")
@@ -94,7 +94,7 @@ def test_no_raw_id_outside_the_identity_map(found: dict[str, tuple[bool, set[str
 
 @pytest.mark.parametrize(
     "folder",
-    ["tables/held_out_scores/", "tables/held_out_answers/", "tables/examples/", "tables/embeddings/"],
+    ["tables/held_out_scores/", "tables/held_out_predictions/", "tables/examples/", "tables/embeddings/"],
 )
 def test_nobody_is_trained_on_who_did_not_agree(
     finished: Finished, found: dict[str, tuple[bool, set[str]]], folder: str
@@ -154,7 +154,7 @@ def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) ->
         "scores",
         "contact_list",
         "held_out_scores",
-        "held_out_answers",
+        "held_out_predictions",
         "embeddings",
     )
     with_keys = (*(f"tables/{name}/" for name in tables), "delivery/", "report/")

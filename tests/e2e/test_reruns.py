@@ -21,16 +21,16 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from conftest import QUICK, SECRET, statement
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
-from e2e.conftest import REPOSITORY, Finished, commit_info, files, rows, start, stopped_when, versions
-from lam_spark import tables
 from lam_spark.cli import run_stage
-from lam_spark.run import Run, StageResult
-from lam_spark.session import DELTA_PACKAGE, kept_jars
-from lam_spark.sources.identity import keyed_pseudonym
+from lam_spark.identity.pseudonyms import keyed_pseudonym
+from lam_spark.runtime.context import Run, StageResult
+from lam_spark.runtime.session import DELTA_PACKAGE, kept_jars
+from lam_spark.storage.tables import store as tables
+from tests.support.runs import REPOSITORY, Finished, commit_info, files, rows, start, stopped_when, versions
+from tests.support.shop import QUICK, SECRET, statement
 
 REBUILD = ("--set", "ingest.rebuild=true")
 # A mistake whose error, which is Spark's, quotes a row: raw ids are no numbers.
@@ -291,7 +291,7 @@ def ranks() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if process.cmdline()[1:3] == ["-m", "lam_spark.training.worker"]:
+            if process.cmdline()[1:3] == ["-m", "lam_spark.training.launch.worker"]:
                 found.append(process)
     return found
 
@@ -363,7 +363,7 @@ def test_a_run_that_is_killed_at_work_leaves_the_last_good_tables(finished: Fini
 
 
 def test_a_run_that_is_killed_while_it_publishes_is_undone(finished: Finished, stage: Stage) -> None:
-    published = ("events", "quarantine", "unresolved", "balances", "intake")
+    published = ("events", "quarantine", "unresolved", "reconciliation", "ingestion_state")
     before = {name: whole(finished.root, name) for name in published}
     note, good = finished.root / "tables" / "undo.json", versions(finished.root)
 
@@ -400,7 +400,7 @@ def test_an_interrupted_stage_is_on_record_and_frees_the_workspace(
 
     before = versions(finished.root)
     with monkeypatch.context() as patch:
-        patch.setattr("lam_spark.consent.ledger.run", interrupted)
+        patch.setattr("lam_spark.consent.stage.run", interrupted)
         code, summary = stage("consent")
     assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
     assert stage.stderr.endswith("lam-spark consent: interrupted; the last good tables stand\n")
@@ -460,9 +460,8 @@ def test_a_broken_audit_ends_the_report(finished: Finished, stage: Stage, spark:
 
 
 def test_the_audit_chain_holds_after_all_of_this(finished: Finished, spark: SparkSession) -> None:
-    from conftest import run_builder
-
-    from lam_spark.audit.record import verify_chain
+    from lam_spark.runtime.audit import verify_chain
+    from tests.support.shop import run_builder
 
     run = run_builder(spark, finished.root)(finished.data.config())
     assert verify_chain(run) == len(rows(finished.root, "audit")) > 11

@@ -13,8 +13,9 @@ import pytest
 from jinja2 import UndefinedError
 
 from lam_spark.evaluation.ranking import wilson_interval
-from lam_spark.report import charts, words
-from lam_spark.report.context import (
+from lam_spark.report import charts
+from lam_spark.report import text as words
+from lam_spark.report.content import (
     Calibration,
     CalibrationBin,
     ConsentCount,
@@ -289,7 +290,7 @@ def test_losses_add_up(context: ReportContext) -> None:
     assert f"\u2713 adds up: 1,473,000 {m} 3,126 {m} 214 {m} 1,133 = 1,468,527" in text
     assert f"\u2713 adds up: 1,900 {m} 1,400 = 500" in text
     assert "does not add up" not in text
-    assert "\u2713 balances" in text
+    assert "\u2713 reconciliation" in text
     assert "off by" not in text
 
 

@@ -1,0 +1,3 @@
+"""Delta tables."""
+
+from lam_spark.storage.tables.store import *  # noqa: F403
