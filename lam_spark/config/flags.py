@@ -1,9 +1,9 @@
-"""The flags of the command line: a wrong one is a configuration error, with the right ones beside it."""
+"""Command-line flags: a wrong flag is a configuration error that lists the right ones."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import NoReturn
 
 from lam_spark.errors import ConfigError
 
@@ -12,14 +12,14 @@ class FlagParser(argparse.ArgumentParser):
     """Raises `ConfigError` where argparse would end the process.
 
     Args:
-        program: what the user typed.
-        flags: all of them, for the message.
+        program: What the user typed.
+        flags: All flags, for the message.
     """
 
     def __init__(self, program: str, flags: str) -> None:
         super().__init__(prog=program, allow_abbrev=False)
         self._flags = flags
 
-    def error(self, message: str) -> Any:
-        """Raise what argparse found."""
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's message."""
         raise ConfigError(f"{message} (flags: {self._flags})")

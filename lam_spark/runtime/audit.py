@@ -1,7 +1,7 @@
-"""The table `audit`: one entry a stage and run, chained by sha256 so that a change or a gap shows.
+"""The table `audit`: one entry per stage and run, chained by sha256 so that a change or a gap is detected.
 
-An entry holds the resolved configuration, the versions of the tables read and written, all counts, the
-model's digest where there is one, the code's git commit, seconds and memory. It holds no customer.
+An entry holds the resolved configuration, the versions of the tables read and written, the stage's typed result,
+the code's git commit, seconds and memory. It holds no customer.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pyspark.sql import functions as F
 
 from lam_spark import __version__
-from lam_spark.errors import LamSparkError
-from lam_spark.runtime.context import Run, StageResult
+from lam_spark.config import Config
+from lam_spark.errors import AuditError
 from lam_spark.runtime.provenance import git_commit
+from lam_spark.runtime.results import StageResult
 from lam_spark.storage.dataframes import local_frame
+from lam_spark.storage.tables import Tables
+from lam_spark.storage.time import micros
 
+Result = TypeVar("Result", bound=StageResult)
+
+# Of the entry as a whole; each result has a format number of its own.
+ENTRY_FORMAT = 1
 _GENESIS = "0" * 64
 _SCHEMA = (
     "sequence BIGINT, run_id STRING, stage STRING, status STRING, recorded_at TIMESTAMP, entry STRING, "
@@ -29,88 +36,138 @@ _SCHEMA = (
 )
 
 
-class AuditError(LamSparkError):
-    """The audit chain is broken: an entry was changed, removed or added by hand."""
-
-
 @dataclass(frozen=True)
-class Cost:
-    """What a stage took: wall seconds, and peak memory of all processes together (GiB), if measured."""
+class StageCost:
+    """What a stage took: wall seconds, and peak memory of all processes together (GiB), None if not measured."""
 
     seconds: float
     peak_memory_gib: float | None
 
 
-class Chain:
-    """Appends the records of one run.
+@dataclass(frozen=True)
+class AuditEntry:
+    """One entry, as the report reads it.
 
-    What it has appended last it remembers with the table's version, and looks it up only where another version
-    came after it: asking Spark for one row costs more than a second.
+    Attributes:
+        as_of: ISO date of the run's configuration.
+        config: The resolved configuration as JSON values.
+        tables_read, tables_written: Table -> version.
+        result: Serialised result of the stage; None if the stage failed.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    run_id: str
+    stage: str
+    as_of: str
+    lam_spark: str
+    git_commit: str
+    config_digest: str
+    config: dict[str, Any]
+    tables_read: dict[str, int]
+    tables_written: dict[str, int]
+    result: dict[str, Any] | None
+    seconds: float
+    peak_memory_gib: float | None
+
+    @classmethod
+    def from_json(cls, text: str) -> AuditEntry:
+        """Read the column `entry`.
+
+        Raises:
+            AuditError: The entry has another format.
+        """
+        values = json.loads(text)
+        if values.get("format") != ENTRY_FORMAT:
+            raise AuditError(
+                f"expected audit entries of format {ENTRY_FORMAT}, found format {values.get('format')} (stage "
+                f"{values.get('stage')}, run {values.get('run_id')}): it was written by another version of lam_spark. "
+                "Run the stages again in a new root"
+            )
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+    def result_of(self, kind: type[Result]) -> Result:
+        """The typed result.
+
+        Raises:
+            AuditError: The stage failed, or another version wrote the result; the message names the stage.
+        """
+        if self.result is None:
+            raise AuditError(f"the entry of the stage {self.stage!r} in run {self.run_id} holds no result")
+        try:
+            return kind.from_json(self.result)
+        except AuditError as error:
+            raise AuditError(f"audit entry of the stage {self.stage!r}, run {self.run_id}: {error}") from error
+
+
+class AuditChain:
+    """Appends the entries of one run.
+
+    Remembers its last entry with the table's version and reads the table only if another version came after it:
+    reading one row takes Spark more than a second.
+    """
+
+    def __init__(self, tables: Tables, config: Config, run_id: str) -> None:
+        self._tables, self._config, self._run_id = tables, config, run_id
         self._last = (-1, _GENESIS)
         self._version: int | None = None
 
-    def append(self, stage: str, result: StageResult | None, cost: Cost, error: str | None = None) -> None:
-        """Append the record of one stage; `result` is None for one that failed."""
-        run = self._run
+    def append(
+        self, stage: str, result: StageResult | None, cost: StageCost, error: str | None = None
+    ) -> None:
+        """Append the entry of one stage; `result` is None for one that failed."""
         now = dt.datetime.now(dt.UTC)
-        told = {
-            "run_id": run.run_id,
+        values = {
+            "format": ENTRY_FORMAT,
+            "run_id": self._run_id,
             "recorded_at": now.isoformat(),
             "stage": stage,
-            "as_of": run.config.as_of.isoformat(),
+            "as_of": self._config.as_of.isoformat(),
             "lam_spark": __version__,
             "git_commit": git_commit(),
-            "config_digest": run.config.digest(),
-            "config": run.config.model_dump(mode="json"),
-            "tables_read": {k: v for k, v in run.tables.read_versions.items() if k != "audit"},
-            "tables_written": dict(run.tables.written_versions),
-            "counts": result.counts if result else {},
-            "facts": result.facts if result else {},
+            "config_digest": self._config.digest(),
+            "config": self._config.model_dump(mode="json"),
+            "tables_read": {k: v for k, v in self._tables.read_versions.items() if k != "audit"},
+            "tables_written": dict(self._tables.written_versions),
+            "result": result.to_json() if result else None,
             "seconds": round(cost.seconds, 3),
             "peak_memory_gib": cost.peak_memory_gib,
             "error": error,
         }
-        entry = json.dumps(told, sort_keys=True, default=str)
+        entry = json.dumps(values, sort_keys=True, default=str)
         number, previous = self._newest()
-        here = (number + 1, chain_hash(previous, entry))
-        row = (here[0], run.run_id, stage, _status(told), now, entry, previous, here[1])
-        run.tables.append(local_frame(run.spark, [row], _SCHEMA), "audit")
-        self._last, self._version = here, run.tables.written_versions["audit"]
+        last = (number + 1, chain_hash(previous, entry))
+        row = (last[0], self._run_id, stage, _status(values), now, entry, previous, last[1])
+        self._tables.append(local_frame(self._tables.spark, [row], _SCHEMA), "audit")
+        self._last, self._version = last, self._tables.written_versions["audit"]
 
     def _newest(self) -> tuple[int, str]:
         """Number and hash of the newest entry."""
-        tables = self._run.tables
-        if not tables.exists("audit") or tables.version("audit") == self._version:
+        if not self._tables.exists("audit") or self._tables.version("audit") == self._version:
             return self._last
-        last = tables.read("audit").orderBy(F.desc("sequence")).select("sequence", "entry_hash").first()
+        last = self._tables.read("audit").orderBy(F.desc("sequence")).select("sequence", "entry_hash").first()
         return (last["sequence"], last["entry_hash"]) if last else (-1, _GENESIS)
 
 
 def chain_hash(previous: str, entry: str) -> str:
-    """Hash of an entry: sha256 over the hash before it and its own text."""
+    """Hash of an entry: sha256 over the previous hash and the entry's text."""
     return hashlib.sha256(f"{previous}\n{entry}".encode()).hexdigest()
 
 
-def verify_chain(run: Run) -> int:
-    """Check every entry against the one before, and what stands beside it; returns how many there are.
+def verify_chain(tables: Tables) -> int:
+    """Check every entry against the one before it and against its own columns; returns the number of entries.
 
-    That the newest ones were removed, it cannot see: the log of each run (`logs/RUN_ID.jsonl`) still tells of them.
+    Removed newest entries cannot be detected; the log of each run (`logs/RUN_ID.jsonl`) still lists them.
 
     Raises:
-        AuditError: names the first entry that does not follow.
+        AuditError: Names the first entry that does not follow.
     """
     previous, expected = _GENESIS, 0
-    entries = run.tables.read("audit").withColumn("recorded_at", F.unix_micros("recorded_at"))
+    entries = tables.read("audit").withColumn("recorded_at", F.unix_micros("recorded_at"))
     for row in entries.orderBy("sequence").toLocalIterator():
         broken = (
             row["sequence"] != expected
             or row["previous_hash"] != previous
             or row["entry_hash"] != chain_hash(previous, row["entry"])
-            or any(row[name] != value for name, value in _repeated(json.loads(row["entry"])).items())
+            or any(row[name] != value for name, value in _column_values(json.loads(row["entry"])).items())
         )
         if broken:
             raise AuditError(
@@ -121,35 +178,36 @@ def verify_chain(run: Run) -> int:
     return expected
 
 
-def _repeated(entry: dict[str, Any]) -> dict[str, Any]:
-    """What an entry says that columns beside it repeat; the time in microseconds UTC."""
-    said = {"run_id": entry["run_id"], "stage": entry["stage"], "status": _status(entry)}
-    if "recorded_at" in entry:  # earlier revisions did not put it into the entry
-        since = dt.datetime.fromisoformat(entry["recorded_at"]) - dt.datetime.fromtimestamp(0, dt.UTC)
-        said["recorded_at"] = since // dt.timedelta(microseconds=1)
-    return said
+def _column_values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns next to an entry must repeat; times in microseconds UTC."""
+    return {
+        "run_id": entry.get("run_id"),
+        "stage": entry.get("stage"),
+        "status": _status(entry),
+        "recorded_at": micros(dt.datetime.fromisoformat(entry["recorded_at"])),
+    }
 
 
-def _status(entry: dict[str, Any]) -> str:
+def _status(entry: Mapping[str, Any]) -> str:
     return "failed" if entry["error"] else "done"
 
 
 def latest_entries(
-    run: Run, having: Mapping[str, Callable[[dict[str, Any]], bool]] = MappingProxyType({})
-) -> dict[str, dict[str, Any]]:
+    tables: Tables, conditions: Mapping[str, Callable[[AuditEntry], bool]] = MappingProxyType({})
+) -> dict[str, AuditEntry]:
     """The newest successful entry of each stage.
 
     Args:
-        run: whose audit is read, an entry at a time, from the newest on.
-        having: by stage, whether an entry of it counts; of the other stages all do.
+        tables: Tables of the workspace; the audit is read one entry at a time, newest first.
+        conditions: Stage -> whether an entry of it counts; of other stages all entries do.
     """
-    found: dict[str, dict[str, Any]] = {}
-    done = run.tables.read("audit").where("status = 'done'").orderBy(F.desc("sequence"))
+    newest: dict[str, AuditEntry] = {}
+    done = tables.read("audit").where("status = 'done'").orderBy(F.desc("sequence"))
     for row in done.select("stage", "entry").toLocalIterator():
         stage = row["stage"]
-        if stage in found:
+        if stage in newest:
             continue
-        entry = json.loads(row["entry"])
-        if stage not in having or having[stage](entry):
-            found[stage] = entry
-    return found
+        entry = AuditEntry.from_json(row["entry"])
+        if stage not in conditions or conditions[stage](entry):
+            newest[stage] = entry
+    return newest

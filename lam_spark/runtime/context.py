@@ -1,35 +1,38 @@
-"""One run: its configuration, session, tables and log, handed to every stage."""
+"""The context of one run: configuration, session, tables, log; handed to the entry function of every stage."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from lam_spark.config import Config
-from lam_spark.runtime.log import Journal
+from lam_spark.runtime.log import RunLog
+from lam_spark.runtime.results import StageResult
+from lam_spark.storage.dataframes import FrameCache
 from lam_spark.storage.tables import Tables
 
+Result = TypeVar("Result", bound=StageResult)
 
-def _now() -> dt.datetime:
+
+def utc_now() -> dt.datetime:
+    """The present instant (UTC)."""
     return dt.datetime.now(dt.UTC)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a stage may use.
+class RunContext:
+    """What the entry function of a stage may use; helpers get only the parts that they need.
 
     Attributes:
-        run_id: sortable by time, unique.
-        started_at: UTC; the instant at which consent statements must be effective.
-        clock: tells the present instant (UTC); hours after `started_at` where a training lies between.
-        held: frames that `keep` computes once; a stage's are let go at its end.
+        run_id: Unique, sortable by time.
+        started_at: Start of the run (UTC): consent statements must be effective by then.
+        clock: Gives the present instant (UTC), hours after `started_at` where a training lies between.
+        cache: DataFrames that are computed once; a stage's are released at its end.
     """
 
     config: Config
@@ -37,61 +40,22 @@ class Run:
     started_at: dt.datetime
     spark: SparkSession
     tables: Tables
-    journal: Journal
-    clock: Callable[[], dt.datetime] = _now
-    held: list[DataFrame] = field(default_factory=list)
+    log: RunLog
+    clock: Callable[[], dt.datetime] = utc_now
+    cache: FrameCache = field(default_factory=FrameCache)
 
     @property
     def as_of(self) -> dt.datetime:
         """UTC instant before which everything is visible and after which nothing is."""
         return self.config.instant(self.config.as_of)
 
-    def keep(self, frame: DataFrame) -> DataFrame:
-        """The frame, computed at most once in this stage; what does not fit into memory goes to disk."""
-        self.held.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
-        return frame
 
-    @contextlib.contextmanager
-    def letting_go(self) -> Iterator[None]:
-        """Let go at the end of what is kept inside."""
-        before = len(self.held)
-        try:
-            yield
-        finally:
-            for frame in self.held[before:]:
-                frame.unpersist()
-            del self.held[before:]
-
-
-@dataclass
-class StageResult:
-    """What a stage did: goes into the run record and onto the terminal.
-
-    Attributes:
-        counts: name -> number (rows, customers); everything lost is a number here.
-        facts: anything else worth keeping (digests, paths, metrics).
-        says: one line for people.
-    """
-
-    says: str
-    counts: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-Stage = Callable[[Run], StageResult]
-
-
-def stage(function: Stage) -> Stage:
-    """Decorates a stage: what it keeps is let go at its end, however it ends."""
+def stage(function: Callable[[RunContext], Result]) -> Callable[[RunContext], Result]:
+    """Decorate the entry function of a stage: cached frames are released when it ends or fails."""
 
     @functools.wraps(function)
-    def within(run: Run) -> StageResult:
-        with run.letting_go():
-            return function(run)
+    def with_cache_scope(ctx: RunContext) -> Result:
+        with ctx.cache.scope():
+            return function(ctx)
 
-    return within
-
-
-def sql_literal(instant: dt.datetime) -> str:
-    """A UTC instant as a Spark SQL timestamp literal."""
-    return f"TIMESTAMP '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S.%f}'"
+    return with_cache_scope

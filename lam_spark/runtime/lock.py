@@ -1,4 +1,4 @@
-"""One run a workspace: an advisory lock that the operating system gives back when its holder dies."""
+"""Lock of a workspace: an advisory file lock that the operating system releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def workspace_lock(root: Path, run_id: str) -> Iterator[None]:
     """Hold the workspace for this run.
 
     Raises:
-        ConcurrentRunError: another run holds it; the message says which.
-        ConfigError: the folder cannot be made or written.
+        ConcurrentRunError: Another run holds it; the message says which.
+        ConfigError: The folder cannot be created or written.
     """
     path = root / ".lock"
     try:
@@ -27,8 +27,7 @@ def workspace_lock(root: Path, run_id: str) -> Iterator[None]:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"expected a folder that can be written at root = {root}: {error.strerror}; "
-            "set another with --set root=PATH"
+            f"expected a writable folder at root = {root}: {error.strerror}; set another with --set root=PATH"
         ) from error
     with file:
         try:
@@ -37,7 +36,7 @@ def workspace_lock(root: Path, run_id: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise ConcurrentRunError(
-                f"another run works in {root}: {holder}. Wait for it, or use another root"
+                f"another run holds the workspace {root}: {holder}. Wait for it, or use another root"
             ) from None
         file.truncate(0)
         file.write(json.dumps({"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()}))

@@ -1,8 +1,8 @@
-"""What a run says while it works: JSON lines for machines, short lines for people.
+"""Log of a run: JSON lines for machines, short lines and a live status line for people.
 
-JSON lines go to stderr where it is not a terminal, and always to `logs/<run_id>.jsonl` in the workspace.
-On a terminal people see one line a stage and a live line below it. `LAM_SPARK_LOG=human` or `json` chooses.
-No record holds a raw customer id.
+JSON lines go to stderr where it is not a terminal, and always to `logs/<run_id>.jsonl` in the workspace. On a
+terminal people see one line per stage and a status line below it. `LAM_SPARK_LOG=human` or `json` chooses. No
+record holds a raw customer id.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from rich.console import Console
 from rich.status import Status
 
 
-class Journal:
+class RunLog:
     """Log of one run.
 
     Args:
-        run_id: put into every record.
-        folder: where `<run_id>.jsonl` is written; None keeps no file (a dry run).
+        run_id: Part of every record.
+        folder: Where `<run_id>.jsonl` is written; None writes no file.
     """
 
     def __init__(self, run_id: str, folder: Path | None) -> None:
         self.run_id = run_id
-        wish = os.environ.get("LAM_SPARK_LOG", "")
-        self.human = wish == "human" or (wish != "json" and sys.stderr.isatty())
+        choice = os.environ.get("LAM_SPARK_LOG", "")
+        self.human = choice == "human" or (choice != "json" and sys.stderr.isatty())
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._status: Status | None = None
-        self._note = ""
+        self._progress = ""
         self._file: IO[str] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,26 +54,26 @@ class Journal:
         if not self.human:
             print(line, file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
-        """Show people a line that stays (rich markup)."""
+    def echo(self, text: str) -> None:
+        """Show people a permanent line (rich markup)."""
         if self.human:
             self._console.print(text)
 
-    def note(self, text: str) -> None:
-        """Add to the live line what the stage is at."""
-        self._note = text
+    def progress(self, text: str) -> None:
+        """Set the part of the status line that says what the stage is doing."""
+        self._progress = text
 
-    def live(self, text: str | None) -> None:
-        """Show people a line that is replaced by the next one; None takes it away."""
+    def status(self, text: str | None) -> None:
+        """Show people a line that the next one replaces; None removes it."""
         if not (self.human and self._console.is_terminal):
             return
         if text is None:
-            self._note = ""
+            self._progress = ""
             if self._status is not None:
                 self._status.stop()
                 self._status = None
             return
-        text = f"{text} · {self._note}" if self._note else text
+        text = f"{text} · {self._progress}" if self._progress else text
         if self._status is None:
             self._status = self._console.status(text, spinner="dots")
             self._status.start()
@@ -81,8 +81,8 @@ class Journal:
             self._status.update(text)
 
     def close(self) -> None:
-        """Take the live line away and close the file."""
-        self.live(None)
+        """Remove the status line and close the file."""
+        self.status(None)
         if self._file is not None:
             self._file.close()
             self._file = None

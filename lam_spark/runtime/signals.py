@@ -1,4 +1,4 @@
-"""Ctrl-C while Spark is at work: PySpark's own handler speaks over the connection that waits for an answer."""
+"""Ctrl-C during Spark jobs. Installed by the command line and the jobs only, never inside another program."""
 
 from __future__ import annotations
 
@@ -7,37 +7,43 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 from pyspark.sql import SparkSession
 
-# Milliseconds between two orders to cancel: a call that was between two jobs starts another after the first.
-_BETWEEN_ORDERS = 200
+from lam_spark.runtime.jvm import MainThreadCall
+
+# The call that SIGINT has to end; set while a runner in the main thread has a session.
+_current_calls: list[MainThreadCall] = []
 
 
 @contextlib.contextmanager
-def interruptible(spark: SparkSession) -> Iterator[None]:
-    """Within it, SIGINT ends the JVM's work for this thread and then raises KeyboardInterrupt.
+def tracked(spark: SparkSession) -> Iterator[None]:
+    """Within it, `interruptible` knows which JVM call to end. Installs nothing by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _current_calls.append(MainThreadCall(spark))
+    try:
+        yield
+    finally:
+        _current_calls.pop()
 
-    Whoever catches that finds no call at work that could still commit something. A second SIGINT ends the process
-    at once, as a kill would. Outside the main thread, which alone gets signals, nothing changes.
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, SIGINT ends the JVM's call of the main thread and then raises KeyboardInterrupt.
+
+    Code that catches the exception finds no call that could still commit. A second SIGINT ends the process at
+    once. Outside the main thread, which alone receives signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    context: Any = spark.sparkContext
-    client = context._gateway._gateway_client
-    # A thread of Python's has one connection, and that one thread of the JVM.
-    at_work = context._jvm.java.lang.Thread.currentThread()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        connection = client.get_thread_connection()
-        if connection is not None:
-            connection.close()  # the next call makes a new one, instead of reading the answer to the old
-        while at_work.isAlive():
-            context.cancelAllJobs()
-            at_work.join(_BETWEEN_ORDERS)
+        if _current_calls:
+            _current_calls[-1].cancel()
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGINT, interrupt)
