@@ -116,7 +116,9 @@ def _parse(name: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 def _usage() -> str:
     nightly, on_request = (
-        "\n".join(f"  {name:<10} {stage.purpose}" for name, stage in STAGES.items() if stage.nightly == is_nightly)
+        "\n".join(
+            f"  {name:<10} {stage.purpose}" for name, stage in STAGES.items() if stage.nightly == is_nightly
+        )
         for is_nightly in (True, False)
     )
     return (

@@ -646,6 +646,10 @@ class Config(Section):
         """`instant(day)` as microseconds since 1970 (UTC), the unit of `event_time` in sequences."""
         return int(self.instant(day).timestamp()) * 1_000_000
 
+    def split_instants(self) -> dict[str, str]:
+        """Dates of `split` as UTC instants: name -> ISO 8601."""
+        return {name: self.instant(day).isoformat() for name, day in self.split}
+
     def digest(self) -> str:
         """sha256 of the resolved configuration (hex)."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -1,169 +1,144 @@
-"""Who may be processed for a purpose. One function, default deny, asked by every stage.
+"""Who may be processed for a purpose: the one decision, default deny, that every stage passes through.
 
-The newest effective statement of a customer for a purpose decides; only `opt_in` says yes. No statement,
-an unknown state, or two newest statements that disagree mean no.
+The newest effective statement of a customer for a purpose decides; only `opt_in` means yes. No statement, an
+unknown state, or newest statements that disagree mean no.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.config import ConsentConfig
 from lam_spark.errors import ConsentError
-from lam_spark.runtime.context import Run, sql_literal
-from lam_spark.storage.tables import GONE
+from lam_spark.storage.dataframes import FrameCache, one_row
+from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.time import sql_literal
 
-OPT_IN = "opt_in"
+OPT_IN, OPT_OUT = "opt_in", "opt_out"
+_UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How the ledger was asked about the customers of a table; kept with its commit, as plain JSON values.
+class StatusCounts:
+    """Customers by consent status for one purpose; each is counted once.
 
     Attributes:
-        purpose: that they agreed to.
-        consent: version of the ledger.
-        at: the instant at which statements had to be in effect (ISO 8601).
+        unclear: Customers with an unknown state, or newest statements that disagree.
+        never_asked: Customers without an effective statement.
     """
 
-    purpose: str
-    consent: int
-    at: str
+    opted_in: int
+    opted_out: int
+    unclear: int
+    never_asked: int
+
+    @property
+    def customers(self) -> int:
+        """All customers."""
+        return self.opted_in + self.opted_out + self.unclear + self.never_asked
 
 
-def standing(ledger: DataFrame, at: dt.datetime) -> DataFrame:
-    """Where each customer stands for each purpose at the instant `at`.
+def consent_status(ledger: DataFrame, at: dt.datetime) -> DataFrame:
+    """Consent status of each customer and purpose at the instant `at`.
 
-    Grain: (customer_key, purpose). `standing` is `opt_in`, `opt_out` or `unclear` (an unknown state, or
-    newest statements that disagree). One shuffle by customer; linear in statements.
+    Grain: (customer_key, purpose). Column `status` is `opt_in`, `opt_out` or `unclear`. One shuffle by customer and
+    purpose; linear in statements.
     """
-    moment = F.struct("effective_at", "recorded_at")
-    told = (
+    statement_time = F.struct("effective_at", "recorded_at")
+    statements = (
         ledger.where(F.col("effective_at") <= F.expr(sql_literal(at)))
-        # The one shuffle: it serves both groupings.
+        # One shuffle serves both groupings.
         .repartition("customer_key", "purpose")
         .groupBy("customer_key", "purpose", "effective_at", "recorded_at")
-        .agg(F.collect_set("state").alias("states"), F.max(F.col("state").isNull()).alias("has_null"))
+        .agg(F.collect_set("state").alias("_states"), F.max(F.col("state").isNull()).alias("_has_null"))
     )
-    newest = told.groupBy("customer_key", "purpose").agg(
-        F.max_by(F.struct("states", "has_null"), moment).alias("last")
+    newest = statements.groupBy("customer_key", "purpose").agg(
+        F.max_by(F.struct("_states", "_has_null"), statement_time).alias("_newest")
     )
-    states = F.col("last.states")
-    one = (F.size(states) == 1) & ~F.col("last.has_null")
-    state = F.when(one & states[0].isin(OPT_IN, "opt_out"), states[0])
-    return newest.select("customer_key", "purpose", F.coalesce(state, F.lit("unclear")).alias("standing"))
+    states = F.col("_newest._states")
+    is_unanimous = (F.size(states) == 1) & ~F.col("_newest._has_null")
+    state = F.when(is_unanimous & states[0].isin(OPT_IN, OPT_OUT), states[0])
+    return newest.select("customer_key", "purpose", F.coalesce(state, F.lit(_UNCLEAR)).alias("status"))
 
 
-def eligible(run: Run, purpose: str, at: dt.datetime | None = None) -> DataFrame:
-    """The customers (column `customer_key`, unique) who may be processed for `purpose`; kept for the stage.
+def eligible(ledger: DataFrame, purposes: Sequence[str], at: dt.datetime) -> DataFrame:
+    """The decision: which customers may be processed for which of the purposes at the instant `at`.
 
-    Reads the newest ledger and notes its version. `at` is the run's start where not given.
+    Grain: (customer_key, purpose), opted in. Cost as `consent_status`.
+    """
+    may_be_processed = F.col("purpose").isin(*purposes) & (F.col("status") == OPT_IN)
+    return consent_status(ledger, at).where(may_be_processed).select("customer_key", "purpose")
+
+
+def eligible_customers(tables: Tables, cache: FrameCache, purpose: str, at: dt.datetime) -> DataFrame:
+    """Customers (column `customer_key`, unique) eligible for `purpose` by the newest ledger; cached.
 
     Raises:
-        ConsentError: nobody is eligible.
+        ConsentError: No customer is eligible.
     """
-    kept = run.keep(_agreed(run.tables.read("consent"), purpose, at or run.started_at))
-    if kept.isEmpty():
-        raise nobody(purpose)
-    return kept
+    customers = cache(eligible(tables.read("consent"), [purpose], at).select("customer_key"))
+    if customers.isEmpty():
+        raise no_eligible_customer(purpose)
+    return customers
 
 
-def _agreed(ledger: DataFrame, purpose: str, at: dt.datetime) -> DataFrame:
-    """Column `customer_key`, unique."""
-    chosen = (F.col("purpose") == purpose) & (F.col("standing") == OPT_IN)
-    return standing(ledger, at).where(chosen).select("customer_key")
+def eligible_by_purpose(
+    tables: Tables, cache: FrameCache, consent: ConsentConfig, at: dt.datetime
+) -> DataFrame:
+    """Customers eligible for training, for contact or for both, by the newest ledger; cached.
 
-
-def asked_now(run: Run, purpose: str) -> Asked:
-    """What to keep of the question that `eligible` has just put to the ledger, at the run's start."""
-    return Asked(purpose, run.tables.read_versions["consent"], run.started_at.isoformat())
-
-
-def count_withdrawn(run: Run, asked: Asked, purpose: str) -> int | None:
-    """How many of those who agreed when they were asked do not agree to `purpose` now, at the run's start.
-
-    By the newest ledger: a statement that came since counts, and so does one that has taken effect since. None: the
-    ledger that was asked is not in its table's log any more, or VACUUM has removed its files, so it cannot be told.
-    Cost: two shuffles of the ledger.
+    Grain: a customer. Columns: `customer_key`, `trains`, `contacts` (booleans).
 
     Raises:
-        ConsentError: nobody is eligible now.
+        ConsentError: No customer is eligible for one of the purposes.
     """
-    if run.tables.history("consent", asked.consent) is None:
-        return None
-    ledger, at = run.tables.read("consent", asked.consent), dt.datetime.fromisoformat(asked.at)
-    now = eligible(run, purpose)  # read last: the newest version is the one that decides, and is noted
-    agreed = _agreed(ledger, asked.purpose, at)
-    return _unless_vacuumed(lambda: agreed.join(now, "customer_key", "left_anti").count())
+    customers = cache(by_purpose(tables.read("consent"), consent, at))
+    found = one_row(customers.agg(F.max("trains"), F.max("contacts")))
+    for is_found, purpose in zip(found, (consent.training_purpose, consent.contact_purpose), strict=True):
+        if not is_found:
+            raise no_eligible_customer(purpose)
+    return customers
 
 
-def count_disowned(run: Run, since: int, until: dt.datetime, purpose: str) -> int | None:
-    """How many events before `until` that `events` held at version `since` are not to be processed any more.
-
-    They were somebody's who agrees to `purpose`, and are gone, or belong now to somebody who does not: a late link
-    moves events to another customer. Of who does not agree nothing was made, or asking the ledger leaves it out. None:
-    it cannot be told, since the table was replaced, its log has a gap or VACUUM has removed its change feed. Cost:
-    nothing where no event came or went; else the change feed, and a join of the events that it says were changed.
-
-    Raises:
-        ConsentError: nobody is eligible now.
-    """
-    tables = run.tables
-    if not tables.told_since("events", since):
-        return None
-    if not tables.history("events", since):
-        return 0
-    feed = tables.changes("events", since).where(F.col("event_time") < F.expr(sql_literal(until)))
-    before = feed.where("_change_type <> 'update_postimage'")
-    state = F.struct("_commit_version", "_change_type", "customer_key")
-    first = (
-        before.groupBy("event_id").agg(F.min(state).alias("first")).where("first._change_type <> 'insert'")
+def by_purpose(ledger: DataFrame, consent: ConsentConfig, at: dt.datetime) -> DataFrame:
+    """As `eligible_by_purpose`, for the statements of `ledger`, without a check that any customer is eligible."""
+    pairs = eligible(ledger, [consent.training_purpose, consent.contact_purpose], at)
+    return pairs.groupBy("customer_key").agg(
+        F.max(F.col("purpose") == consent.training_purpose).alias("trains"),
+        F.max(F.col("purpose") == consent.contact_purpose).alias("contacts"),
     )
-    was = first.select("event_id", F.col("first.customer_key").alias("customer_key"))
-    allowed = eligible(run, purpose)
-    changed = run.keep(was.join(allowed, "customer_key", "left_semi").select("event_id"))
-    count = _unless_vacuumed(changed.count)
-    if not count:
-        return count
-    events = tables.read("events").join(changed, "event_id", "left_semi")
-    return count - events.join(allowed, "customer_key", "left_semi").count()
 
 
-def _unless_vacuumed(count: Callable[[], int]) -> int | None:
-    """A count; None where the files that it takes are gone."""
-    try:
-        return count()
-    except (Py4JJavaError, PySparkException) as error:
-        if GONE in str(error):
-            return None
-        raise
-
-
-def nobody(purpose: str) -> ConsentError:
-    """What to say where no customer is eligible."""
+def no_eligible_customer(purpose: str) -> ConsentError:
+    """The error where no customer is eligible."""
     return ConsentError(
-        f"no customer is eligible for the purpose {purpose!r}: nobody's newest statement is {OPT_IN}. "
+        f"no customer is eligible for the purpose {purpose!r}: no newest statement is {OPT_IN}. "
         "Check consent.select and the names of the purposes"
     )
 
 
-def count_standings(run: Run, purposes: Sequence[str], customers: DataFrame) -> dict[str, dict[str, int]]:
-    """How `customers` (unique customer_key) stand, by purpose: opted_in, opted_out, unclear, never_asked."""
-    stands = standing(run.tables.read("consent"), run.started_at)
-    asked = customers.withColumn("purpose", F.explode(F.array(*(F.lit(name) for name in purposes))))
-    joined = asked.join(stands, ["customer_key", "purpose"], "left")
-    found = {
-        (row["purpose"], row["standing"]): row["count"]
-        for row in joined.groupBy("purpose", "standing").count().toLocalIterator()
+def count_by_status(
+    tables: Tables, purposes: Sequence[str], at: dt.datetime, customers: DataFrame
+) -> dict[str, StatusCounts]:
+    """Count `customers` (unique customer_key) by consent status, for each purpose."""
+    status = consent_status(tables.read("consent"), at)
+    pairs = customers.withColumn("purpose", F.explode(F.array(*(F.lit(name) for name in purposes))))
+    joined = pairs.join(status, ["customer_key", "purpose"], "left")
+    counts = {
+        (row["purpose"], row["status"]): row["count"]
+        for row in joined.groupBy("purpose", "status").count().toLocalIterator()
     }
-    names = {"opted_in": OPT_IN, "opted_out": "opt_out", "unclear": "unclear", "never_asked": None}
     return {
-        purpose: {name: found.get((purpose, state), 0) for name, state in names.items()}
+        purpose: StatusCounts(
+            opted_in=counts.get((purpose, OPT_IN), 0),
+            opted_out=counts.get((purpose, OPT_OUT), 0),
+            unclear=counts.get((purpose, _UNCLEAR), 0),
+            never_asked=counts.get((purpose, None), 0),
+        )
         for purpose in purposes
     }

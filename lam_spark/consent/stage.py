@@ -1,75 +1,38 @@
-"""Stage `consent`: statements from the ledger's source into the append-only table `consent`."""
+"""Stage `consent`: append new statements of the ledger's source to the table `consent`."""
 
 from __future__ import annotations
 
-from pyspark.sql import functions as F
+from dataclasses import dataclass
 
-from lam_spark.errors import ConfigError, ConsentError
-from lam_spark.events.mapping import blank, not_utf8
-from lam_spark.identity.pseudonyms import id_text, resolve
-from lam_spark.runtime.context import Run, StageResult, stage
+from lam_spark.consent.ledger import update_ledger
+from lam_spark.identity.pseudonyms import matching_secret
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.runtime.results import StageResult
 from lam_spark.sources.inputs import Inputs
 
-_COLUMNS = {
-    "customer_id": "string",
-    "purpose": "string",
-    "state": "string",
-    "effective_at": "timestamp",
-    "recorded_at": "timestamp",
-    "source": "string",
-}
-_STATEMENT = ["customer_key", "purpose", "state", "effective_at", "recorded_at", "source"]
+
+@dataclass(frozen=True)
+class ConsentResult(StageResult):
+    """Statements that the source holds, and those that were new."""
+
+    statements_in: int
+    statements_new: int
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        return f"{self.statements_in:,} statements read, {self.statements_new:,} new"
 
 
 @stage
-def run(run: Run) -> StageResult:
+def update_consent(ctx: RunContext) -> ConsentResult:
     """Append the statements that are new (grain: a statement; a rerun appends nothing).
 
     Raises:
-        ConfigError, ConsentError: as of `take_in`.
+        ConfigError, ConsentError: See `update_ledger`.
     """
-    read, new = take_in(run)
-    return StageResult(
-        says=f"{read:,} statements read, {new:,} new",
-        counts={"statements_in": read, "statements_new": new},
-    )
-
-
-def take_in(run: Run) -> tuple[int, int]:
-    """Append to the table `consent` what its source states and the table does not hold yet.
-
-    Returns:
-        Statements that were read, and that were new.
-
-    Raises:
-        ConfigError: the source cannot be read, or lacks a column.
-        ConsentError: it holds no statement, or one without a readable customer, purpose or time. Default deny
-            would silence every customer; that is not a state to run on by accident.
-    """
-    stated = Inputs(run.spark, run.config).select(run.config.consent.select, "consent.select")
-    lacking = [name for name in _COLUMNS if name not in stated.columns]
-    if lacking:
-        raise ConfigError(f"consent.select must yield {', '.join(_COLUMNS)}; it lacks {', '.join(lacking)}")
-    stated = stated.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _COLUMNS.items()))
-    # White space around them means nothing: an opt-out is not to be missed for it.
-    stated = stated.withColumns({name: id_text(F.col(name)) for name in ("customer_id", "purpose")})
-    # Read once: a live database may state more between the check and the insertion, which nobody would have checked.
-    stated = run.keep(stated)
-    total = stated.count()
-    if total == 0:
-        raise ConsentError(
-            "the consent ledger has no statements: default deny leaves nobody to train on or to contact"
-        )
-    incomplete = stated.where(
-        blank("customer_id")
-        | not_utf8("customer_id")
-        | blank("purpose")
-        | F.col("effective_at").isNull()
-        | F.col("recorded_at").isNull()
-    ).count()
-    if incomplete:
-        raise ConsentError(
-            f"{incomplete:,} of {total:,} consent statements lack a readable customer, purpose or time; "
-            "an opt-out may be among them, so none is taken. Mend the ledger's source"
-        )
-    return total, run.tables.insert_new(resolve(run, stated).select(*_STATEMENT), "consent", _STATEMENT)
+    config = ctx.config
+    secret = matching_secret(ctx.tables, config.identity)
+    inputs = Inputs(ctx.spark, config.inputs, config.views)
+    update = update_ledger(ctx.tables, ctx.cache, inputs, config.consent, secret)
+    return ConsentResult(update.statements_in, update.statements_new)

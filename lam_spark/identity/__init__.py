@@ -1,1 +1,1 @@
-""""""
+"""Raw ids to pseudonyms, and links between ids and customers."""

@@ -1,9 +1,9 @@
-"""The identity map: raw id -> pseudonym, the only door between the two.
+"""The table `identity`: raw id -> pseudonym, the only door between the two.
 
-A pseudonym is HMAC-SHA256 of the id's kind and text under a secret, cut to 128 bits (32 hex characters). The
+A pseudonym is HMAC-SHA256 of an id's kind and text under a secret, truncated to 128 bits (32 hex characters). The
 pseudonym of a customer's own id is the `customer_key`; that of any other kind (cookie, device, phone) is an
-`id_key`, which `links` tie to customers. The secret comes from the environment and is never written; `key_check`
-tells when a run brings another secret than the tables were built with.
+`id_key`, which links assign to customers. The secret comes from the environment and is never written;
+`key_check` detects a secret other than the one the tables were built with.
 """
 
 from __future__ import annotations
@@ -18,22 +18,31 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.config import IdentityConfig
 from lam_spark.errors import ConfigError
-from lam_spark.runtime.context import Run
+from lam_spark.storage.tables.store import Tables
 
 CUSTOMER = "customer"
 KEY_HEX_DIGITS = 32
 _MIN_SECRET_CHARACTERS = 32
-# All that counts as white space: a padded column of a database brings blanks, a spreadsheet no-break spaces.
+# All Unicode white space: databases pad with blanks, spreadsheets with no-break spaces.
 _WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _ID = ["id_kind", "raw_id"]
 _IDENTITY = "id_kind STRING, raw_id STRING, id_key STRING, key_check STRING"
 
 
-def id_text(raw: Column) -> Column:
-    """An id without the white space around it: for channels, links and the ledger `' C-12'` is `'C-12'`.
+@dataclass(frozen=True)
+class Secret:
+    """Key of the pseudonyms, and the check value that is stored with them."""
 
-    Were they two customers, an opt-out of the one would leave the other's opt-in standing.
+    value: bytes = field(repr=False)
+    check: str
+
+
+def id_text(raw: Column) -> Column:
+    """An id without surrounding white space: for channels, links and the ledger `' C-12'` is `'C-12'`.
+
+    As two customers, an opt-out of the one would leave the opt-in of the other in force.
     """
     # Spark trims by the lengths that first bytes announce: text that is not UTF-8 may end before.
     return F.trim(F.make_valid_utf8(raw), F.lit(_WHITE_SPACE))
@@ -43,7 +52,7 @@ def secret_from_environment(variable: str) -> bytes:
     """Read the secret.
 
     Raises:
-        ConfigError: unset or shorter than 32 characters.
+        ConfigError: It is not set, or shorter than 32 characters.
     """
     secret = os.environ.get(variable, "")
     if len(secret) < _MIN_SECRET_CHARACTERS:
@@ -59,81 +68,57 @@ def keyed_pseudonym(secret: bytes, raw_id: str, kind: str = CUSTOMER) -> str:
     return hmac.new(secret, f"{kind}:{raw_id}".encode(), hashlib.sha256).hexdigest()[:KEY_HEX_DIGITS]
 
 
-@dataclass(frozen=True)
-class Secret:
-    """What pseudonyms are made with, and the `check` by which another one is noticed."""
-
-    value: bytes = field(repr=False)
-    check: str
-
-
-def fitting_secret(run: Run) -> Secret:
-    """The secret, after comparing it with the one that the tables were built with.
+def matching_secret(tables: Tables, identity: IdentityConfig) -> Secret:
+    """The secret, checked against the one that the tables were built with.
 
     Raises:
-        ConfigError: the secret is missing, too short, or another one than before; or the tables hold ids with white
-            space around them, which to an earlier version were other customers' than those without.
+        ConfigError: The secret is missing, too short, or differs from the earlier one.
     """
-    value = secret_from_environment(run.config.identity.secret_env)
+    value = secret_from_environment(identity.secret_env)
     check = hashlib.sha256(b"check:" + value).hexdigest()[:8]
-    if run.tables.exists("identity"):
-        raw_id = F.col("raw_id")
-        told = (
-            run.tables.read("identity")
-            .agg(F.count_if(F.col("key_check") != check), F.count_if(raw_id != id_text(raw_id)))
-            .first()
+    known = tables.read_if_exists("identity")
+    if known is not None and not known.where(F.col("key_check") != check).isEmpty():
+        raise ConfigError(
+            f"the secret in {identity.secret_env} is not the one that the tables in {tables.folder.parent} were "
+            "built with: customers would get new keys. Set the old secret, or use another root"
         )
-        assert told is not None  # an aggregate without keys gives one row
-        others, padded = told
-        if others:
-            raise ConfigError(
-                f"the secret in {run.config.identity.secret_env} is not the one that the tables in "
-                f"{run.config.root} were built with: customers would get new keys. Set the old secret, or "
-                "use another root"
-            )
-        if padded:
-            raise ConfigError(
-                f"expected ids without white space around them, the table identity in {run.config.root} holds "
-                f"{padded:,} with it: an earlier version took ' C-12' and 'C-12' for two customers, and one of them "
-                "may have opted out for both. Use another root"
-            )
     return Secret(value, check)
 
 
-def register_ids(run: Run, ids: DataFrame, secret: Secret) -> None:
-    """Give every id that is not known yet its pseudonym, in the table `identity` (grain: kind and raw id).
-
-    Args:
-        run: the run.
-        ids: `id_kind, raw_id` (strings, not null), in any number of copies.
-        secret: as `fitting_secret` gives it.
+def register_ids(tables: Tables, ids: DataFrame, secret: Secret) -> None:
+    """Add the pseudonyms of new ids to the table `identity` (grain: kind and raw id).
 
     Cost: one distinct over the ids; Python sees each new id once.
+
+    Args:
+        tables: Tables of the workspace.
+        ids: `id_kind`, `raw_id` (strings, not null), with any number of duplicates.
+        secret: From `matching_secret`.
     """
 
-    def keys(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def pseudonyms(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             pairs = zip(batch["id_kind"], batch["raw_id"], strict=True)
-            made = pd.Series([keyed_pseudonym(secret.value, raw, kind) for kind, raw in pairs], dtype=object)
-            yield batch.assign(id_key=made.to_numpy(), key_check=secret.check)
+            keys = pd.Series([keyed_pseudonym(secret.value, raw, kind) for kind, raw in pairs], dtype=object)
+            yield batch.assign(id_key=keys.to_numpy(), key_check=secret.check)
 
-    run.tables.insert_new(ids.select(*_ID), "identity", _ID, lambda fresh: fresh.mapInPandas(keys, _IDENTITY))
-
-
-def with_pseudonyms(run: Run, rows: DataFrame, kind: Column, raw: str, key: str) -> DataFrame:
-    """Replace the column `raw` (registered ids, each of the kind `kind`) by their pseudonyms in the column `key`."""
-    known = run.tables.read("identity").select(*_ID, F.col("id_key").alias(key))
-    asked = rows.withColumns({"id_kind": kind, "raw_id": F.col(raw)}).drop(raw)
-    return asked.join(known, _ID).drop(*_ID)
+    tables.insert_missing(
+        ids.select(*_ID), "identity", _ID, lambda fresh: fresh.mapInPandas(pseudonyms, _IDENTITY)
+    )
 
 
-def resolve(run: Run, rows: DataFrame) -> DataFrame:
-    """Replace `customer_id` (raw, string, not null) by `customer_key`, registering ids that are new.
+def with_pseudonyms(tables: Tables, rows: DataFrame, kind: Column, raw: str, key: str) -> DataFrame:
+    """Replace the column `raw` (registered ids of the kind `kind`) by their pseudonyms in the column `key`."""
+    known = tables.read("identity").select(
+        F.col("id_kind").alias("_id_kind"), F.col("raw_id").alias("_raw_id"), F.col("id_key").alias(key)
+    )
+    keyed = rows.withColumns({"_id_kind": kind, "_raw_id": F.col(raw)}).drop(raw)
+    return keyed.join(known, ["_id_kind", "_raw_id"]).drop("_id_kind", "_raw_id")
 
-    Raises:
-        ConfigError: the secret is missing, or is not the one of the earlier runs.
-    """
+
+def resolve_customers(tables: Tables, rows: DataFrame, secret: Secret) -> DataFrame:
+    """Replace `customer_id` (raw, string, not null) by `customer_key`; new ids are registered."""
     kind = F.lit(CUSTOMER)
     ids = rows.select(kind.alias("id_kind"), F.col("customer_id").alias("raw_id"))
-    register_ids(run, ids, fitting_secret(run))
-    return with_pseudonyms(run, rows, kind, "customer_id", "customer_key")
+    register_ids(tables, ids, secret)
+    return with_pseudonyms(tables, rows, kind, "customer_id", "customer_key")

@@ -95,7 +95,9 @@ class AuditEntry:
         try:
             return kind.from_json(self.result)
         except AuditError as error:
-            raise AuditError(f"audit entry of the stage {self.stage!r}, run {self.run_id}: {error}") from error
+            raise AuditError(
+                f"audit entry of the stage {self.stage!r}, run {self.run_id}: {error}"
+            ) from error
 
 
 class AuditChain:

@@ -41,7 +41,9 @@ class StageResult:
     def counts(self) -> Mapping[str, int]:
         """Counts for the log and the summary of a run; by default all fields that are integers."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {name: value for name, value in values if isinstance(value, int) and not isinstance(value, bool)}
+        return {
+            name: value for name, value in values if isinstance(value, int) and not isinstance(value, bool)
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Type name, format number and values as plain JSON values."""
