@@ -11,6 +11,7 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.evaluation.calibration import calibration_bins
 from lam_spark.evaluation.histogram import histogram_of
 from lam_spark.model.metrics import auc
 from lam_spark.runtime.context import Run
@@ -81,7 +82,7 @@ def _measures(target: Target, held: DataFrame) -> dict[str, Any]:
         "positives": int(by_model.positives.sum()),
         "auc": by_model.auc,
         "baseline_auc": by_rule.auc,
-        "calibration": by_model.calibration(),
+        "calibration": calibration_bins(by_model),
     }
 
 

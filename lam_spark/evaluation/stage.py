@@ -12,12 +12,9 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.errors import DataQualityError, ModelError
+from lam_spark.evaluation.calibration import calibration_bins, expected_calibration_error
 from lam_spark.evaluation.histogram import histogram_of, ranked
-from lam_spark.evaluation.ranking import (
-    CustomerIntervals,
-    customer_intervals,
-    expected_calibration_error,
-)
+from lam_spark.evaluation.intervals import CustomerIntervals, customer_intervals
 from lam_spark.evaluation.secondary_targets import other_questions
 from lam_spark.labels.stage import TEST
 from lam_spark.runtime.context import Run, StageResult, stage
@@ -79,7 +76,7 @@ def run(run: Run) -> StageResult:
     by_model = histogram_of(held, F.col("logit"), F.col("calibrated"))
     by_rule = histogram_of(held, F.col("baseline_score"), F.col("calibrated"))
     positives = int(by_model.positives.sum())
-    calibration = by_model.calibration()
+    calibration = calibration_bins(by_model)
     told = held.agg(
         F.avg(F.pow(F.col("calibrated") - F.col("label"), 2)),
         *(F.to_date(F.from_utc_timestamp(bound("as_of"), config.time_zone)) for bound in (F.min, F.max)),
@@ -88,7 +85,7 @@ def run(run: Run) -> StageResult:
     others = other_questions(run, model, answerable(every, cut).where(F.col("target") != target))
     base = positives / written
     intervals = _intervals(held)
-    tenths, rule_tenths = by_model.tenths(), by_rule.tenths()
+    tenths, rule_tenths = by_model.deciles(), by_rule.deciles()
     return StageResult(
         says=(
             f"{written:,} held-out examples, {positives:,} positive: AUC {by_model.auc:.3f} "
@@ -107,12 +104,12 @@ def run(run: Run) -> StageResult:
             },
             "rule": {
                 "auc": by_rule.auc,
-                "interval": intervals.auc.rule,
-                "lift_interval": intervals.lift.rule,
+                "interval": intervals.auc.baseline,
+                "lift_interval": intervals.lift.baseline,
                 "deciles": rule_tenths,
             },
-            "lead": intervals.auc.lead,
-            "lift_lead": intervals.lift.lead,
+            "lead": intervals.auc.difference,
+            "lift_lead": intervals.lift.difference,
             "others": others,
             "calibration": {
                 "bins": calibration,
