@@ -173,8 +173,8 @@ def _headlines(run: Run, held: c.HeldOut, contacts: c.ContactList) -> tuple[c.He
         ),
         c.Headline(
             "held-out AUC",
-            words.three(model.auc),
-            f"{rule.name}: {words.three(rule.auc)}; {held.examples:,} {noun.examples}",
+            words.three_decimals(model.auc),
+            f"{rule.name}: {words.three_decimals(rule.auc)}; {held.examples:,} {noun.examples}",
         ),
     )
 
@@ -185,7 +185,7 @@ def _held_out(run: Run, facts: Entry) -> c.HeldOut:
         tenths = tuple(c.Decile(**{**tenth, "decile": int(tenth["decile"])}) for tenth in part["deciles"])
         # Evaluations of earlier revisions have no ranges of the lifts.
         lift = part.get("lift_interval")
-        return c.Ranking(name, kind, description, part["auc"], low, high, tenths, lift_range=lift, **leads)
+        return c.Ranking(name, kind, description, part["auc"], low, high, tenths, lift_interval=lift, **leads)
 
     model, rule = facts["model"], facts["rule"]
     spec = run.config.targets[run.config.scoring.target]
@@ -215,12 +215,12 @@ def _held_out(run: Run, facts: Entry) -> c.HeldOut:
             ranking("the model", "model", "the registered model's score", model),
             ranking(
                 spec.baseline_name,
-                "rule",
+                "baseline",
                 f"{spec.baseline} over {spec.baseline_filter}",
                 rule,
-                lead_low=facts["lead"][0],
-                lead_high=facts["lead"][1],
-                lift_lead=facts.get("lift_lead"),
+                difference_low=facts["lead"][0],
+                difference_high=facts["lead"][1],
+                lift_difference=facts.get("lift_lead"),
             ),
             ranking("random order", "random", "no ranking at all", even),
         ),
