@@ -76,7 +76,9 @@ def deliver(ctx: RunContext) -> DeliverResult:
     as_of = sql_literal(ctx.as_of)
     is_of_day = F.col("as_of") == F.expr(as_of)
     scores = tables.read("scores").where((F.col("target") == config.scoring.target) & is_of_day)
-    newest = scores.select("run_id", "events_version").first()  # a run replaces the scores of its day as a whole
+    newest = scores.select(
+        "run_id", "events_version"
+    ).first()  # a run replaces the scores of its day as a whole
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
     customers_scored = scores.select("customer_key").distinct().count()

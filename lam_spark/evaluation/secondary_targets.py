@@ -89,7 +89,9 @@ def _measure(target: Target, predictions: DataFrame, examples: int) -> Secondary
 
 def _measure_amounts(predictions: DataFrame) -> dict[str, float]:
     mean, median = F.col("prediction")[0], F.col("prediction")[1]
-    by_baseline = F.coalesce("baseline_score", F.lit(0.0))  # where the baseline has no score, it expects nothing
+    by_baseline = F.coalesce(
+        "baseline_score", F.lit(0.0)
+    )  # where the baseline has no score, it expects nothing
     constant = one_row(predictions.agg(F.percentile_approx("label", 0.5)))[0]
     row = one_row(
         predictions.agg(

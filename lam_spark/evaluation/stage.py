@@ -111,7 +111,8 @@ def _period(scores: DataFrame, time_zone: str) -> tuple[str, str]:
 def _ranking_metrics(histogram: Histogram, auc: Interval, lift: Interval) -> RankingMetrics:
     deciles = tuple(
         Decile(
-            decile=int(values["decile"]), **{name: value for name, value in values.items() if name != "decile"}
+            decile=int(values["decile"]),
+            **{name: value for name, value in values.items() if name != "decile"},
         )
         for values in histogram.deciles()
     )

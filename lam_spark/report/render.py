@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from markupsafe import Markup
 from lam_spark.report import charts
 from lam_spark.report import text as words
 from lam_spark.report.content import ReportContext
+from lam_spark.storage.files import write_atomically
 
 _TEMPLATE = "report.html.j2"
 _STYLE_SHEET = "report.css"
@@ -110,17 +109,5 @@ def write_report(context: ReportContext, path: Path) -> Path:
     Returns:
         ``path``.
     """
-    html = render(context)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(path, render(context))
     return path

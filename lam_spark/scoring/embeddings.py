@@ -50,9 +50,7 @@ class EmbedResult(StageResult):
     @property
     def message(self) -> str:
         """One line for people."""
-        return (
-            f"{self.embeddings:,} embeddings of {self.d_model} numbers, of customers who agreed to {self.purpose}"
-        )
+        return f"{self.embeddings:,} embeddings of {self.d_model} numbers, of customers who agreed to {self.purpose}"
 
     @property
     def counts(self) -> dict[str, int]:

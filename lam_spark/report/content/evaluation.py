@@ -6,29 +6,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from lam_spark.evaluation.results import CalibrationBin, Decile
+
 RankingKind = Literal["model", "baseline", "random"]
 """Origin of a ranking: the trained model, a simple baseline to compare with, or random order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decile:
-    """One tenth of the held-out examples, in the order of a ranking.
-
-    Attributes:
-        decile: 1 (ranked first) to 10 (ranked last).
-        examples: Examples in the decile; fractional where a tie is split.
-        positives: Examples in the decile that reached the target; fractional where a tie is split.
-        rate: ``positives / examples``.
-        lift: ``rate`` divided by the rate of all held-out examples; random order has 1.0.
-        cumulative_gain: Share of all positives in this decile and the deciles before it.
-    """
-
-    decile: int
-    examples: float
-    positives: float
-    rate: float
-    lift: float
-    cumulative_gain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +78,6 @@ class HeldOut:
     def base_rate(self) -> float | None:
         """Share of the examples that reached the target, or None without examples."""
         return self.positives / self.examples if self.examples else None
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Held-out examples with similar predicted probabilities.
-
-    Attributes:
-        mean_predicted: Mean predicted probability.
-        observed: Share of the examples that reached the target.
-        observed_low: Lower end of the interval of ``observed``.
-        observed_high: Upper end of the interval of ``observed``.
-        examples: Number of examples.
-    """
-
-    mean_predicted: float
-    observed: float
-    observed_low: float
-    observed_high: float
-    examples: int
 
 
 @dataclass(frozen=True, slots=True)
