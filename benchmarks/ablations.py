@@ -254,7 +254,7 @@ def worth(found: dict[str, dict[str, list[float]]], prefix: str) -> dict[str, fl
 
 WORLDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "retailer": ("conf/complete_journey.yaml", (EVERYONE, *TARGETS)),
-    "telecom": ("conf/telco.yaml", ("fetch.arguments.customers=10000",)),
+    "telecom": ("conf/telecom.yaml", ("fetch.arguments.customers=10000",)),
 }
 SMALL = "fetch.arguments.customers=1000"
 

@@ -71,7 +71,7 @@ from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import Block, Packer, prepare, unfold
 
 Array = npt.NDArray[Any]
-CONF = REPOSITORY / "conf/telco.yaml"
+CONF = REPOSITORY / "conf/telecom.yaml"
 BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
 # Whose next actions are predicted: enough for a tenth of a percent.
 SAMPLED = 4_000
@@ -86,7 +86,7 @@ class ProcessGroup:
 
     def __init__(self, folder: Path, customers: int) -> None:
         self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
-        self.folder, self.root = folder, folder / "telco"
+        self.folder, self.root = folder, folder / "telecom"
         self.settings = (BOTH_ARMS, f"fetch.arguments.customers={customers}")
         finished = folder / "stages.json"
         seconds: dict[str, float] = json.loads(finished.read_text()) if finished.exists() else {}
