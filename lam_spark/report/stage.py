@@ -399,7 +399,7 @@ def _training(facts: Entry) -> c.Training:
             (f"{unit}-hours", f"{trained[f'{unit.lower()}_seconds'] / 3600:.2f}"),
             # A model of an earlier version does not say it.
             *((("FLOPs", f"{trained['flops']:.2g}"),) if "flops" in trained else ()),
-            ("chosen epoch", f"{trained['chosen_epoch']} (by validation loss)"),
+            ("chosen epoch", f"{trained['best_epoch']} (by validation loss)"),
         ),
     )
 

@@ -21,9 +21,15 @@ from lam_spark.sequences.vocabulary import is_numbered_by, vocabulary_digest
 from lam_spark.storage.files import whole_records
 from lam_spark.training.launch.launchers import launch
 from lam_spark.training.launch.worker import PROGRESS_FILE
+from lam_spark.training.registry import register_model, set_alias
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
+from lam_spark.training.summary import TrainingSummary
 from lam_spark.training.tracking import Tracking
-from lam_spark.training.value_embeddings import digest_of, packed_vectors, save_vectors
+from lam_spark.training.value_embeddings import (
+    pack_value_embeddings,
+    save_value_embeddings,
+    value_embeddings_digest,
+)
 from lam_spark.training_data.columns import layout_of
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.stage import ASKED, QUERIED
@@ -54,30 +60,31 @@ def run(run: Run) -> StageResult:
     folder = config.workspace / "training"
     vocabulary = run.keep(run.tables.read("vocabulary"))
     layout = layout_of(config, vocabulary)
-    vectors = packed_vectors(read_vectors(run, layout, vocabulary))
-    spec = specification(run, folder, layout, digest_of(vectors))
+    vectors = pack_value_embeddings(read_vectors(run, layout, vocabulary))
+    spec = specification(run, folder, layout, value_embeddings_digest(vectors))
     spec = _prepare_folder(run, spec, folder)
-    save_vectors(folder, vectors)
+    save_value_embeddings(folder, vectors)
     (folder / CONFIGURATION_FILE).write_text(config.model_dump_json(indent=1), encoding="utf-8")
     with Tracking(config, run.run_id, folder, run.journal) as tracking:
         tracking.start(spec, run.tables.read_versions)
         done = _trained(run, tracking, spec)
-        version = tracking.register(folder, done["digest"])
+        version = register_model(tracking, folder, done["digest"])
+        set_alias(tracking, version)
         curves = _curves(folder)
     # First: what is left of a folder that could not be swept whole is then no training to go on with.
     (folder / _FINGERPRINT_FILE).unlink()
     shutil.rmtree(folder)
-    facts = done["facts"]
+    summary = TrainingSummary.from_json(done["summary"])
     return StageResult(
         says=(
-            f"{facts['parameters']:,} parameters, {facts['tokens']:,} events in {facts['seconds']:.0f} s on "
-            f"{facts['ranks']} ranks; validation AUC {facts['validation_AUC']:.3f} (epoch {facts['chosen_epoch']})"
+            f"{summary.parameters:,} parameters, {summary.tokens:,} events in {summary.seconds:.0f} s on "
+            f"{summary.world_size} ranks; validation AUC {summary.validation['AUC']:.3f} (epoch {summary.best_epoch})"
         ),
-        counts={"parameters": facts["parameters"], "tokens": facts["tokens"]},
+        counts={"parameters": summary.parameters, "tokens": summary.tokens},
         facts={
             "model": {"name": config.name, "version": version, "alias": config.scoring.alias},
             "digest": done["digest"],
-            "training": facts,
+            "training": summary.to_json(),
             "curves": curves,
         },
     )
@@ -150,12 +157,11 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
     _require_consent(run)
     _require_fitting_blocks(run, layout, version)
     mean, std, edges = _numeric_scales(run)
-    settings = config.training.model_dump(mode="json")
     vocabulary = vocabulary_digest(tables.read("vocabulary"), layout.ids_in_use)
     return TrainingSpec(
         layout=layout,
         size=size_of(config),
-        settings=settings,
+        settings=config.training,
         all_urls=tuple(tables.files("training_blocks", version)),
         queried_urls=tuple(tables.files("training_blocks", version, f"block_kind = '{QUERIED}'")),
         validation_start=config.micros(config.split.validation_start),
@@ -175,7 +181,7 @@ def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -
             VOCABULARY: vocabulary,
             TEST_START: config.instant(config.split.test_start).isoformat(),
         },
-        vectors_digest=vectors_digest,
+        value_embeddings_digest=vectors_digest,
         vocabulary_digest=vocabulary,
         secrets=tuple(sorted(config.secret_variables)),
     )

@@ -135,7 +135,7 @@ def test_training_refuses_it_once_a_statement_has_taken_effect(build: Build) -> 
     run = build(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
     folder = run.config.workspace / "training"
     folder.mkdir()
-    (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "facts": {}}) + "\n")
+    (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "summary": {}}) + "\n")
     with pytest.raises(ConsentError, match=f"^1 {LOST}"):
         train.run(run)
 
