@@ -44,7 +44,7 @@ from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.decayed_counts import DecayedCounts
 from lam_spark.sequences.tokens import MISSING
-from lam_spark.training import trainer, weight_average
+from lam_spark.training import trainer, validate, weight_average
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import specification
@@ -178,13 +178,15 @@ def measures(spec: TrainingSpec, name: str) -> dict[str, float]:
             raise JudgedError
 
     with contextlib.ExitStack() as patched:
-        for whose, attribute, other in ((trainer, "as_batch", changed), *variant.patches):
+        batches = ((trainer, "as_batch", changed), (validate, "as_batch", changed))
+        for whose, attribute, other in (*batches, *variant.patches):
             patched.enter_context(mock.patch.object(whose, attribute, other))
         started = time.monotonic()
         loop = trainer.Trainer(variant.spec(spec), LocalGroup(), stop_at_refit)
         with contextlib.suppress(JudgedError):
             loop.fit()
-    return loop.standing.validation | {"seconds": time.monotonic() - started}
+    metrics = {f"validation {name}": value for name, value in loop.state.validation.items()}
+    return metrics | {"seconds": time.monotonic() - started}
 
 
 def prepared(conf: Path, root: Path, *settings: str) -> TrainingSpec:
@@ -212,7 +214,9 @@ def all_variants(
         for seed in seeds:
             for variant in found:
                 place = folder / f"{variant}_{seed}"
-                settings = spec.settings | SETTINGS | VARIANTS[variant].settings | {"seed": seed}
+                settings = spec.settings.model_copy(
+                    update=SETTINGS | VARIANTS[variant].settings | {"seed": seed}
+                )
                 own = dataclasses.replace(spec, settings=settings, folder=str(place))
                 if not (place / "measures.json").exists():
                     shutil.rmtree(place, ignore_errors=True)

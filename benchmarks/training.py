@@ -67,7 +67,7 @@ def loader_vs_memory(folder: Path, count: int, turns: int) -> dict[str, float]:
     made = blocks(LAYOUT, count)
     urls, queried = write(folder / "all", made), write(folder / "queried", made[:QUERIED_BLOCKS])
     spec = spec_of(
-        LAYOUT, folder, urls, queried, launcher="in_process", ranks=1, pretrain_epochs=2 * (turns + 1)
+        LAYOUT, folder, urls, queried, launcher="in_process", world_size=1, pretrain_epochs=2 * (turns + 1)
     )
     told: list[dict[str, Any]] = []
     held, served = list[Block](), [0]
@@ -75,7 +75,7 @@ def loader_vs_memory(folder: Path, count: int, turns: int) -> dict[str, float]:
     def feed(files: BlockFiles, *arguments: Any, **options: Any) -> Iterator[Block]:
         batches = block_batches(files, *arguments, **options)
         judges = options["seed"] is None
-        if judges or trainer.standing.phase != "pre-training" or options["epoch"] % 2:
+        if judges or loop.state.phase != "pre-training" or options["epoch"] % 2:
             return batches
         served[0] += 1
         if not held:

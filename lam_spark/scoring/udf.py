@@ -22,7 +22,7 @@ from lam_spark.sequences.vocabulary import vocabulary_digest
 from lam_spark.storage.dataframes import FrameCache, one_row
 from lam_spark.storage.tables.store import NOT_A_NUMBER, Tables
 from lam_spark.storage.time import micros
-from lam_spark.training.tracking import registered_model
+from lam_spark.training.registry import registered_model
 from lam_spark.training_data.columns import complete_after, customers, event_columns, query_columns
 from lam_spark.training_data.layout import Layout
 

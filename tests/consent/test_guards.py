@@ -153,7 +153,7 @@ def test_training_refuses_a_snapshot_once_a_statement_has_taken_effect(build: Bu
     ctx = build(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
     folder = ctx.config.workspace / "training"
     folder.mkdir()
-    (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "facts": {}}) + "\n")
+    (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "summary": {}}) + "\n")
     with pytest.raises(ConsentError, match=f"^1 {LOST}"):
         train(ctx)
 

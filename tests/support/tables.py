@@ -98,6 +98,7 @@ def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | Non
     from lam_spark.model.artifact import Calibration, save_artifact
     from lam_spark.model.card import TEST_START, VOCABULARY
     from lam_spark.sequences.vocabulary import vocabulary_digest
+    from lam_spark.training.registry import register_model, set_alias
     from lam_spark.training.tracking import Tracking
 
     known = {
@@ -108,7 +109,7 @@ def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | Non
     calibration = {target.name: Calibration(1.0, 0.0) for target in model.layout.targets}
     digest = save_artifact(folder, model, calibration, told)
     with Tracking(run.config, run.run_id, folder, run.journal) as tracking:
-        tracking.register(folder, digest)
+        set_alias(tracking, register_model(tracking, folder, digest))
 
 
 def table_versions(run: Run) -> dict[str, int]:
