@@ -24,7 +24,7 @@ def published(root: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str
     """What the tables say: source -> counts, source -> reason -> quarantined rows."""
     from lam_spark.config.load import load_config
     from lam_spark.runtime.session import spark_session
-    from lam_spark.storage.tables import Tables
+    from lam_spark.storage.tables.store import Tables
 
     config = load_config(_CONF, overrides=[f"root={root}"])
     spark = spark_session(config.spark)

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from lam_spark.errors import ConsentError
 from lam_spark.runtime.context import Run, sql_literal
-from lam_spark.storage.tables import GONE
+from lam_spark.storage.tables.store import FILES_VACUUMED
 
 OPT_IN = "opt_in"
 
@@ -140,7 +140,7 @@ def _unless_vacuumed(count: Callable[[], int]) -> int | None:
     try:
         return count()
     except (Py4JJavaError, PySparkException) as error:
-        if GONE in str(error):
+        if FILES_VACUUMED in str(error):
             return None
         raise
 

@@ -22,7 +22,7 @@ from lam_spark.report.render import write_report
 from lam_spark.runtime.audit import latest_entries, verify_chain
 from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
 from lam_spark.runtime.provenance import package_versions
-from lam_spark.storage.tables import TABLES
+from lam_spark.storage.tables.registry import TABLES
 
 _ROW_FATES = ("rows_in", "events", "duplicates", "quarantined", "unresolved")
 _NEEDED = ("ingest", "score", "evaluate", "train", "deliver")

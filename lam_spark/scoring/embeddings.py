@@ -20,7 +20,7 @@ from lam_spark.scoring.predictor import embed_customers, model_of_process
 from lam_spark.scoring.udf import Champion, champion, sequences_at
 from lam_spark.sequences.entries import local_hour_of_week
 from lam_spark.sequences.time_range import micros
-from lam_spark.storage.tables import NOT_A_NUMBER
+from lam_spark.storage.tables.store import NOT_A_NUMBER
 from lam_spark.training_data.columns import customers, event_columns, query_columns
 
 

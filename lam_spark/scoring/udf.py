@@ -19,7 +19,7 @@ from lam_spark.scoring.predictor import model_of_process, predict_queries, reada
 from lam_spark.sequences.freshness import require_sequences
 from lam_spark.sequences.time_range import micros
 from lam_spark.sequences.vocabulary import vocabulary_digest
-from lam_spark.storage.tables import NOT_A_NUMBER
+from lam_spark.storage.tables.store import NOT_A_NUMBER
 from lam_spark.training.tracking import registered_model
 from lam_spark.training_data.columns import answers_after, customers, event_columns, query_columns
 from lam_spark.training_data.layout import Layout
