@@ -15,7 +15,6 @@ import pytest
 from pyspark.sql import SparkSession
 
 import lam_spark
-from lam_spark.config import RESERVED_COLUMNS
 from lam_spark.consent import stage as ledger
 from lam_spark.delivery import stage as deliver
 from lam_spark.evaluation import stage as evaluate
@@ -27,6 +26,7 @@ from lam_spark.scoring import stage as score
 from lam_spark.sequences import incremental as increment
 from lam_spark.sequences import stage as assemble
 from lam_spark.sequences.vocabulary import MISSING
+from lam_spark.storage.tables.registry import RESERVED_COLUMNS
 from lam_spark.training_data import stage as snapshot
 from lam_spark.training_data.columns import layout_of
 from tests.support.shop import PURPOSES, STARTED_AT, raw_id, run_builder, settings
