@@ -29,12 +29,14 @@ class FieldConfig(Section):
     )
     kind: Kind = Field(description="how the field is stored and modelled")
     min_count: int = Field(
-        default=5, ge=1, description="categorical: least events of a value that enters the vocabulary"
+        default=5,
+        ge=1,
+        description="categorical: events that a value needs to enter the vocabulary, which it never leaves",
     )
     max_values: int = Field(
         default=50_000,
         ge=1,
-        description="categorical: most values that enter the vocabulary, the commonest first",
+        description="categorical: only this many of the commonest values enter the vocabulary",
     )
     min: float | None = Field(
         default=None, description="numeric: smallest value; rows with a smaller one are quarantined"

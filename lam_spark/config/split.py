@@ -13,7 +13,8 @@ class SplitConfig(Section):
     """Periods of the queries.
 
     The horizon of a training example ends before `validation_start`, that of a validation example before `test_start`.
-    The final model is refit on both periods.
+    Queries whose horizon ends after `as_of`, or after the day of the last event before it, are not used.
+    The final model is refit on the training and validation periods.
     """
 
     train_start: dt.date = Field(description="first day of the training period")
