@@ -87,7 +87,7 @@ class Ours:
         """A run over a workspace, as the command line makes it."""
         from lam_spark.runtime.context import Run
         from lam_spark.runtime.log import Journal
-        from lam_spark.storage.tables import Tables
+        from lam_spark.storage.tables.store import Tables
 
         sequences = self.config.sequences.model_copy(update={"rebuild": rebuild})
         config = self.config.model_copy(

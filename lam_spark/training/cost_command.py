@@ -185,7 +185,7 @@ def _passes_of_tables(config: Config, epochs: tuple[int, int, int]) -> Passes:
 def _tables(config: Config) -> Any:
     # Imported late: without tables no JVM starts.
     from lam_spark.runtime.session import spark_session
-    from lam_spark.storage.tables import Tables
+    from lam_spark.storage.tables.store import Tables
 
     return Tables(spark_session(config.spark), config.workspace.absolute() / "tables")
 

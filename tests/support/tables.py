@@ -114,7 +114,7 @@ def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | Non
 
 def table_versions(run: Run) -> dict[str, int]:
     """Every table that exists, with its newest version."""
-    from lam_spark.storage.tables import TABLES
+    from lam_spark.storage.tables.registry import TABLES
 
     return {name: run.tables.version(name) for name in TABLES if run.tables.exists(name)}
 
