@@ -115,9 +115,7 @@ def build_sequences(ctx: RunContext) -> SequencesResult:
     return _stage_result(tables, result, reason)
 
 
-def _rebuild(
-    tables: Tables, cache: FrameCache, config: Config, cutoff: int, at: dt.datetime
-) -> UpdateResult:
+def _rebuild(tables: Tables, cache: FrameCache, config: Config, cutoff: int, at: dt.datetime) -> UpdateResult:
     """Build all tables of the stage from all events."""
     as_of = config.instant(config.as_of)
     events = tables.read("events")

@@ -25,9 +25,7 @@ def time_range(events: DataFrame) -> tuple[int, int]:
     Raises:
         DataQualityError: There is no event.
     """
-    first, last = one_row(
-        events.agg(F.unix_micros(F.min("event_time")), F.unix_micros(F.max("event_time")))
-    )
+    first, last = one_row(events.agg(F.unix_micros(F.min("event_time")), F.unix_micros(F.max("event_time"))))
     if first is None:
         raise DataQualityError("the table events is empty: run the stage 'ingest' over inputs that have rows")
     return int(first), int(last)
