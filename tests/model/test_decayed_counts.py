@@ -108,7 +108,7 @@ def test_the_answers_know_of_them(shape: Layout) -> None:
     model.decayed_counts.half_life_days *= 2
     after = model(batch)
     assert torch.equal(before.query_hidden_BQD, after.query_hidden_BQD)
-    assert not torch.equal(before.answers["reply"][0, 0], after.answers["reply"][0, 0])
+    assert not torch.equal(before.targets["reply"][0, 0], after.targets["reply"][0, 0])
 
 
 def habits_by_row(shape: Layout, people: list[Customer]) -> dict[int, Tensor]:

@@ -109,7 +109,7 @@ def test_a_changed_event_changes_what_follows_in_its_segment_and_nothing_else(
     after = model(changed)
     moved = (before.event_hidden_BTD != after.event_hidden_BTD).any(-1)[0].nonzero().flatten().tolist()
     assert moved == [4, 5]
-    logits = (before.answers["reply"] != after.answers["reply"])[0].nonzero().flatten().tolist()
+    logits = (before.targets["reply"] != after.targets["reply"])[0].nonzero().flatten().tolist()
     assert logits == [1]  # the query after all six events; not the one after three, not the other customer's
 
 
@@ -123,7 +123,7 @@ def test_a_changed_query_changes_its_own_answer_only(
     changed[column][0, 1] += 1
     after = model(changed)
     assert torch.equal(before.event_hidden_BTD, after.event_hidden_BTD)
-    moved = before.answers["reply"] != after.answers["reply"]
+    moved = before.targets["reply"] != after.targets["reply"]
     assert moved[0].tolist() == [False, True, False, False]
 
 
@@ -162,7 +162,7 @@ def test_the_order_of_events_matters(layers: int) -> None:
     swapped = {name: values.clone() for name, values in batch.items()}
     for name in ("hour_of_week", "event_action", "event_item", "event_amount"):
         swapped[name][0, [1, 4]] = batch[name][0, [4, 1]]
-    before, after = (model(b).answers["reply"][0, 0] for b in (batch, swapped))
+    before, after = (model(b).targets["reply"][0, 0] for b in (batch, swapped))
     assert abs(float(before - after)) > 1e-3
 
 
@@ -170,7 +170,7 @@ def test_the_time_since_the_last_event_matters(model: LargeActionModel) -> None:
     with torch.no_grad():
         batch = batch_of(LAYOUT, [daily(6, (6,))])
         later = dict(batch, query_time=batch["query_time"] + 30 * DAY)
-        before, after = (model(b).answers["reply"][0, 0] for b in (batch, later))
+        before, after = (model(b).targets["reply"][0, 0] for b in (batch, later))
     assert abs(float(before - after)) > 1e-3
 
 
@@ -207,7 +207,7 @@ def test_an_empty_history_gives_a_finite_answer(model: LargeActionModel) -> None
     for given in ([daily(0, (0,))], [full, daily(0, (0,))]):
         assert np.isfinite(answers(model, given)[-1]).all()
     with torch.no_grad():
-        assert bool(model(batch_of(LAYOUT, [full, daily(0, (0,))])).answers["reply"].isfinite().all())
+        assert bool(model(batch_of(LAYOUT, [full, daily(0, (0,))])).targets["reply"].isfinite().all())
 
 
 def test_a_fresh_model_knows_nothing() -> None:
