@@ -76,7 +76,7 @@ RESERVED_COLUMNS = frozenset(
         "ids",
         "is_new",
         "aggregates",
-        "owner",
+        "customer_index",
         "owners",
         "id_key",
         "id_kind",

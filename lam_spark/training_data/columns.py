@@ -173,7 +173,9 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         name: kinds[name if name in kinds else f"event_{name}"][0]
         for name in (*_event_arrays(layout), *query_columns(layout))
     }
-    owners = batch["owner"].to_numpy() if "owner" in batch else np.zeros(len(batch), np.int32)
+    owners = (
+        batch["customer_index"].to_numpy() if "customer_index" in batch else np.zeros(len(batch), np.int32)
+    )
     truncated_events = batch["truncated_events"].to_numpy()
     first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}

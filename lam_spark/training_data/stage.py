@@ -72,7 +72,9 @@ def run(run: Run) -> StageResult:
     forgotten = answerable(examples, cut, held=False).count()
     queries = collect_queries(answerable(examples, cut), layout)
     rows = (
-        sequences.select("customer_key", F.hash("customer_key").alias("owner"), *event_columns(layout))
+        sequences.select(
+            "customer_key", F.hash("customer_key").alias("customer_index"), *event_columns(layout)
+        )
         .join(queries.drop("query_ids"), "customer_key", "left")
         # By a hash of the key: by the key itself, Spark finds the join's partitions good enough, and merges them.
         .repartition(config.snapshot.files, F.xxhash64("customer_key"))
