@@ -94,7 +94,7 @@ def without_numbers(batch: Batch, layout: Layout) -> Batch:
 
 def without_who(batch: Batch, layout: Layout) -> Batch:
     """No query says who asks."""
-    asked = [f"query_{name}" for name in layout.who]
+    asked = [f"query_{name}" for name in layout.who_fields]
     nothing = {name: torch.nan if batch[name].is_floating_point() else MISSING for name in asked}
     return {**batch, **{name: torch.full_like(batch[name], value) for name, value in nothing.items()}}
 

@@ -49,7 +49,7 @@ def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
             for name in config.categorical
         ),
         half_life_days=config.model.half_life_days,
-        who=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
+        who_fields=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
     )
 
 
@@ -92,7 +92,7 @@ def cut_off(sequences: DataFrame, layout: Layout) -> DataFrame:
 
     A row holds the latest events before the build's `as_of`, so how far back it reaches from a query tells how much
     happened after the query. From `_answers_after` on, all that a query is answered from is held, however much came
-    after it: the last `layout.reach` before the block that it sees (`first_known`). Queries that fewer events came
+    after it: the last `layout.lookback` before the block that it sees (`first_counted_event`). Queries that fewer events came
     before than a row holds are not answered either: they would be answered from all events, and not all are held.
     """
     after = answers_after(layout).alias("_answers_after")
@@ -102,7 +102,7 @@ def cut_off(sequences: DataFrame, layout: Layout) -> DataFrame:
 def answers_after(layout: Layout) -> Column:
     """Of a row of `sequences` that does not hold all events: as of `cut_off`."""
     times, held = F.col("event_time"), F.size("event_time")
-    covered = F.element_at("event_time", 1) + F.lit(layout.reach)
+    covered = F.element_at("event_time", 1) + F.lit(layout.lookback)
     # Events before the query: a block of them begins at or after `covered`; and more than a row holds.
     reached = F.size(F.filter(times, lambda time: time < covered)) + layout.block_events
     needed = F.greatest(reached, held - F.col("truncated_events") + 1)
@@ -182,7 +182,8 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
     for row in range(len(batch)):
         # Arrow gives a null number inside an array as NaN; a customer without queries has null arrays.
         arrays = {
-            name: _array(values[row], dtypes[name], layout.wide.get(name)) for name, values in series.items()
+            name: _array(values[row], dtypes[name], layout.values_per_query.get(name))
+            for name, values in series.items()
         }
         asked = len(arrays["query_time"])
         queries = {name: arrays[name] for name in query_columns(layout)}

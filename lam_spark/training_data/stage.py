@@ -43,7 +43,7 @@ _BLOCKS_PER_FRAME = 64
 
 @stage
 def run(run: Run) -> StageResult:
-    """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind, `Layout.packing`).
+    """Publish `training_blocks` (grain: a block; columns of `Layout.columns`, block_kind, `Layout.packing_digest`).
 
     Raises:
         ConsentError: nobody is eligible for training, or events of the tables belong to somebody else now.
@@ -83,7 +83,7 @@ def run(run: Run) -> StageResult:
     )
     # Sequences may have been made for a later as_of.
     blocks = _pack(rows, layout, min(config.micros(config.split.test_start), micros(run.as_of)))
-    blocks = blocks.withColumn("packing", F.lit(layout.packing))
+    blocks = blocks.withColumn("packing", F.lit(layout.packing_digest))
     # A file of so many blocks is one row group (Parquet begins another one after 128 MB). petastorm reads a file's
     # footer anew for each of its groups: in files that grew with the data, that would take the square of them.
     shape = {"spark.sql.files.maxRecordsPerFile": str(config.snapshot.blocks_per_file)}

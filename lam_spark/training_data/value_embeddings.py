@@ -34,7 +34,7 @@ def read_vectors(run: Run, layout: Layout, vocabulary: DataFrame) -> dict[str, F
     """
     inputs = Inputs(run.spark, run.config)
     tables = {}
-    for name, shape in layout.vectors.items():
+    for name, shape in layout.value_embedding_shapes.items():
         vectors = run.config.fields[name].value_embeddings
         assert vectors is not None  # the layout says that it has some
         given = inputs.select(vectors.select, f"fields.{name}.value_embeddings.select")

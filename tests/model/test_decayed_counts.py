@@ -82,7 +82,7 @@ def test_rare_values_of_a_large_field_are_not_counted() -> None:
 
 
 def test_who_somebody_is_is_no_habit_unless_a_target_asks_for_it() -> None:
-    shape = dataclasses.replace(LAYOUT, who=("item",))
+    shape = dataclasses.replace(LAYOUT, who_fields=("item",))
     assert list(field_rows(shape)) == ["action"]
     assert counted_rows(shape) == LAYOUT.sizes[0] + HOURS_OF_DAY
     batch = batch_of(shape, [customer(shape, [START], [START + DAY], action=[4])])
