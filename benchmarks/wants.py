@@ -284,7 +284,7 @@ class NextActions:
         for customer in customers(self.layout, rows):
             prepared = prepare(self.layout, customer)
             for window in prepared.windows:
-                yield from packer.place(prepared, window, with_loss=True)
+                yield from packer.add_window(prepared, window, with_loss=True)
         yield from packer.flush()
 
 

@@ -126,7 +126,7 @@ def _pack(rows: DataFrame, layout: Layout, before: int) -> DataFrame:
                     prepared = prepare(layout, customer)
                     for window in prepared.windows:
                         kind = QUERIED if len(window.queries) else PLAIN
-                        for block in packers[kind].place(prepared, window, with_loss=True):
+                        for block in packers[kind].add_window(prepared, window, with_loss=True):
                             yield block, kind
             for kind, packer in packers.items():
                 for block in packer.flush():
