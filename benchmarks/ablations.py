@@ -111,9 +111,9 @@ def without_bins(spec: TrainingSpec) -> TrainingSpec:
     return dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
 
-def no_habits(decayed_counts: DecayedCounts, batch: Batch, seen_BQT: Tensor) -> Tensor:
+def no_habits(decayed_counts: DecayedCounts, batch: Batch, visible_BQT: Tensor) -> Tensor:
     """The same decayed_counts for all."""
-    return torch.zeros_like(_counted(decayed_counts, batch, seen_BQT))
+    return torch.zeros_like(_counted(decayed_counts, batch, visible_BQT))
 
 
 def no_elapsed_time(elapsed: Tensor) -> Tensor:

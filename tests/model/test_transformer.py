@@ -28,7 +28,7 @@ from lam_spark.model.artifact import (
     read_artifact,
     save_artifact,
 )
-from lam_spark.model.attention import seen_events, visibility
+from lam_spark.model.attention import attention_mask, query_event_mask
 from lam_spark.model.transformer import Batch, LargeActionModel, _Bins
 from lam_spark.scoring.predictor import predict_queries
 from lam_spark.training.losses import Period, loss_of
@@ -63,7 +63,7 @@ def batch() -> Batch:
 
 
 def sees(batch: Batch) -> Tensor:
-    mask = visibility(batch["window"], seen_events(batch))
+    mask = attention_mask(batch["window"], query_event_mask(batch))
     assert mask.shape == (1, 20, 20)
     return mask[0]
 
