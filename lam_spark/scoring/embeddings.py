@@ -16,7 +16,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
-from lam_spark.scoring.predictor import embed_customers, model_of_process
+from lam_spark.scoring.predictor import cached_artifact, embed_customers
 from lam_spark.scoring.udf import Champion, champion, sequences_at
 from lam_spark.sequences.entries import local_hour_of_week
 from lam_spark.sequences.time_range import micros
@@ -96,7 +96,7 @@ def vectors(run: Run, sequences: DataFrame, model: Champion) -> DataFrame:
     at, hour = micros(run.as_of), local_hour_of_week(run.as_of, run.config.time_zone)
 
     def embedded(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
-        artifact = model_of_process(*parts.value)
+        artifact = cached_artifact(*parts.value)
         for series in batches:
             batch = pd.DataFrame({**dict(zip(names, series, strict=True)), **no_queries})
             yield pd.Series(list(embed_customers(artifact, customers(layout, batch), at, hour)))

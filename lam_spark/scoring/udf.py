@@ -15,7 +15,7 @@ from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
 from lam_spark.model.card import TEST_START, VOCABULARY
 from lam_spark.runtime.context import Run
-from lam_spark.scoring.predictor import model_of_process, predict_queries, readable
+from lam_spark.scoring.predictor import cached_artifact, predict_queries, prediction_values
 from lam_spark.sequences.freshness import require_sequences
 from lam_spark.sequences.time_range import micros
 from lam_spark.sequences.vocabulary import vocabulary_digest
@@ -186,11 +186,11 @@ def answer(run: Run, rows: DataFrame, model: Champion, target: str) -> DataFrame
     names = [*event_columns(layout), *query_columns(layout)]
 
     def answers(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
-        artifact = model_of_process(*parts.value)
+        artifact = cached_artifact(*parts.value)
         for series in batches:
             batch = pd.DataFrame(dict(zip(names, series, strict=True)))
             found = predict_queries(artifact, customers(layout, batch), target)
-            yield pd.Series([list(readable(layout, target, raw)) for raw in found])
+            yield pd.Series([list(prediction_values(layout, target, raw)) for raw in found])
 
     given: Callable[..., Column] = pandas_udf(answers, "array<array<double>>")  # type: ignore[call-overload]
     answered = rows.select("customer_key", "query_ids", given(*names).alias("answers"))
