@@ -31,7 +31,7 @@ from lam_spark.training_data import stage as snapshot
 from lam_spark.training_data.columns import layout_of
 from tests.support.shop import PURPOSES, STARTED_AT, raw_id, run_builder, settings
 from tests.support.tables import register
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 Row = dict[str, Any]
 FOLDERS = ("consent", "dataset", "delivery", "evaluation", "events", "scoring", "sequences", "sources")
@@ -201,7 +201,7 @@ def test_a_field_may_have_the_name_of_a_column_that_a_stage_makes_on_its_way(
     check_sequences(run)
     for stage in (examples, snapshot):
         stage.run(run)
-    register(run, lively_model(layout_of(run.config, run.tables.read("vocabulary"))), tmp_path / "model")
+    register(run, random_model(layout_of(run.config, run.tables.read("vocabulary"))), tmp_path / "model")
     stages: list[Callable[[Run], Any]] = [score.run, evaluate.run, embed.run, deliver.run]
     for each in stages:
         each(run)

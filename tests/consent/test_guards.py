@@ -33,7 +33,7 @@ from lam_spark.training_data import stage as snapshot
 from lam_spark.training_data.columns import layout_of
 from tests.support.shop import ONE_TARGET, STARTED_AT, run_builder
 from tests.support.tables import event, events_frame, ledger_frame, publish, register, taken_back
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 Build = Callable[..., Run]
 Row = dict[str, Any]
@@ -95,7 +95,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     withdraws(run, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
     for stage in (assemble, examples, snapshot):
         stage.run(run)
-    register(run, lively_model(layout_of(run.config, run.tables.read("vocabulary"))), root.with_name("model"))
+    register(run, random_model(layout_of(run.config, run.tables.read("vocabulary"))), root.with_name("model"))
     return root
 
 
@@ -267,7 +267,7 @@ def scored(run: Run) -> set[str]:
 
 
 def model_of(run: Run) -> LargeActionModel:
-    return lively_model(layout_of(run.config, run.tables.read("vocabulary")))
+    return random_model(layout_of(run.config, run.tables.read("vocabulary")))
 
 
 def test_a_model_belongs_to_the_vocabulary_whose_ids_it_learned(build: Build) -> None:

@@ -10,7 +10,7 @@ from lam_spark.model import attention
 from lam_spark.model.attention import Dense, WindowedAttention, query_event_mask, select_attention
 from lam_spark.model.transformer import Batch
 from lam_spark.training.losses import Period, loss_of
-from tests.support.tiny import DAY, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, START, batch_of, customer, layout, random_model
 
 WHOLE = Period(0, START + 10_000 * DAY, ("train",))
 # Lengths of a block's windows, 0 an empty slot: long and short ones, one event alone, a gap, nothing at the end.
@@ -80,7 +80,7 @@ def test_the_model_learns_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -
     found = []
     for most in (10_000, 0):
         monkeypatch.setattr(attention, "_DENSE_EVENTS", most)
-        model = lively_model(shape)
+        model = random_model(shape)
         loss = loss_of(model, batch, WHOLE, with_next=True, with_targets=True)
         total = loss.next_sum + loss.target_sums.sum()
         total.backward()  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from lam_spark.model.transformer import Batch
 from lam_spark.training_data.decayed_counts import initial_counts
 from lam_spark.training_data.layout import HOURS_OF_DAY, Layout, Target
 from lam_spark.training_data.packing import Customer
-from tests.support.tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, LAYOUT, START, batch_of, customer, layout, random_model
 
 HALF_LIVES = (2.0, 30.0)
 
@@ -103,7 +103,7 @@ def test_what_a_target_asks_for_is_counted_however_rare() -> None:
 def test_the_answers_know_of_them(shape: Layout) -> None:
     """An answer changes with a half-life alone: everything else that goes in is the same."""
     one = customer(shape, [START, START + DAY], [START + 9 * DAY])
-    batch, model = batch_of(shape, [one]), lively_model(shape)
+    batch, model = batch_of(shape, [one]), random_model(shape)
     before = model(batch)
     model.decayed_counts.half_life_days *= 2
     after = model(batch)

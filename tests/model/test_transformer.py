@@ -33,7 +33,7 @@ from lam_spark.model.transformer import Batch, LargeActionModel, _Bins
 from lam_spark.scoring.predictor import predict_queries
 from lam_spark.training.losses import Period, loss_of
 from lam_spark.training_data.packing import Customer
-from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, layout, random_model
 
 WHOLE = Period(0, START + 1000 * DAY, ("train",))
 
@@ -53,7 +53,7 @@ def answers(model: LargeActionModel, customers: list[Customer]) -> list[Any]:
 
 @pytest.fixture
 def model() -> LargeActionModel:
-    return lively_model()
+    return random_model()
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_an_answer_does_not_depend_on_who_shares_the_block(model: LargeActionMod
 
 
 def test_padding_does_not_change_an_answer() -> None:
-    wide = lively_model(layout(block_events=40, queries_per_block=9))
+    wide = random_model(layout(block_events=40, queries_per_block=9))
     narrow = LargeActionModel(LAYOUT, wide.size, wide.normaliser).eval()
     narrow.load_state_dict(wide.state_dict())
     one = daily(7, (2, 7))
@@ -157,7 +157,7 @@ def test_events_after_a_query_do_not_change_its_answer(model: LargeActionModel, 
 @torch.no_grad()
 def test_the_order_of_events_matters(layers: int) -> None:
     """Even one layer, to which the events before a query would be a mere set without positions."""
-    model = lively_model(size=dataclasses.replace(SIZE, layers=layers))
+    model = random_model(size=dataclasses.replace(SIZE, layers=layers))
     batch = batch_of(LAYOUT, [daily(6, (6,))])
     swapped = {name: values.clone() for name, values in batch.items()}
     for name in ("hour_of_week", "event_action", "event_item", "event_amount"):
@@ -211,7 +211,7 @@ def test_an_empty_history_gives_a_finite_answer(model: LargeActionModel) -> None
 
 
 def test_a_fresh_model_knows_nothing() -> None:
-    model = LargeActionModel(LAYOUT, lively_model().size, lively_model().normaliser).eval()
+    model = LargeActionModel(LAYOUT, random_model().size, random_model().normaliser).eval()
     assert answers(model, [daily(6, (3, 6))])[0].tolist() == [0.0, 0.0]
 
 
@@ -287,7 +287,7 @@ def test_a_missing_file_is_a_model_error(saved: tuple[Path, str], name: str) -> 
 
 def test_weights_of_another_shape_do_not_fit(saved: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = saved
-    save_artifact(tmp_path / "other", lively_model(layout(sizes=(6, 12))), {}, {})
+    save_artifact(tmp_path / "other", random_model(layout(sizes=(6, 12))), {}, {})
     weights = (tmp_path / "other" / WEIGHTS).read_bytes()
     card = (folder / CARD).read_bytes()
     with pytest.raises(ModelError, match="do not fit each other"):

@@ -18,7 +18,7 @@ from lam_spark.sequences import stage as assemble
 from lam_spark.training_data.columns import layout_of
 from tests.support.shop import ONE_TARGET, run_builder
 from tests.support.tables import event, publish, register
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 BOTH = ("opt_in", "opt_in")
 SECTIONS = {
@@ -57,7 +57,7 @@ def build(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Buil
     run = build(**SECTIONS)
     publish(run, EVENTS, STANDINGS)
     assemble.run(run)
-    register(run, lively_model(layout_of(run.config, run.tables.read("vocabulary"))), folder / "model")
+    register(run, random_model(layout_of(run.config, run.tables.read("vocabulary"))), folder / "model")
     return build
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_vector_publishes_nothing(build: Build, tmp_path: Path) -> Non
     run = build(**SECTIONS)
     embed.run(run)
     before = run.tables.version("embeddings")
-    broken = lively_model(layout_of(run.config, run.tables.read("vocabulary")))
+    broken = random_model(layout_of(run.config, run.tables.read("vocabulary")))
     with torch.no_grad():
         broken.output_norm.weight[3] = torch.nan
     # Another alias, so that the other tests' model stays.
