@@ -138,7 +138,9 @@ def test_training_processes_and_the_packer_know_no_spark() -> None:
 
 
 def test_the_configuration_knows_no_spark() -> None:
-    assert [module for module in users_of("pyspark") if module.startswith(("config/", "errors", "stages"))] == []
+    assert [
+        module for module in users_of("pyspark") if module.startswith(("config/", "errors", "stages"))
+    ] == []
 
 
 def test_the_data_stages_know_no_torch() -> None:

@@ -18,7 +18,7 @@ from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.jvm import Broadcast
 from lam_spark.runtime.results import StageResult
-from lam_spark.scoring.predictor import embed_customers, model_of_process
+from lam_spark.scoring.predictor import cached_artifact, embed_customers
 from lam_spark.scoring.udf import RegisteredModel, load_registered_model, visible_sequences
 from lam_spark.sequences.entries import local_hour_of_week
 from lam_spark.storage.tables.store import NOT_A_NUMBER
@@ -128,7 +128,7 @@ def embeddings(sequences: DataFrame, model: RegisteredModel, at: int, hour_of_we
     no_queries = dict.fromkeys(query_columns(layout))
 
     def embed_batches(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
-        artifact = model_of_process(*parts.value)
+        artifact = cached_artifact(*parts.value)
         for series in batches:
             batch = pd.DataFrame({**dict(zip(names, series, strict=True)), **no_queries})
             yield pd.Series(list(embed_customers(artifact, customers(layout, batch), at, hour_of_week)))

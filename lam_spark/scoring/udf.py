@@ -16,7 +16,7 @@ from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
 from lam_spark.model.card import TEST_START, VOCABULARY
 from lam_spark.runtime.jvm import Broadcast
-from lam_spark.scoring.predictor import model_of_process, predict_queries, readable
+from lam_spark.scoring.predictor import cached_artifact, predict_queries, prediction_values
 from lam_spark.sequences.freshness import require_sequences
 from lam_spark.sequences.vocabulary import vocabulary_digest
 from lam_spark.storage.dataframes import FrameCache, one_row
@@ -199,11 +199,11 @@ def predict(rows: DataFrame, model: RegisteredModel, target: str) -> DataFrame:
     names = [*event_columns(layout), *query_columns(layout)]
 
     def predict_batches(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
-        artifact = model_of_process(*parts.value)
+        artifact = cached_artifact(*parts.value)
         for series in batches:
             batch = pd.DataFrame(dict(zip(names, series, strict=True)))
             predictions = predict_queries(artifact, customers(layout, batch), target)
-            yield pd.Series([list(readable(layout, target, raw)) for raw in predictions])
+            yield pd.Series([list(prediction_values(layout, target, raw)) for raw in predictions])
 
     udf: Callable[..., Column] = pandas_udf(predict_batches, "array<array<double>>")  # type: ignore[call-overload]
     predicted = rows.select("customer_key", "query_ids", udf(*names).alias("_predictions"))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lam_spark.model.attention import window_begins
+from lam_spark.model.attention import window_starts
 from lam_spark.model.transformer import Batch, Predictions
 
 # Temperature of the cosines: lower values weigh small differences more.
@@ -37,7 +37,7 @@ def cut_histories(batch: Batch, end: int) -> Batch:
     window = torch.where(time < end, batch["window"], 0)
     rows, slots = window.shape
     order = torch.arange(slots, device=window.device).expand(rows, -1)
-    begins = window_begins(window)
+    begins = window_starts(window)
     group_begins = begins.clone()
     group_begins[:, 1:] |= time[:, 1:] != time[:, :-1]
     first = torch.where(begins, order, 0).cummax(dim=1).values
@@ -64,7 +64,7 @@ def slice_ends(batch: Batch) -> tuple[Tensor, Tensor]:
     last = torch.ones_like(window, dtype=torch.bool)
     last[:, :-1] = window[:, 1:] != window[:, :-1]
     slots = (last & (window > 0)).flatten().nonzero().squeeze(1)
-    return slots, batch["owner"].flatten()[slots]
+    return slots, batch["customer_index"].flatten()[slots]
 
 
 def same_customer_pairs(owner: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lam_spark.model.decayed_counts import counted_rows
+from lam_spark.model.decayed_counts import num_counters
 from lam_spark.model.transformer import (
     LargeActionModel,
     ModelSize,
     Normaliser,
-    inner_width,
-    number_features,
-    target_features,
+    event_number_dim,
+    feed_forward_dim,
+    target_feature_dim,
 )
 from lam_spark.training_data.layout import Layout
 
@@ -189,14 +189,14 @@ def forward_flops(layout: Layout, size: ModelSize, with_targets: bool = True) ->
     """
     width, events, queries = size.d_model, layout.block_events, layout.queries_per_block
     slots = events + queries
-    products = 4 * width * width + 3 * width * inner_width(width)
+    products = 4 * width * width + 3 * width * feed_forward_dim(width)
     layer = 2 * slots * products + 4 * slots * slots * width
-    inputs = 2 * slots * (number_features(layout, size) + sum(layout.value_embedding_dims)) * width
+    inputs = 2 * slots * (event_number_dim(layout, size) + sum(layout.value_embedding_dims)) * width
     next_groups = 2 * events * width * (sum(layout.sizes) + len(layout.numeric) + 2)
     if not with_targets:
         return float(size.n_layers * layer + inputs + next_groups)
     aggregates = len(layout.aggregate_names)
-    inner = target_features(layout, size) * width
+    inner = target_feature_dim(layout, size) * width
     heads = sum(inner + (width + aggregates) * target.outputs for target in layout.targets)
     heads += sum(width * len(layout.half_life_days) for target in layout.targets if target.kind == "next")
     return float(
@@ -206,7 +206,7 @@ def forward_flops(layout: Layout, size: ModelSize, with_targets: bool = True) ->
 
 def _decayed_count_flops(layout: Layout) -> float:
     """FLOPs of the decayed counts of a block's queries."""
-    counted = len(layout.half_life_days) * layout.block_events * counted_rows(layout)
+    counted = len(layout.half_life_days) * layout.block_events * num_counters(layout)
     return 2.0 * layout.queries_per_block * counted
 
 

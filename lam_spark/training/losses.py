@@ -16,8 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lam_spark.model.attention import window_begins
-from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, entry, signed_log, standardise
+from lam_spark.model.attention import window_starts
+from lam_spark.model.transformer import (
+    Batch,
+    LargeActionModel,
+    Predictions,
+    module_key,
+    signed_log,
+    standardise,
+)
 from lam_spark.model.value import median_error, value_loss
 from lam_spark.training_data.layout import MICROS_PER_DAY, SPLIT_IDS, Target
 
@@ -111,7 +118,7 @@ def next_group_loss(
     layout = model.layout
     total = hidden_ND.new_zeros(())
     for name in layout.categorical:
-        log_p_NV = F.log_softmax(model.next_value[entry(name)](hidden_ND), dim=-1)
+        log_p_NV = F.log_softmax(model.next_value[module_key(name)](hidden_ND), dim=-1)
         label_M = batch[f"event_{name}"].flatten()[counted].long()
         total = total - (log_p_NV[row_M, label_M] * weight_M).sum() / len(layout.categorical)
     time = batch["event_time"].flatten()
@@ -141,7 +148,7 @@ def next_groups(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
     window, time = batch["window"], batch["event_time"]
     rows, slots = window.shape
     order = torch.arange(slots, device=window.device).expand(rows, -1)
-    begins = window_begins(window)
+    begins = window_starts(window)
     begins[:, 1:] |= time[:, 1:] != time[:, :-1]
     first = torch.where(begins, order, 0).cummax(dim=1).values
     source = first - 1
@@ -164,7 +171,7 @@ def target_loss(
     for target in model.layout.targets:
         outputs, labels = labelled_predictions(target, batch, predictions, allowed)
         if target.kind == "value":
-            error = median_error(outputs, labels) / model.usual_amount[target.name]
+            error = median_error(outputs, labels) / model.typical_amount[target.name]
             losses = value_loss(outputs, labels) + error
         else:
             losses = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
@@ -189,7 +196,7 @@ def labelled_predictions(
         (n,) or (n, outputs) float32 predictions, and (n,) or (n, values) labels.
     """
     labelled = _labelled(target, batch, allowed)
-    return predictions.answers[target.name][labelled].float(), batch[f"label_{target.name}"][labelled]
+    return predictions.targets[target.name][labelled].float(), batch[f"label_{target.name}"][labelled]
 
 
 def _labelled(target: Target, batch: Batch, allowed: Tensor) -> Tensor:

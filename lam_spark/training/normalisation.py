@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lam_spark.model.value import LEAST_LOG_STD, MOST_LOG_STD
+from lam_spark.model.value import MAX_LOG_STD, MIN_LOG_STD
 from lam_spark.training.process_group import ProcessGroup
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
 from lam_spark.training_data.loader import BlockFiles, column_groups
@@ -131,7 +131,7 @@ def _best_constant(target: Target, sums: Float) -> Tensor:
         mean = total / max(1.0, positives)
         std = np.sqrt(max(square / max(1.0, positives) - mean**2, 0.0))
         # The deviation over all customers; it is smaller given a customer's history.
-        log_std = np.clip(np.log(max(std, 0.05)), LEAST_LOG_STD, MOST_LOG_STD - 0.1)
+        log_std = np.clip(np.log(max(std, 0.05)), MIN_LOG_STD, MAX_LOG_STD - 0.1)
         constant = np.array([_log_odds(positives, queries), mean, log_std])
     else:
         constant = _log_odds(sums[1:], sums[0])

@@ -12,7 +12,7 @@ from lam_spark.training.phases import Phase
 from lam_spark.training.process_group import ProcessGroup
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.state import TrainingState
-from lam_spark.training_data.loader import places_of
+from lam_spark.training_data.loader import locate_blocks
 from lam_spark.training_data.packing import Block
 
 
@@ -41,7 +41,7 @@ def not_finite_message(
     rows = np.zeros((0, 6))
     norm = float(get_total_norm(gradients))
     if block is not None and not (math.isfinite(loss) and math.isfinite(norm)):
-        places = places_of(phase.files, spec.layout, block)
+        places = locate_blocks(phase.files, spec.layout, block)
         rows = np.array(
             [[group.rank, loss, norm, spec.all_urls.index(p.url), p.group, p.row] for p in places]
         )

@@ -18,7 +18,7 @@ _SCALING_EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 def create_optimiser(model: LargeActionModel, phase: Phase, settings: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that the phase's losses reach; weight decay acts on matrices only."""
-    parameters = model.parameters_with_gradient(next_groups=phase.next_weight > 0, answers=phase.with_targets)
+    parameters = model.parameters_with_gradient(next_groups=phase.next_weight > 0, targets=phase.with_targets)
     # Norm scales and biases hold scales and base rates; decaying them does not simplify the model.
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in parameters if weight.ndim > 1]},

@@ -113,7 +113,7 @@ def _require_consent(tables: Tables, cache: FrameCache, config: Config, at: dt.d
 
 def _require_fitting_blocks(tables: Tables, config: Config, layout: Layout, version: int) -> None:
     first = tables.read("training_blocks", version).select("packing").first()
-    if first is None or first["packing"] != layout.packing:
+    if first is None or first["packing"] != layout.packing_digest:
         raise ModelError(
             "the training snapshot was packed for other fields, targets, windows or sizes than the configuration and "
             "the vocabulary give now: run the stage 'snapshot' again"

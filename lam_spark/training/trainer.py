@@ -214,7 +214,7 @@ class Trainer:
             blocks_per_step(self.settings),
             seed=self.settings.seed,
             epoch=state.epoch,
-            wanted=phase.has_targets,
+            block_filter=phase.has_targets,
         )
         flops = block_flops(self.spec.layout, self.spec.size, phase.with_targets)
         meter = Meter(self.group, self.progress, state, steps)

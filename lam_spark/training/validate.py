@@ -20,7 +20,7 @@ from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.state import TrainingState
 from lam_spark.training.validation import ValidationMetrics, Validator
 from lam_spark.training_data.layout import SPLIT_IDS
-from lam_spark.training_data.loader import block_batches, files_of_rank, some_files
+from lam_spark.training_data.loader import block_batches, files_of_rank, sample_files
 
 
 class ValidationRunner:
@@ -40,7 +40,7 @@ class ValidationRunner:
         self._period = validation_period(spec)
         self._all_files, self._queried_files = (
             files_of_rank(
-                some_files(urls, spec.settings.validation_blocks, group.size), group.rank, group.size
+                sample_files(urls, spec.settings.validation_blocks, group.size), group.rank, group.size
             )
             for urls in (spec.all_urls, spec.queried_urls)
         )
@@ -57,7 +57,7 @@ class ValidationRunner:
             layout,
             settings.micro_batch_size,
             seed=None,
-            wanted=lambda block: block["event_time"].max(axis=1) >= self._period.start,
+            block_filter=lambda block: block["event_time"].max(axis=1) >= self._period.start,
         ):
             batch = as_batch(block, self._device)
             state.flops += len(block["window"]) * flops
@@ -84,7 +84,7 @@ class ValidationRunner:
             layout,
             settings.micro_batch_size,
             seed=None,
-            wanted=lambda block: np.isin(block["query_split"], splits).any(axis=1),
+            block_filter=lambda block: np.isin(block["query_split"], splits).any(axis=1),
         ):
             batch = as_batch(block, self._device)
             state.flops += len(block["window"]) * flops

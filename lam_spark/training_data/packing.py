@@ -177,7 +177,9 @@ class Packer:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._open: list[tuple[int, int, int, Block]] = []  # events, queries and windows in the block; the block
+        self._open: list[
+            tuple[int, int, int, Block]
+        ] = []  # events, queries and windows in the block; the block
 
     def flush(self) -> Iterator[Block]:
         """Yield the blocks that are still open."""

@@ -16,22 +16,19 @@ from pyspark.sql import SparkSession
 
 import lam_spark
 from lam_spark.config import RESERVED_COLUMNS
-from lam_spark.consent.stage import update_consent
 from lam_spark.delivery.stage import deliver
 from lam_spark.evaluation.stage import evaluate
 from lam_spark.events.stage import ingest
-from lam_spark.labels.stage import build_examples
 from lam_spark.runtime.context import RunContext
 from lam_spark.scoring.embeddings import embed
 from lam_spark.scoring.stage import score
 from lam_spark.sequences import incremental as increment
 from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.vocabulary import MISSING
-from lam_spark.training_data.stage import build_snapshot
 from lam_spark.training_data.columns import layout_of
-from tests.support.shop import PURPOSES, STARTED_AT, raw_id, context_builder, settings
+from tests.support.shop import PURPOSES, STARTED_AT, context_builder, raw_id, settings
 from tests.support.tables import register
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 Row = dict[str, Any]
 FOLDERS = ("consent", "dataset", "delivery", "evaluation", "events", "scoring", "sequences", "sources")
@@ -201,7 +198,7 @@ def test_a_field_may_have_the_name_of_a_column_that_a_stage_makes_on_its_way(
     check_sequences(ctx)
     for stage in (examples, snapshot):
         stage(ctx)
-    register(ctx, lively_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), tmp_path / "model")
+    register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), tmp_path / "model")
     stages: list[Callable[[RunContext], Any]] = [score, evaluate, embed, deliver]
     for each in stages:
         each(ctx)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from lam_spark.consent.stage import update_consent
 from lam_spark.consent import ledger
 from lam_spark.consent.eligibility import StatusCounts, consent_status, count_by_status, eligible_customers
+from lam_spark.consent.stage import update_consent
 from lam_spark.errors import ConfigError, ConsentError
 from lam_spark.events.stage import ingest
 from lam_spark.identity.pseudonyms import Secret, keyed_pseudonym
@@ -19,7 +19,7 @@ from lam_spark.runtime.context import RunContext
 from lam_spark.storage.dataframes import local_frame
 from lam_spark.storage.tables.store import Tables
 from tests.support.shop import SECRET, purchase, raw_id, settings, statement, write_inputs
-from tests.support.tables import ledger_frame, publish, table_versions
+from tests.support.tables import ledger_frame, publish
 
 CONTACT = "direct_marketing"
 NO_BREAK_SPACE = "\u00a0"
@@ -69,7 +69,9 @@ def test_an_opt_out_holds_from_its_fraction_of_a_second(spark: SparkSession) -> 
     assert [row["status"] for row in consent_status(frame, after).collect()] == ["opt_out"]
 
 
-def test_customers_are_eligible_for_the_purpose_they_opted_in_to(make_context: Callable[..., RunContext]) -> None:
+def test_customers_are_eligible_for_the_purpose_they_opted_in_to(
+    make_context: Callable[..., RunContext],
+) -> None:
     ctx = make_context()
     publish(
         ctx,
@@ -100,7 +102,9 @@ def test_customers_are_eligible_for_the_purpose_they_opted_in_to(make_context: C
     assert counts["model_training"] == counts[CONTACT]
 
 
-def test_the_ledger_only_grows_and_a_rerun_adds_nothing(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_the_ledger_only_grows_and_a_rerun_adds_nothing(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     first = [
         statement(raw_id(1), CONTACT, "opt_in", JAN),
         statement(raw_id(1), CONTACT, "opt_in", JAN),
@@ -141,14 +145,18 @@ def test_the_checked_statements_are_the_inserted_ones(
         update_consent(ctx)
 
 
-def test_a_ledger_without_statements_is_refused(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_a_ledger_without_statements_is_refused(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     write_inputs(tmp_path / "shop" / "raw")
     with pytest.raises(ConsentError, match="the consent ledger has no statements"):
         update_consent(make_context())
     assert not (tmp_path / "shop" / "tables").exists()
 
 
-def test_one_incomplete_statement_refuses_all(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_one_incomplete_statement_refuses_all(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     good = statement(raw_id(1), CONTACT, "opt_in", JAN)
     bad = [good | {"customer": text} for text in (None, "  ", " \t", NO_BREAK_SPACE, "RAW-\ufffd")]
     bad += [good | {"purpose": None}, good | {"purpose": " "}, good | {"effective_at": None}]
@@ -160,7 +168,9 @@ def test_one_incomplete_statement_refuses_all(make_context: Callable[..., RunCon
     assert not (tmp_path / "shop" / "tables").exists()
 
 
-def test_white_space_around_an_id_does_not_hide_an_opt_out(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_white_space_around_an_id_does_not_hide_an_opt_out(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     padded = [f" {raw_id(2)}", f"{raw_id(3)}\t", f"{NO_BREAK_SPACE}{raw_id(4)} "]
     statements = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2, 3, 4)]
     statements += [statement(customer, CONTACT, "opt_out", FEB) for customer in padded]
@@ -182,14 +192,18 @@ def test_white_space_around_an_id_does_not_hide_an_opt_out(make_context: Callabl
     assert [keys[row["customer_key"]] for row in ctx.tables.read("events").collect()] == [5, 5]
 
 
-def test_a_ledger_select_without_a_required_column_is_refused(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_a_ledger_select_without_a_required_column_is_refused(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
     select = "SELECT customer AS customer_id, purpose, state, effective_at, source FROM consent_statements"
     with pytest.raises(ConfigError, match=r"consent\.select must yield .*; it lacks recorded_at"):
         update_consent(make_context(consent={"select": select}))
 
 
-def test_statements_without_a_source_are_inserted_once(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_statements_without_a_source_are_inserted_once(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     """A missing part of a statement is a value like any other: a night without new statements makes no commit."""
     known = settings(tmp_path / "shop")["consent"]["select"]
     select = known.replace("recorded_at, source", "recorded_at, CAST(NULL AS STRING) AS source")

@@ -21,23 +21,22 @@ from lam_spark.labels.stage import build_examples
 from lam_spark.model.card import TEST_START, VOCABULARY
 from lam_spark.model.transformer import LargeActionModel
 from lam_spark.runtime.context import RunContext
-from lam_spark.storage.time import sql_literal
 from lam_spark.scoring.embeddings import embed
 from lam_spark.scoring.stage import score
 from lam_spark.scoring.udf import load_registered_model
 from lam_spark.sequences.stage import build_sequences
-from lam_spark.storage.time import micros
 from lam_spark.sequences.vocabulary import vocabulary_digest
-from lam_spark.training.stage import train
+from lam_spark.storage.time import micros, sql_literal
 from lam_spark.training.launch.worker import PROGRESS_FILE
 from lam_spark.training.preparation import specification
 from lam_spark.training.spec import TrainingSpec
-from lam_spark.training_data.stage import build_snapshot
+from lam_spark.training.stage import train
 from lam_spark.training_data.columns import layout_of
 from lam_spark.training_data.layout import Layout
+from lam_spark.training_data.stage import build_snapshot
 from tests.support.shop import ONE_TARGET, STARTED_AT, context_builder
 from tests.support.tables import event, events_frame, ledger_frame, publish, register, rolled_back
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 Build = Callable[..., RunContext]
 Row = dict[str, Any]
@@ -99,7 +98,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     withdraws(ctx, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
     for stage in (assemble, examples, snapshot):
         stage(ctx)
-    register(ctx, lively_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
+    register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
     return root
 
 
@@ -170,7 +169,9 @@ def test_events_reassigned_to_a_customer_who_is_not_eligible_are_not_used(build:
     reassign(ctx, "between", "bob")
     assert specification_of(ctx, layout).all_urls
     reassign(ctx, "between", "a customer who was never asked")
-    message = "1 events that may be in .* were deleted since, or a link has assigned them to customers who are not"
+    message = (
+        "1 events that may be in .* were deleted since, or a link has assigned them to customers who are not"
+    )
     for stage in (train, score, snapshot):
         with pytest.raises(ConsentError, match=message):
             stage(ctx)
@@ -179,7 +180,8 @@ def test_events_reassigned_to_a_customer_who_is_not_eligible_are_not_used(build:
     assert specification_of(ctx, layout).all_urls
     ctx.tables.overwrite(ctx.tables.read("events"), "events")
     with pytest.raises(
-        ConsentError, match="cannot determine whose the events in the training snapshot are now: the table events was replaced"
+        ConsentError,
+        match="cannot determine whose the events in the training snapshot are now: the table events was replaced",
     ):
         train(ctx)
 
@@ -233,7 +235,12 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
     assert ctx.tables.log("events").history(since) is not None
     ctx.spark.sql(f"RESTORE TABLE delta.`{ctx.tables.path('events')}` TO TIMESTAMP AS OF '{at}'")
     # The log does not say from which version the rows come.
-    assert ctx.tables.log("events").history(since) is ctx.tables.commit_metadata("events") is reassigned(ctx.as_of) is None
+    assert (
+        ctx.tables.log("events").history(since)
+        is ctx.tables.commit_metadata("events")
+        is reassigned(ctx.as_of)
+        is None
+    )
 
 
 def test_a_vacuumed_ledger_version_cannot_be_compared(build: Build) -> None:
@@ -244,7 +251,8 @@ def test_a_vacuumed_ledger_version_cannot_be_compared(build: Build) -> None:
     for file in old:
         file.unlink()
     with pytest.raises(
-        ConsentError, match=r"cannot determine who has withdrawn since the training snapshot was built: .* \(VACUUM\)"
+        ConsentError,
+        match=r"cannot determine who has withdrawn since the training snapshot was built: .* \(VACUUM\)",
     ):
         train(ctx)
 
@@ -252,7 +260,9 @@ def test_a_vacuumed_ledger_version_cannot_be_compared(build: Build) -> None:
 def test_training_refuses_a_snapshot_without_a_consent_check(build: Build) -> None:
     ctx = build()
     ctx.tables.overwrite(ctx.tables.read("training_blocks"), "training_blocks")
-    with pytest.raises(ConsentError, match=r"does not record which version .* run the stage 'snapshot' again"):
+    with pytest.raises(
+        ConsentError, match=r"does not record which version .* run the stage 'snapshot' again"
+    ):
         train(ctx)
 
 
@@ -285,7 +295,7 @@ def scored(ctx: RunContext) -> set[str]:
 
 
 def model_of(ctx: RunContext) -> LargeActionModel:
-    return lively_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
+    return random_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
 
 
 def test_a_model_belongs_to_the_vocabulary_it_was_trained_with(build: Build) -> None:

@@ -17,8 +17,8 @@ from lam_spark.delivery.stage import deliver
 from lam_spark.errors import ConfigError, ConsentError
 from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.runtime.context import RunContext
-from lam_spark.storage.time import sql_literal
 from lam_spark.storage.dataframes import local_frame
+from lam_spark.storage.time import sql_literal
 from tests.support.shop import SECRET, STARTED_AT, raw_id, statement, write_inputs
 from tests.support.tables import table_versions
 

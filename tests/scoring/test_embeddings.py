@@ -18,7 +18,7 @@ from lam_spark.sequences.stage import build_sequences
 from lam_spark.training_data.columns import layout_of
 from tests.support.shop import ONE_TARGET, context_builder
 from tests.support.tables import event, publish, register
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 BOTH = ("opt_in", "opt_in")
 SECTIONS = {
@@ -57,7 +57,7 @@ def build(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Buil
     ctx = build(**SECTIONS)
     publish(ctx, EVENTS, STATUSES)
     build_sequences(ctx)
-    register(ctx, lively_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), folder / "model")
+    register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), folder / "model")
     return build
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_embedding_publishes_nothing(build: Build, tmp_path: Path) -> 
     ctx = build(**SECTIONS)
     embed(ctx)
     before = ctx.tables.version("embeddings")
-    broken = lively_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
+    broken = random_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
     with torch.no_grad():
         broken.output_norm.weight[3] = torch.nan
     # Another alias, so that the model of the other tests stays.

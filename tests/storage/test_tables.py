@@ -41,7 +41,9 @@ def texts(values: Any) -> Iterator[str]:
             yield from texts(value)
 
 
-def test_reading_a_table_that_was_never_written_names_its_stage(make_context: Callable[..., RunContext]) -> None:
+def test_reading_a_table_that_was_never_written_names_its_stage(
+    make_context: Callable[..., RunContext],
+) -> None:
     ctx = make_context()
     with pytest.raises(
         ConfigError, match=r"expected a table 'scores' .*, found none: run the stage 'score' first"

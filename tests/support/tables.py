@@ -39,6 +39,7 @@ def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
 def events_frame(run: Run, rows: list[Row]) -> DataFrame:
     """Rows as the table `events` has them, in one partition."""
     from lam_spark.events.resolution import event_order
+
     from lam_spark.events.schema import field_types
     from lam_spark.storage.dataframes import local_frame
 

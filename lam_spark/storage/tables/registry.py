@@ -248,7 +248,7 @@ TABLES: Mapping[str, TableSpec] = {
         key=(),
         columns={
             "window": ("ARRAY<INT>", "event slots: 0 = empty, 1, 2, ... = a window of a customer's events"),
-            "owner": ("ARRAY<INT>", "event slots: number that distinguishes customers"),
+            "customer_index": ("ARRAY<INT>", "event slots: number that distinguishes customers"),
             "event_time": ("ARRAY<BIGINT>", "event slots: microseconds UTC"),
             "hour_of_week": ("ARRAY<INT>", "event slots: 0 = Sunday 00:00 local time"),
             "is_new": ("ARRAY<INT>", "event slots: 0 where an overlapping window holds the event already"),
