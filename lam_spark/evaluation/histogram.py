@@ -13,7 +13,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 from lam_spark.evaluation.ranking import Float, Histogram
 
 # Above this number of distinct scores, scores are grouped between quantiles. The rank error of a quantile is
-# one tenth of a step.
+# 0.1 of a step.
 _QUANTILES = 10_000
 _RANK_ERROR = 0.1 / _QUANTILES
 

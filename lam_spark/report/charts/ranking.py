@@ -80,7 +80,7 @@ def _lift_elements(
             neighbour = max((other.get(decile, 0.0) for _, _, other in series[1:]), default=0.0)
             # A label of a narrow bar would overlap a higher neighbour.
             if bar >= 24 or (index == 0 and (lift >= neighbour or decile == 1)):
-                base = line if line < y < line + 16 else y  # keep the label clear of the random line
+                base = line if line < y < line + 14 else y  # keep the label clear of the random line
                 label = words.ratio(lift)
                 labels.append(svg.text(x + bar / 2, base - 5, label, f"value {cls}-text", "middle"))
     return bars, labels

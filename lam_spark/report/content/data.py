@@ -55,7 +55,7 @@ class SourceCount:
         rows_in: Raw rows read.
         events: Rows that became an event.
         duplicates: Rows dropped because the same event already exists.
-        quarantined: Rows moved to quarantine because they violate a data rule.
+        quarantined: Rows moved to quarantine because they violate a data quality check.
         unresolved: Rows set aside because their id (a cookie, a phone number) is unassigned.
     """
 
