@@ -9,12 +9,12 @@ GPU if torch sees one. On two cores it takes hours: with --folder what is finish
 goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
-elapsed time and no hour of the week (aggregates and decayed_counts still know days); `numbers`: no number in any event; `who`:
-no query says who asks (the event that said it is seen while it is among the last); `bins`: neither numbers nor
-aggregates by their quantile bins; `aggregates`: the same for all; `decayed_counts`: the same for all; `counts`: both, the
-answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
-`contrastive` is the other way round: what comes of adding it. `gradient_accumulation_steps...` are four batches a step, with the
-learning rate as it is or scaled.
+elapsed time and no hour of the week (aggregates and decayed_counts still know days); `numbers`: no number in any
+event; `who`: no query says who asks (the event that said it is seen while it is among the last); `bins`: neither
+numbers nor aggregates by their quantile bins; `aggregates`: the same for all; `decayed_counts`: the same for all;
+`counts`: both, the answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last
+step's weights. `contrastive` is the other way round: what comes of adding it. `gradient_accumulation_steps...` are
+four batches a step, with the learning rate as it is or scaled.
 """
 
 from __future__ import annotations

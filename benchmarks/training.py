@@ -9,7 +9,8 @@
   `two_ranks_large_steps`: with four times the blocks a step, where ranks meet a quarter as often.
 - `two_apart`: two trainings of one process each at once, which share nothing but the machine: the most that a second
   rank could be worth here.
-- `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `fp16_gradient_compression`, and with four batches a step,
+- `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `fp16_gradient_compression`, and with four batches a
+step,
   against two without; `fp16_loss_difference`: what the first does to the validation loss.
 - `packed_vs_padded`, `packed_vs_bucketed`: blocks against one customer a row (`training_packing.py`);
   `..._at_512`: at the default context; `..._at_2048`: where nearly all histories are whole.

@@ -1,4 +1,5 @@
-"""Run the stage `sequences`: spark-submit jobs/sequences.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Run the stage `sequences`: spark-submit jobs/sequences.py --conf FILE [--as-of DATE] [--set KEY=VALUE]
+[--dry-run]."""
 
 import sys
 

@@ -13,7 +13,8 @@ _SECRET_SETTING = re.compile(r"password|passwd|secret|token$|account\.key", re.I
 
 
 class SparkConfig(Section):
-    """The Spark session. `master`, `driver_memory` and `shuffle_partitions` are ignored where a platform provides it."""
+    """The Spark session. `master`, `driver_memory` and `shuffle_partitions` are ignored where a platform provides
+    it."""
 
     master: str = Field(default="local[2,4]", description="Spark master; `local[cores, attempts per task]`")
     driver_memory: str = Field(default="3g", description="memory of the driver's JVM")

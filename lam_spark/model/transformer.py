@@ -301,7 +301,8 @@ class LargeActionModel(nn.Module):
             bins = torch.where(is_missing[..., None], 0.0, self.numeric_bins(logs))
             features += [torch.where(is_missing, 0.0, standard), is_missing.float(), (numbers == 0).float()]
             features.append(bins.flatten(-2))
-        return x + self.number_projection(torch.cat(features, dim=-1))
+        embedded: Tensor = x + self.number_projection(torch.cat(features, dim=-1))
+        return embedded
 
 
 class _Bins(nn.Module):

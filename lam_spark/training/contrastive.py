@@ -28,7 +28,8 @@ def cut_histories(batch: Batch, end: int) -> Batch:
 
     Args:
         batch: (B, ...) columns of blocks.
-        end: events from this time on (microseconds) are removed, so that no slice holds events of the validation period.
+        end: events from this time on (microseconds) are removed, so that no slice holds events of the validation
+        period.
 
     Returns:
         The batch with new columns `window` and `query_window`; the other columns are shared.

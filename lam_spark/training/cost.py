@@ -1,8 +1,8 @@
 """Estimated cost of a training: parameters, FLOPs, GPU-hours, memory and money. No Spark.
 
-FLOPs are those of matrix products (a multiply-add counts as two). A backward pass costs twice the forward pass: once for
-the gradients of inputs, once for those of weights. Attention is counted dense, as it is computed. All other work is part
-of the utilisation.
+FLOPs are those of matrix products (a multiply-add counts as two). A backward pass costs twice the forward pass: once
+for the gradients of inputs, once for those of weights. Attention is counted dense, as it is computed. All other work
+is part of the utilisation.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ The first process writes each record as one JSON line. Keys by `event`:
 | event | keys | written |
 | --- | --- | --- |
 | `step`, `epoch end` | phase, epoch, step, steps, loss, tokens_per_second, seconds_left | every 2 s; after an epoch |
-| `epoch` | phase, epoch, tokens and the validation metrics (`validation loss`, `validation AUC`, ...) | after validation |
+| `epoch` | phase, epoch, tokens and the validation metrics (`validation loss`, `validation AUC`, ...) | after
+validation |
 | `resumed` | phase, epoch, step, seconds | when a checkpoint was loaded |
 | `checkpoint failed` | phase, error | when a checkpoint could not be written |
 | `checkpoint damaged` | file | when a checkpoint was not loaded |

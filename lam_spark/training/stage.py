@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lam_spark.errors import ModelError
 from lam_spark.runtime.context import RunContext, stage
@@ -38,13 +38,17 @@ CONFIGURATION_FILE = "configuration.json"
 _CHECKPOINT_EVENTS = ("resumed", "checkpoint failed", "checkpoint damaged")
 
 
+Phase = Literal["pre-training", "fine-tuning", "refit"]
+Metric = Literal["loss", "validation loss", "validation AUC"]
+
+
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measurement of a training curve; `metric` is `loss`, `validation loss` or `validation AUC`."""
+    """One measurement of a training curve: nats for losses, a fraction for AUC."""
 
-    phase: str
+    phase: Phase
     epoch: int
-    metric: str
+    metric: Metric
     value: float
 
 
@@ -200,7 +204,10 @@ def _follow(record: dict[str, Any], tracking: Tracking, log: RunLog) -> None:
 
 def _curves(folder: Path) -> tuple[CurvePoint, ...]:
     """Points of the training curves; records that a resumed training repeats count once."""
-    metrics = {"epoch end": ("loss",), "epoch": ("validation loss", "validation AUC")}
+    metrics: dict[str, tuple[Metric, ...]] = {
+        "epoch end": ("loss",),
+        "epoch": ("validation loss", "validation AUC"),
+    }
     points = {
         (record["phase"], record["epoch"], metric): CurvePoint(
             record["phase"], record["epoch"], metric, record[metric]

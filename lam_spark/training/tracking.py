@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from lam_spark import __version__
 from lam_spark.config import Config
 from lam_spark.errors import ModelError, without_values
-from lam_spark.runtime.log import Journal
+from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.provenance import git_commit, package_versions
-from lam_spark.storage.files import whole_records
+from lam_spark.storage.files import read_json_lines
 from lam_spark.training.mlflow_client import INVALID, NOT_FOUND, artifact_location, create_client, failure
 from lam_spark.training.spec import NOT_DECISIVE, TrainingSpec
 from lam_spark.training.summary import TrainingSummary
@@ -55,11 +55,11 @@ class Tracking:
         id: id of the MLflow run; empty while it is unknown.
     """
 
-    def __init__(self, config: Config, run_id: str, folder: Path, logger: Journal) -> None:
+    def __init__(self, config: Config, run_id: str, folder: Path, logger: RunLog) -> None:
         self.config, self.run_id, self.folder, self.logger = config, run_id, folder, logger
         self.id = ""
         self._spool = folder / SPOOL_FILE
-        self._pending: list[_Batch] = whole_records(self._spool)
+        self._pending: list[_Batch] = read_json_lines(self._spool)
         # The batch of `start`, for a run that replaces a lost one.
         self._settings: list[_Batch] = []
         self._down_until = 0.0

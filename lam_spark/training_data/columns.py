@@ -90,8 +90,9 @@ def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:
 
     A row holds the latest events before the build's `as_of`, so how far it reaches back from a query would reveal how
     much happened after the query. For queries after `_complete_after` (microseconds UTC) the row holds all events that
-    the prediction uses, whatever followed: the last `layout.lookback` before the query's block (`first_counted_event`). A query
-    preceded by fewer events than a row holds is left out, too: its prediction would use all events, and some are gone.
+    the prediction uses, whatever followed: the last `layout.lookback` before the query's block
+    (`first_counted_event`). A query preceded by fewer events than a row holds is left out, too: its prediction would
+    use all events, and some are gone.
     """
     after = complete_after(layout).alias("_complete_after")
     return sequences.where("truncated_events > 0").select("customer_key", after)

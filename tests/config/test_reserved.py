@@ -15,17 +15,20 @@ import pytest
 from pyspark.sql import SparkSession
 
 import lam_spark
-from lam_spark.config import RESERVED_COLUMNS
+from lam_spark.consent.stage import update_consent
 from lam_spark.delivery.stage import deliver
 from lam_spark.evaluation.stage import evaluate
 from lam_spark.events.stage import ingest
+from lam_spark.labels.stage import build_examples
 from lam_spark.runtime.context import RunContext
 from lam_spark.scoring.embeddings import embed
 from lam_spark.scoring.stage import score
 from lam_spark.sequences import incremental as increment
 from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.vocabulary import MISSING
+from lam_spark.storage.tables.registry import RESERVED_COLUMNS
 from lam_spark.training_data.columns import layout_of
+from lam_spark.training_data.stage import build_snapshot
 from tests.support.shop import PURPOSES, STARTED_AT, context_builder, raw_id, settings
 from tests.support.tables import register
 from tests.support.tiny import random_model
@@ -185,7 +188,7 @@ def test_a_field_may_have_the_name_of_a_column_that_a_stage_makes_on_its_way(
         return build(started_at=STARTED_AT + dt.timedelta(days=number), **sections(root))
 
     ctx = night(0)
-    for stage in (ingest, ledger, assemble):
+    for stage in (ingest, update_consent, build_sequences):
         stage(ctx)
     check_events(ctx, 2 * len(first))
     check_sequences(ctx)
@@ -196,7 +199,7 @@ def test_a_field_may_have_the_name_of_a_column_that_a_stage_makes_on_its_way(
     check_events(ctx, 2 * len(rows))
     assert build_sequences(ctx).facts["mode"] == "update"
     check_sequences(ctx)
-    for stage in (examples, snapshot):
+    for stage in (build_examples, build_snapshot):
         stage(ctx)
     register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), tmp_path / "model")
     stages: list[Callable[[RunContext], Any]] = [score, evaluate, embed, deliver]

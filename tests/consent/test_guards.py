@@ -96,7 +96,7 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ctx = context_builder(spark, root)(**SECTIONS)
     publish(ctx, drawn_events(), dict.fromkeys((*CUSTOMERS, "busy", "new"), BOTH))
     withdraws(ctx, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
-    for stage in (assemble, examples, snapshot):
+    for stage in (build_sequences, build_examples, build_snapshot):
         stage(ctx)
     register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
     return root
@@ -172,10 +172,10 @@ def test_events_reassigned_to_a_customer_who_is_not_eligible_are_not_used(build:
     message = (
         "1 events that may be in .* were deleted since, or a link has assigned them to customers who are not"
     )
-    for stage in (train, score, snapshot):
+    for stage in (train, score, build_snapshot):
         with pytest.raises(ConsentError, match=message):
             stage(ctx)
-    for stage in (assemble, examples, snapshot):
+    for stage in (build_sequences, build_examples, build_snapshot):
         stage(ctx)
     assert specification_of(ctx, layout).all_urls
     ctx.tables.overwrite(ctx.tables.read("events"), "events")
@@ -283,7 +283,7 @@ def test_blocks_with_the_ids_of_another_vocabulary_are_not_trained_on(build: Bui
     ):
         build_snapshot(ctx)
     again = build(**{"sequences": {"max_events": 16, "rebuild": True}})
-    for stage in (assemble, examples, snapshot):
+    for stage in (build_sequences, build_examples, build_snapshot):
         stage(again)
     assert specification_of(again, layout).all_urls
 
@@ -392,7 +392,7 @@ def test_customers_without_a_kept_history_are_not_scored_as_new_ones(build: Buil
 
 def test_examples_end_at_as_of_and_have_complete_histories(build: Build) -> None:
     def both_refuse(ctx: RunContext, message: str) -> None:
-        for stage in (snapshot, evaluate):
+        for stage in (build_snapshot, evaluate):
             with pytest.raises(DataQualityError, match=message):
                 stage(ctx)
 

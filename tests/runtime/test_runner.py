@@ -146,7 +146,7 @@ def test_a_failed_stage_gets_an_entry_and_no_compaction(
 
 def test_an_unknown_stage_is_refused_before_anything_starts(tmp_path: Path) -> None:
     config = load_config(SHIPPED, overrides=[f"root={tmp_path / 'root'}"])
-    with pytest.raises(ConfigError, match="unknown stage 'trian': did you mean 'train'?"):
+    with pytest.raises(ConfigError, match=r"unknown stage 'trian': did you mean 'train'\?"):
         runner.run_stages(config, ["trian"])
     assert not (tmp_path / "root").exists()
 

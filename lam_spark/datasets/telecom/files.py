@@ -1,4 +1,5 @@
-"""Writers of raw feed files (JSON lines, CSV with a header, Parquet) and ground-truth files, byte for byte reproducible."""
+"""Writers of raw feed files (JSON lines, CSV with a header, Parquet) and ground-truth files, byte for byte
+reproducible."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from lam_spark.evaluation.results import CalibrationBin, Decile
+from lam_spark.evaluation.results import CalibrationBin as CalibrationBin
+from lam_spark.evaluation.results import Decile as Decile
 
 RankingKind = Literal["model", "baseline", "random"]
 """Origin of a ranking: the trained model, a simple baseline to compare with, or random order."""
