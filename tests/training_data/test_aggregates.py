@@ -62,7 +62,7 @@ def test_one_customer_by_hand() -> None:
     actual = dict(zip(BY_HAND.aggregate_names, values, strict=True))
     expected = {
         "events_before": math.log1p(4),
-        "days_since_first_event": math.log1p(30),
+        "history_days": math.log1p(30),
         "days_since_action_3": math.log1p(2),
         "days_since_action_4": math.log1p(10),
         "days_since_action_5": math.log1p(3650),
