@@ -297,11 +297,11 @@ class LargeActionModel(nn.Module):
             numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
             is_missing = numbers.isnan()
             logs = signed_log(numbers)
-            standard = standardise(logs, self.numeric_mean, self.numeric_std)
+            standard = torch.where(is_missing, 0.0, standardise(logs, self.numeric_mean, self.numeric_std))
             bins = torch.where(is_missing[..., None], 0.0, self.numeric_bins(logs))
-            features += [torch.where(is_missing, 0.0, standard), is_missing.float(), (numbers == 0).float()]
-            features.append(bins.flatten(-2))
-        return x + self.number_projection(torch.cat(features, dim=-1))
+            features += [standard, is_missing.float(), (numbers == 0).float(), bins.flatten(-2)]
+        x = x + self.number_projection(torch.cat(features, dim=-1))
+        return x
 
 
 class _Bins(nn.Module):
