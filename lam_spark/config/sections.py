@@ -76,7 +76,7 @@ RESERVED_COLUMNS = frozenset(
         "ids",
         "is_new",
         "aggregates",
-        "customer_index",
+        "owner",
         "owners",
         "id_key",
         "id_kind",
@@ -235,7 +235,7 @@ class FieldConfig(Section):
 
     `categorical` values become tokens, `numeric` ones stay numbers, `reference` ones are carried in the
     events (to match a label to its proposal, say) and are never shown to the model. What an event says of a field of
-    the role `who` holds until another says otherwise (`Layout.who_fields`).
+    the role `who` holds until another says otherwise (`Layout.who`).
     """
 
     role: Role
