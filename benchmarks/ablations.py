@@ -94,7 +94,7 @@ def without_numbers(batch: Batch, layout: Layout) -> Batch:
 
 def without_who(batch: Batch, layout: Layout) -> Batch:
     """No query says who asks."""
-    asked = [f"query_{name}" for name in layout.who_fields]
+    asked = [f"query_{name}" for name in layout.who]
     nothing = {name: torch.nan if batch[name].is_floating_point() else MISSING for name in asked}
     return {**batch, **{name: torch.full_like(batch[name], value) for name, value in nothing.items()}}
 
@@ -111,9 +111,9 @@ def without_bins(spec: TrainingSpec) -> TrainingSpec:
     return dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
 
-def no_habits(decayed_counts: DecayedCounts, batch: Batch, visible_BQT: Tensor) -> Tensor:
+def no_habits(decayed_counts: DecayedCounts, batch: Batch, seen_BQT: Tensor) -> Tensor:
     """The same decayed_counts for all."""
-    return torch.zeros_like(_counted(decayed_counts, batch, visible_BQT))
+    return torch.zeros_like(_counted(decayed_counts, batch, seen_BQT))
 
 
 def no_elapsed_time(elapsed: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.config import TrainingConfig
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
-from lam_spark.model.attention import attention_mask, query_event_mask
+from lam_spark.model.attention import seen_events, visibility
 from lam_spark.model.transformer import ModelSize
 from lam_spark.training import trainer
 from lam_spark.training.process_group import LocalGroup
@@ -206,7 +206,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
 
     width, _, heads, count = SIZES[name]
     batch = as_batch(stacked(LAYOUT, made_blocks(count)), torch.device("cuda"))
-    mask = attention_mask(batch["window"], query_event_mask(batch))
+    mask = visibility(batch["window"], seen_events(batch))
     slots = mask.shape[1]
     made = [
         torch.randn(

@@ -32,14 +32,7 @@ from lam_spark.datasets.telecom.rows import draw_chunk, draw_rows
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import LargeActionModel, ModelSize
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
-from lam_spark.training_data.packing import (
-    Block,
-    Packer,
-    PreparedCustomer,
-    empty_block,
-    prepare,
-    write_window,
-)
+from lam_spark.training_data.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
 
 # Customers a batch.
 ROWS = 32
@@ -92,7 +85,7 @@ def drawn(config: Config, count: int) -> list[Drawn]:
     return people
 
 
-def histories(layout: Layout, people: Sequence[Drawn]) -> list[PreparedCustomer]:
+def histories(layout: Layout, people: Sequence[Drawn]) -> list[Prepared]:
     """The latest events that a context holds; what was done is made up, it costs the same."""
     rng, made = np.random.default_rng(0), []
     for times, asked in people:
@@ -101,18 +94,18 @@ def histories(layout: Layout, people: Sequence[Drawn]) -> list[PreparedCustomer]
     return made
 
 
-def packed(layout: Layout, made: Sequence[PreparedCustomer]) -> list[Shaped]:
+def packed(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
     """As many batches of blocks as there are of padded rows, so that a step learns from as much."""
     packer, blocks = Packer(layout), list[Block]()
     for prepared in made:
         for window in prepared.windows:
-            blocks += packer.add_window(prepared, window, with_loss=True)
+            blocks += packer.place(prepared, window, with_loss=True)
     blocks += packer.flush()
     size = -(-len(blocks) // -(-len(made) // ROWS))
     return [_shaped(layout, blocks[first : first + size]) for first in range(0, len(blocks), size)]
 
 
-def padded(layout: Layout, made: Sequence[PreparedCustomer]) -> list[Shaped]:
+def padded(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
     """Batches of one customer a row."""
     batches = []
     for first in range(0, len(made), ROWS):
@@ -126,7 +119,7 @@ def padded(layout: Layout, made: Sequence[PreparedCustomer]) -> list[Shaped]:
         )
         rows = [empty_block(shape) for _ in chosen]
         for row, (prepared, window) in zip(rows, chosen, strict=True):
-            write_window(shape, row, (0, 0, 1), prepared, window, with_loss=True)
+            fill_block(shape, row, (0, 0, 1), prepared, window, with_loss=True)
         batches.append(_shaped(shape, rows))
     return batches
 
