@@ -1,8 +1,8 @@
 """The telecom world through `ingest`, held against its truth file to the row, at a size and at five times it.
 
-    python benchmarks/telco.py [--small]
+    python -m benchmarks.telco [--smoke]
 
-20,000 and 100,000 customers with 5 % dirty rows (--small: 500 and 2,500). For each of the twelve feeds: raw rows,
+20,000 and 100,000 customers with 5 % dirty rows (--smoke: 500 and 2,500). For each of the twelve feeds: raw rows,
 events, links, duplicates, unresolved and quarantined rows, the latter by reason. Any difference counts.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, lam_spark, report, small_asked, stage_records
+from benchmarks.common import REPOSITORY, lam_spark, report, smoke_requested, stage_records
 
 _CONF = REPOSITORY / "conf/telco.yaml"
 _COUNTED = ("rows_in", "events", "links", "duplicates", "quarantined", "unresolved")
@@ -83,7 +83,7 @@ def measure(root: Path, customers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    sizes = (500, 2_500) if small_asked(__doc__) else (20_000, 100_000)
+    sizes = (500, 2_500) if smoke_requested(__doc__) else (20_000, 100_000)
     figures: dict[str, float] = {}
     for customers, suffix in zip(sizes, ("", "_at_5x"), strict=True):
         with tempfile.TemporaryDirectory(prefix="telco-") as folder:

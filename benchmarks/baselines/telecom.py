@@ -1,9 +1,9 @@
-"""Gradient boosting on the telecom world's contacts: what its users would make, and limits that know the plan.
+"""Gradient boosting on the contacts of the synthetic telecom data: usual features, and two reference limits.
 
-- `features`: hand-made counts and days since, as people make them who do not know what is parameters.
-- `informed_features`: made by somebody who has read `sources/telco`: the two orders, the silence, who is a parent, whom
-  calls put off, who is about to leave. From the same events, so it shows what can be known of a contact at all.
-- `knowing_features`: of these, what tells that somebody is about to leave; beside it the truth's state and traits.
+- `features`: counts and days since events, as an analyst without knowledge of the generator makes them.
+- `informed_features`: made with knowledge of `lam_spark/datasets/telecom`: the two orders, the silence, who is a parent,
+  who reacts negatively to calls, who is about to leave. From the same events, so they show what a contact's events tell.
+- `truth_features`: the ground-truth state and traits, plus the informed features of leaving.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import lightgbm
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from coupon import boosted
-from quality_peers import BOOSTING
+
+from benchmarks.baselines.boosting import LIGHTGBM, fit_lightgbm
 
 Array = npt.NDArray[Any]
 WINDOWS = (7, 28, 91, 365)
-# Columns of the truth that say all of a contact but whether the customer is about to leave.
-PLANTED_STATE = ("state", "parent", "reluctant")
+# Ground-truth columns of a contact; only whether the customer is about to leave is missing.
+TRUTH_COLUMNS = ("state", "parent", "reluctant")
 
-# Who does something of their own accord: no bill that comes in, no call that somebody else makes.
+# Events that customers cause themselves: no incoming bill, no outgoing call of the operator.
 _OWN = "touchpoint IN ('app', 'web', 'shop') OR action IN ('open', 'click', 'inquire', 'call', 'buy')"
 _LEAVING = """
     count(*) FILTER (subject = 'technical' AND ago <= 30) AS technical_30,
@@ -61,7 +61,7 @@ _STATE_AND_TRAITS = """
 
 
 class Histories:
-    """What happened before each contact, as a table of one row an event and contact.
+    """Events before each contact, as a table with one row per event and contact.
 
     Args:
         contacts: `customer_key`, `as_of`, `offer` and `arm`.
@@ -69,10 +69,10 @@ class Histories:
     """
 
     def __init__(self, contacts: pd.DataFrame, events: Path) -> None:
-        self.contacts, self.base = contacts, duckdb.connect()
-        self.base.execute("SET TimeZone = 'UTC'; SET threads = 2")
-        self.base.register("contacts", contacts[["as_of", "customer_key"]].reset_index(names="row"))
-        self.base.execute(
+        self.contacts, self.database = contacts, duckdb.connect()
+        self.database.execute("SET TimeZone = 'UTC'; SET threads = 2")
+        self.database.register("contacts", contacts[["as_of", "customer_key"]].reset_index(names="row"))
+        self.database.execute(
             f"""
             CREATE VIEW events AS SELECT * REPLACE (event_time::TIMESTAMP AS event_time)
             FROM read_parquet('{events}/*.parquet');
@@ -86,28 +86,30 @@ class Histories:
         )
 
     def features(self) -> tuple[pd.DataFrame, list[str]]:
-        """Hand-made features of each contact; the names of those that are counts and traits only."""
-        counted, recent = [], []
+        """Features of each contact, and the names of those that are counts and traits only."""
+        counts, recency = [], []
         for name in ("action", "touchpoint", "place", "subject", "item", "hour"):
-            found = self.base.execute(f"SELECT DISTINCT {name} FROM seen WHERE {name} IS NOT NULL").fetchall()
-            for value in sorted(value for (value,) in found):
-                is_it = f"{name} = '{value}'"
-                counted += [
-                    f'count(*) FILTER ({is_it} AND ago <= {days}) AS "{name}_{value}_{days}"'
+            values = self.database.execute(
+                f"SELECT DISTINCT {name} FROM seen WHERE {name} IS NOT NULL"
+            ).fetchall()
+            for value in sorted(value for (value,) in values):
+                condition = f"{name} = '{value}'"
+                counts += [
+                    f'count(*) FILTER ({condition} AND ago <= {days}) AS "{name}_{value}_{days}"'
                     for days in WINDOWS
                 ]
-                recent.append(f'min(ago) FILTER ({is_it}) AS "since_{name}_{value}"')
+                recency.append(f'min(ago) FILTER ({condition}) AS "since_{name}_{value}"')
         for days in WINDOWS:
-            counted += [
+            counts += [
                 f"count(*) FILTER (ago <= {days}) AS events_{days}",
                 f"sum(amount) FILTER (ago <= {days}) AS amount_{days}",
                 f"sum(seconds) FILTER (ago <= {days}) AS seconds_{days}",
                 f"count(*) FILTER (answered = 'yes' AND ago <= {days}) AS answered_{days}",
                 f"count(*) FILTER (action = 'be_called' AND answered = 'yes' AND ago <= {days}) AS took_calls_{days}",
             ]
-        recent.append("min(ago) AS since_anything")
-        table = self._made(", ".join(counted + recent))
-        traits = self.base.execute(
+        recency.append("min(ago) AS since_last_event")
+        table = self._aggregate(", ".join(counts + recency))
+        traits = self.database.execute(
             """
             SELECT row, age_band, gender, region, contract_type
             FROM contacts LEFT JOIN (
@@ -124,8 +126,8 @@ class Histories:
         return table, [str(name) for name in table if name not in since]
 
     def informed_features(self) -> pd.DataFrame:
-        """Of each contact, what is planted, as far as its events tell."""
-        table = self._made(f"{_STATE_AND_TRAITS}, {_LEAVING}")
+        """Features for the ground-truth parameters, as far as events show them."""
+        table = self._aggregate(f"{_STATE_AND_TRAITS}, {_LEAVING}")
         browse, inquire, addon = table.since_browse, table.since_inquire, table.since_addon
         table["addon_before_browse"], table["inquire_before_browse"] = addon - browse, inquire - browse
         table["browse_last"] = _in_order(browse, addon, inquire)
@@ -135,48 +137,49 @@ class Histories:
         table["opened_share"] = (table.opened + 0.1) / (table.received + 0.5)
         return _with_trend(table)
 
-    def knowing_features(self, truth: pd.DataFrame) -> pd.DataFrame:
-        """State and traits by the truth file (`PLANTED_STATE`); who is about to leave, as far as the events tell."""
-        table = _with_trend(self._made(_LEAVING))
-        for name in PLANTED_STATE:
+    def truth_features(self, truth: pd.DataFrame) -> pd.DataFrame:
+        """Ground-truth state and traits (`TRUTH_COLUMNS`), with the informed features of leaving."""
+        table = _with_trend(self._aggregate(_LEAVING))
+        for name in TRUTH_COLUMNS:
             table[name] = pd.Categorical(truth[name]).codes
         return table
 
-    def _made(self, select: str) -> pd.DataFrame:
-        """A row a contact; one without any event has missing values."""
-        made = self.base.execute(f"SELECT row, {select} FROM seen GROUP BY row").df()
-        table = pd.DataFrame({"row": np.arange(len(self.contacts))}).merge(made, on="row", how="left")
+    def _aggregate(self, select: str) -> pd.DataFrame:
+        """Grain: a contact; missing values where it has no event."""
+        aggregates = self.database.execute(f"SELECT row, {select} FROM seen GROUP BY row").df()
+        table = pd.DataFrame({"row": np.arange(len(self.contacts))}).merge(aggregates, on="row", how="left")
         table["offer"] = pd.Categorical(self.contacts.offer).codes
         table["called"] = (self.contacts.arm == "treated").astype(int).to_numpy()
         return table.drop(columns="row")
 
 
 def _in_order(last: pd.Series, second: pd.Series, first: pd.Series) -> pd.Series:
-    """Days since three acts -> 1 where they came in this order with the gaps that a planted triple has."""
+    """1 where three actions came in this order with the gaps of the generator's triple; arguments are days since."""
     apart = (last < second) & (second < first)
     return (apart & (last < 6) & (second < 12) & (first < 18)).astype(int)
 
 
 def _with_trend(table: pd.DataFrame) -> pd.DataFrame:
-    """With the app's use of late as a share of that of before: those who leave use it less and less."""
+    """Add recent app use as a share of earlier use, which falls before a customer leaves."""
     before = (table.app_old + 0.5) / (table.known - 55).clip(lower=1)
     return table.assign(app_trend=(table.app_28 + 0.5) / 28 / before)
 
 
-def both_answers(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[Array, Array]:
-    """LightGBM's answers to the test contacts, called and held back; rounds chosen on the validation period.
+def predict_both_arms(contacts: pd.DataFrame, table: pd.DataFrame, rows: Array) -> tuple[Array, Array]:
+    """LightGBM's order probabilities of the test contacts, treated and not treated.
 
     Args:
-        contacts: with periods and labels.
+        contacts: with `split` and `label`.
         table: features, a row a contact; `called` is one of them.
-        rows: (n,) bool, contacts to learn from.
+        rows: (n,) bool, contacts to fit on; rounds are chosen on the validation period.
     """
-    model = boosted(
+    model = fit_lightgbm(
         lightgbm.LGBMClassifier,
-        BOOSTING | {"random_state": 0},
+        LIGHTGBM | {"random_state": 0},
         table[rows],
         contacts.label.to_numpy()[rows],
         contacts.split[rows],
     )
     test = table[(contacts.split == "test").to_numpy()]
-    return tuple(model.predict_proba(test.assign(called=arm))[:, 1] for arm in (1, 0))
+    treated, control = (model.predict_proba(test.assign(called=arm))[:, 1] for arm in (1, 0))
+    return treated, control

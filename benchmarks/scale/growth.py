@@ -1,9 +1,10 @@
-"""How time and memory of the Spark stages grow with the customers: two sizes of a made-up purchase log.
+"""Growth of time and memory with the number of customers, from `ingest` to `score`.
 
-    python benchmarks/growth.py [--small]
+    python -m benchmarks.scale.growth [--smoke]
 
-Ingest to snapshot and score at N and at 4 N customers of 40 purchases each, in fresh workspaces on the same two
-cores. Linear work gives ratios of at most 4 (start-up costs make them smaller); a flat design keeps the memory.
+Runs the stages on a synthetic purchase log of N and of 4 N customers with 40 purchases each, in fresh workspaces on
+the same cores. Limits: 4.4 times the seconds (4 is linear; start-up costs lower it) and 8 GiB without the training.
+N is 10,000; `--smoke` takes 500.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import REPOSITORY, lam_spark, report, small_asked, stage_records
+
+from benchmarks.common import PURCHASE_LOG_CONF, report, run_stage, smoke_requested
 
 STAGES = ("ingest", "consent", "sequences", "examples", "snapshot", "train", "score")
 PURCHASES = 40
 
 
 def write_log(folder: Path, customers: int, seed: int) -> None:
-    """A year of purchases: each customer has a rate of their own."""
+    """Write a year of purchases, with a rate per customer, and a consent ledger in which everybody opted in."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     keys = np.char.add("customer-", np.arange(customers).astype(str))
@@ -47,7 +49,7 @@ def write_log(folder: Path, customers: int, seed: int) -> None:
 
 
 def measure(customers: int) -> tuple[dict[str, float], float]:
-    """Seconds a stage, and peak memory of all processes (GiB)."""
+    """Seconds by stage, and peak memory of all processes (GiB) without the training."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "log"
         write_log(root / "raw", customers, seed=7)
@@ -62,20 +64,19 @@ def measure(customers: int) -> tuple[dict[str, float], float]:
         )
         seconds, peak = {}, 0.0
         for stage in STAGES:
-            done = lam_spark(stage, REPOSITORY / "conf/purchase_log.yaml", root, *settings)
-            record = stage_records(root, done["run_id"])[stage]
+            record = run_stage(stage, PURCHASE_LOG_CONF, root, *settings)
             seconds[stage] = record["seconds"]
             if stage != "train":
                 peak = max(peak, record["peak_memory_gib"])
             print(
-                f"{customers:>8,} customers  {stage:<10} {record['seconds']:6.1f} s  {record['says']}",
+                f"{customers:>8,} customers  {stage:<10} {record['seconds']:6.1f} s  {record['message']}",
                 flush=True,
             )
     return seconds, peak
 
 
 def main() -> None:
-    base = 2_000 if small_asked(__doc__) else 10_000
+    base = 500 if smoke_requested(__doc__) else 10_000
     (seconds, peak), (seconds_4, peak_4) = measure(base), measure(4 * base)
     figures = {f"{stage}_time_at_4x": seconds_4[stage] / seconds[stage] for stage in STAGES}
     figures |= {

@@ -1,4 +1,4 @@
-"""Makes the input of `benchmarks/sequences.py`: four channels of events in Parquet, from a seed."""
+"""Writes the input of `benchmarks/scale/sequences.py`: four channels of events in Parquet, from a seed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ FIRST_DAY, DAYS = np.datetime64("2023-01-01", "us"), 730
 MICROS_PER_DAY = 86_400_000_000
 _ACTIONS, _ITEMS, _PLACES = 12, 20_000, 300
 _CHUNK = 500_000
-# The share of all events that one customer has: a million of twenty.
-_HEAVIEST = 0.05
+# Share of all events that belong to the customer with the longest history: one million of twenty.
+_LONGEST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much to make: customers, and events of each channel."""
+    """Size of the input.
+
+    Attributes:
+        customers: number of customers.
+        events: events of each channel.
+    """
 
     customers: int
     events: int
@@ -35,12 +40,12 @@ class Size:
 
 
 def write_input(folder: Path, size: Size, seed: int = 4) -> None:
-    """Write `channel_*.parquet` and `allowed.parquet` (the customers who agreed, nine in ten)."""
+    """Write `channel_*.parquet` and `allowed.parquet` (the 90 % of customers who opted in)."""
     folder.mkdir(parents=True)
     keys = customer_keys(size.customers, seed)
-    agreed = np.random.default_rng(seed).random(size.customers) < 0.9
-    agreed[0] = True  # the heaviest one
-    pq.write_table(pa.table({"customer_key": keys.filter(pa.array(agreed))}), folder / "allowed.parquet")
+    opted_in = np.random.default_rng(seed).random(size.customers) < 0.9
+    opted_in[0] = True  # the customer with the longest history
+    pq.write_table(pa.table({"customer_key": keys.filter(pa.array(opted_in))}), folder / "allowed.parquet")
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         jobs = [pool.submit(_write_channel, folder, name, size, seed) for name in CHANNELS]
         for job in jobs:
@@ -48,7 +53,7 @@ def write_input(folder: Path, size: Size, seed: int = 4) -> None:
 
 
 def customer_keys(customers: int, seed: int) -> pa.StringArray:
-    """The pseudonyms: 32 hex characters each."""
+    """Pseudonyms of 32 hex characters."""
     return hex_text(np.random.default_rng([seed, 1]).integers(0, 256, (customers, 16), np.uint8))
 
 
@@ -60,28 +65,31 @@ def hex_text(values: npt.NDArray[np.uint8]) -> pa.StringArray:
     return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(digits[values].tobytes()))
 
 
-def drawn_events(
-    rng: np.random.Generator, keys: pa.StringArray, who: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+def draw_events(
+    rng: np.random.Generator,
+    keys: pa.StringArray,
+    customers: npt.NDArray[np.int64],
+    times: npt.NDArray[np.int64],
 ) -> pa.Table:
-    """Events of the customers `who` at `times` (microseconds), with every field drawn."""
-    count = len(who)
+    """Events of `customers` (indices into `keys`) at `times` (microseconds UTC), with random fields."""
+    count = len(customers)
 
-    def named(kind: str, values: int) -> pa.Array:
+    def draw_field(kind: str, values: int) -> pa.Array:
         names = pa.array([f"{kind} {number}" for number in range(values)])
-        places = np.minimum((values * rng.random(count) ** 2).astype(np.int64), values - 1)
-        return names.take(pa.array(places))
+        indices = np.minimum((values * rng.random(count) ** 2).astype(np.int64), values - 1)
+        return names.take(pa.array(indices))
 
     seconds = rng.exponential(120, count).round()
     ids = rng.integers(0, 256, (count, 16), np.uint8)
     return pa.table(
         {
-            "customer_key": keys.take(pa.array(who)),
+            "customer_key": keys.take(pa.array(customers)),
             "event_id": hex_text(ids),
             "event_order": pa.array((ids.view(">u8")[:, 0] >> np.uint64(4)).astype(np.int64)),
             "event_time": pa.array(times, pa.timestamp("us", tz="UTC")),
-            "action": named("action", _ACTIONS),
-            "item": named("item", _ITEMS),
-            "place": named("place", _PLACES),
+            "action": draw_field("action", _ACTIONS),
+            "item": draw_field("item", _ITEMS),
+            "place": draw_field("place", _PLACES),
             "amount": rng.gamma(2.0, 20.0, count).round(2),
             "seconds": pa.array(seconds, mask=rng.random(count) < 0.3),
         }
@@ -89,22 +97,22 @@ def drawn_events(
 
 
 def _write_channel(folder: Path, channel: str, size: Size, seed: int) -> None:
-    """Rows come in the order of time by and large: each chunk is a slice of the two years, unsorted."""
+    """Write one channel; rows are roughly ordered by time, since each chunk covers one slice of the two years."""
     rng = np.random.default_rng([seed, 2, CHANNELS.index(channel)])
     keys = customer_keys(size.customers, seed)
     weights = (np.arange(size.customers) + 10.0) ** -0.7
-    weights *= (1 - _HEAVIEST) / weights.sum()
-    weights[0] += _HEAVIEST
+    weights *= (1 - _LONGEST_SHARE) / weights.sum()
+    weights[0] += _LONGEST_SHARE
     edges = np.concatenate([[0.0], np.cumsum(weights)])
     edges[-1] = 1.0
     chunks = max(1, size.events // _CHUNK)
     writer = None
     for chunk in range(chunks):
         count = size.events // chunks
-        who = np.searchsorted(edges, rng.random(count), side="right") - 1
-        share = (chunk + rng.random(count)) / chunks
-        times = FIRST_DAY.astype(np.int64) + (share * DAYS * MICROS_PER_DAY).astype(np.int64)
-        table = drawn_events(rng, keys, who, times)
+        customers = np.searchsorted(edges, rng.random(count), side="right") - 1
+        position = (chunk + rng.random(count)) / chunks
+        times = FIRST_DAY.astype(np.int64) + (position * DAYS * MICROS_PER_DAY).astype(np.int64)
+        table = draw_events(rng, keys, customers, times)
         if writer is None:
             writer = pq.ParquetWriter(folder / f"channel_{channel}.parquet", table.schema, compression="zstd")
         writer.write_table(table)

@@ -1,10 +1,11 @@
-"""Trains pytorch-lifestream's CoLES and gives a vector a question; `coles.py` runs it in that library's environment.
+"""Trains CoLES of pytorch-lifestream and writes one embedding a query; started by `coles.py`.
 
     python coles_train.py FOLDER SEED
 
-FOLDER holds `events.parquet` (sorted by row and time: `row` (the household), `time` (days), `learn` (before the test
-period), `cat_*` (integers from 1), `num_*`) and `asked.parquet` (`row`, `time`); `vectors.npy` is written there:
-(questions, HIDDEN) float32, the encoder's state after the last event before each question, zeros where there is none.
+Runs in the library's own environment, so it imports nothing of this project. FOLDER holds `events.parquet`, sorted by
+row and time: `row` (household), `time` (days), `learn` (before the test period), `cat_*` (integers from 1), `num_*`; and
+`queries.parquet`: `row`, `time`. Writes `embeddings.npy`: (queries, HIDDEN) float32, the encoder's state after the last
+event before each query, zeros where there is none.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from ptls.frames.coles.split_strategy import SampleSlices
 from ptls.nn import RnnSeqEncoder, TrxEncoder
 
 HIDDEN, EPOCHS, BATCH, SHORTEST, LONGEST = 128, 15, 64, 25, 200
-# A step of a recurrent layer is small: a second thread waits more than it helps, and a busy one waits for seconds.
+# PyTorch's GRU on two busy cores took thirty times as long as on one.
 torch.set_num_threads(1)
-# Households whose states are computed at once.
-_AT_ONCE = 16
+# Households a batch when the states are computed.
+_BATCH_HOUSEHOLDS = 16
 
 
-def records(events: pd.DataFrame) -> dict[int, dict[str, torch.Tensor]]:
-    """Household -> its events as the library takes them."""
+def household_tensors(events: pd.DataFrame) -> dict[int, dict[str, torch.Tensor]]:
+    """Household -> its events in the library's format."""
     kinds = {name: np.int64 if name.startswith("cat_") else np.float32 for name in events if "_" in name}
     columns = {name: torch.from_numpy(events[name].to_numpy(kind)) for name, kind in kinds.items()}
     columns["event_time"] = torch.from_numpy(events.time.to_numpy(np.float64))
@@ -46,7 +47,7 @@ def records(events: pd.DataFrame) -> dict[int, dict[str, torch.Tensor]]:
     }
 
 
-def encoder(events: pd.DataFrame) -> RnnSeqEncoder:
+def make_encoder(events: pd.DataFrame) -> RnnSeqEncoder:
     """The library's usual encoder of card transactions: embeddings, scaled numbers, a GRU."""
     sizes = {name: int(events[name].max()) + 1 for name in events if name.startswith("cat_")}
     fields = TrxEncoder(
@@ -57,15 +58,16 @@ def encoder(events: pd.DataFrame) -> RnnSeqEncoder:
     return RnnSeqEncoder(trx_encoder=fields, hidden_size=HIDDEN, type="gru")
 
 
-def trained(events: pd.DataFrame, model: RnnSeqEncoder) -> RnnSeqEncoder:
-    """Train on the events of before the test period."""
+def train(events: pd.DataFrame, model: RnnSeqEncoder) -> RnnSeqEncoder:
+    """Train on the events before the test period."""
     module = CoLESModule(
         seq_encoder=model,
         optimizer_partial=partial(torch.optim.Adam, lr=2e-3),
         lr_scheduler_partial=partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.8),
     )
-    known = [r for r in records(events[events.learn]).values() if len(r["event_time"]) >= SHORTEST]
-    slices = ColesDataset(known, SampleSlices(split_count=5, cnt_min=SHORTEST, cnt_max=LONGEST))
+    households = household_tensors(events[events.learn]).values()
+    long_enough = [h for h in households if len(h["event_time"]) >= SHORTEST]
+    slices = ColesDataset(long_enough, SampleSlices(split_count=5, cnt_min=SHORTEST, cnt_max=LONGEST))
     loader: Any = torch.utils.data.DataLoader(
         slices, batch_size=BATCH, shuffle=True, drop_last=True, collate_fn=ColesDataset.collate_fn
     )
@@ -81,23 +83,25 @@ def trained(events: pd.DataFrame, model: RnnSeqEncoder) -> RnnSeqEncoder:
     return module.seq_encoder.eval()
 
 
-def vectors(model: RnnSeqEncoder, events: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
-    """(questions, HIDDEN): the state after the last event before each question."""
-    found = np.zeros((len(asked), HIDDEN), np.float32)
+def embed(model: RnnSeqEncoder, events: pd.DataFrame, queries: pd.DataFrame) -> np.ndarray:
+    """(queries, HIDDEN): the state after the last event before each query."""
+    result = np.zeros((len(queries), HIDDEN), np.float32)
     model.is_reduce_sequence = False
-    known = records(events)
-    questions = {int(row): group for row, group in asked.reset_index(drop=True).groupby("row")}
-    wanted = sorted((row for row in questions if row in known), key=lambda row: len(known[row]["event_time"]))
-    for start in range(0, len(wanted), _AT_ONCE):
-        rows = wanted[start : start + _AT_ONCE]
+    households = household_tensors(events)
+    queries_of = {int(row): group for row, group in queries.reset_index(drop=True).groupby("row")}
+    order = sorted((r for r in queries_of if r in households), key=lambda r: len(households[r]["event_time"]))
+    for start in range(0, len(order), _BATCH_HOUSEHOLDS):
+        rows = order[start : start + _BATCH_HOUSEHOLDS]
         with torch.inference_mode():
-            states = model(collate_feature_dict([known[row] for row in rows])).payload
-        for place, row in enumerate(rows):
-            own = questions[row]
-            seen = np.searchsorted(known[row]["event_time"].numpy(), own.time.to_numpy())
-            some = seen > 0
-            found[own.index.to_numpy()[some]] = states[place, torch.from_numpy(seen[some] - 1)].numpy()
-    return found
+            states = model(collate_feature_dict([households[row] for row in rows])).payload
+        for index, row in enumerate(rows):
+            own = queries_of[row]
+            seen = np.searchsorted(households[row]["event_time"].numpy(), own.time.to_numpy())
+            has_history = seen > 0
+            result[own.index.to_numpy()[has_history]] = states[
+                index, torch.from_numpy(seen[has_history] - 1)
+            ].numpy()
+    return result
 
 
 def main() -> None:
@@ -106,11 +110,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     pytorch_lightning.seed_everything(seed, verbose=False)
     events = pd.read_parquet(folder / "events.parquet")
-    asked = pd.read_parquet(folder / "asked.parquet")
+    queries = pd.read_parquet(folder / "queries.parquet")
     started = time.monotonic()
-    model = trained(events, encoder(events))
+    model = train(events, make_encoder(events))
     print(f"CoLES, seed {seed}: trained in {time.monotonic() - started:.0f} s", flush=True)
-    np.save(folder / "vectors.npy", vectors(model, events, asked))
+    np.save(folder / "embeddings.npy", embed(model, events, queries))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work of `benchmarks/sequences.py` as the users of DuckDB and of polars would write it."""
+"""Baselines of `benchmarks/scale/sequences.py`: the same work as users of DuckDB and polars would write it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CORES = 2
 
 
 def duckdb_build(folder: Path) -> Callable[[Path], None]:
-    """A function that writes the sequences of `folder` as Parquet."""
+    """Return a function that writes the sequences of `folder` as Parquet."""
     import duckdb
 
     connection = duckdb.connect()
@@ -55,7 +55,7 @@ def duckdb_build(folder: Path) -> Callable[[Path], None]:
 
 
 def polars_build(folder: Path) -> Callable[[Path], None]:
-    """A function that writes the sequences of `folder` as Parquet."""
+    """Return a function that writes the sequences of `folder` as Parquet."""
     import polars as pl
 
     def build(target: Path) -> None:

@@ -1,9 +1,9 @@
-"""Seconds and memory of the demo, stage by stage, against their limits.
+"""Seconds and memory of the demo by stage, compared with their limits.
 
-    python benchmarks/demo.py [--small]
+    python -m benchmarks.scale.demo [--smoke]
 
-The main job on real data in a fresh workspace: at most 12 minutes and 8 GiB in all processes together on two
-cores. --small trains one epoch of each phase.
+Runs every stage on Complete Journey in a fresh workspace. Limits on two cores: 12 minutes, and 8 GiB for all
+processes together. `--smoke` trains a small model for one epoch of each phase, with one household in five opted in.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import REPOSITORY, lam_spark, report, small_asked, stage_records
+from benchmarks.common import RETAILER_CONF, SMOKE_TRAINING, lam_spark, report, smoke_requested, stage_records
 
-QUICK = ("training.pretrain_epochs=1", "training.finetune_epochs=1")
+SMOKE = (*SMOKE_TRAINING, "fetch.arguments={seed: 20170101, opted_in: 0.2}")
 
 
 def main() -> None:
-    small = small_asked(__doc__)
+    settings = SMOKE if smoke_requested(__doc__) else ()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "demo"
         started = time.monotonic()
-        summary = lam_spark("run", REPOSITORY / "conf/complete_journey.yaml", root, *(QUICK if small else ()))
+        summary = lam_spark("run", RETAILER_CONF, root, *settings)
         total = time.monotonic() - started
         records = stage_records(root, summary["run_id"])
     for stage, record in records.items():
         print(
-            f"{stage:<10} {record['seconds']:7.1f} s  {record['peak_memory_gib']:5.2f} GiB  {record['says']}"
+            f"{stage:<10} {record['seconds']:7.1f} s  {record['peak_memory_gib']:5.2f} GiB  {record['message']}"
         )
     figures = {f"{stage}_seconds": record["seconds"] for stage, record in records.items()}
     figures |= {
