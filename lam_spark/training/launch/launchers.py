@@ -101,7 +101,7 @@ def _torchrun(spec: TrainingSpec, environment: Mapping[str, str], follow_news: C
     command = [
         _beside_python(_PROGRAMS["torch"]),
         "--standalone",
-        f"--nproc-per-node={spec.settings['ranks']}",
+        f"--nproc-per-node={spec.settings['world_size']}",
     ]
     _as_processes([*command, *_WORKER], spec, environment, follow_news)
 
