@@ -107,70 +107,82 @@ def calendar_features(
     """Features before each query: purchases, marketing and demographics; `attrs["categories"]` names the categories."""
     keys = households.household_id.to_numpy()
     row, day = queries.row.to_numpy(), queries.day.to_numpy()
-    table = purchase_features(row, day, cube, columns)
-    table |= marketing_features(row, day, *daily_marketing(keys, cube.shape[1]))
-    table |= recency_features(row, day, cube[..., 1] > 0)
+    marketing, marketing_columns = daily_marketing(keys, cube.shape[1])
+    purchase_sums, marketing_sums = running_sums(cube), running_sums(marketing)
+    table: dict[str, Array] = {}
+    for window in WINDOWS:
+        since = np.maximum(0, day - window)
+        table |= purchase_window(purchase_sums[row, day] - purchase_sums[row, since], columns, window)
+        lately = marketing_sums[row, day] - marketing_sums[row, since]
+        table |= {
+            f"{name}_{window}": lately[:, number]
+            for number, name in enumerate(marketing_columns)
+            if not name.startswith("ended_")
+        }
+    table |= weekday_shares(row, day, cube[..., :1], purchase_sums)
+    table |= campaigns_under_way(marketing_sums[row, day], marketing_columns)
+    table["days_since_redeemed"] = day - last_day(marketing[..., 0] > 0)[row, day - 1]
+    bought = cube[..., 1] > 0
+    table |= visit_recency(row, day, bought)
     table["trend"] = table["spend_28"] * 91 / 28 / (table["spend_91"] + 1)
+    table["weeks_with_a_visit"] = weeks_with_visit(row, day, bought)
     features = pd.concat([pd.DataFrame(table), demographics(pd.Series(keys[row]))], axis=1)
     features.attrs["categories"] = columns[len(TOTALS) :]
     return features
 
 
-def purchase_features(row: Array, day: Array, cube: Array, columns: list[str]) -> dict[str, Array]:
-    """Sums, spend a visit and category shares by window; shares of visits by weekday."""
-    sums = running_sums(cube)
-    weekday = (YEAR.weekday() + np.arange(cube.shape[1])) % 7
-    table: dict[str, Array] = {}
-    for window in WINDOWS:
-        inside = sums[row, day] - sums[row, np.maximum(0, day - window)]
-        table |= {f"{name}_{window}": inside[:, number] for number, name in enumerate(columns)}
-        table[f"spend_a_visit_{window}"] = inside[:, 2] / np.maximum(inside[:, 0], 1)
-        if window >= ACTIVE:  # in a few days shares say the same as counts
-            table |= {
-                f"share_{name}_{window}": inside[:, number] / np.maximum(inside[:, 1], 1)
-                for number, name in enumerate(columns)
-                if number >= len(TOTALS)
-            }
-    for number in range(7):
-        visits = running_sums(cube[..., :1] * (weekday == number)[None, :, None])[row, day, 0]
-        table[f"visits_on_weekday_{number}"] = visits / np.maximum(sums[row, day, 0], 1)
-    return table
-
-
-def marketing_features(row: Array, day: Array, marketing: Array, columns: list[str]) -> dict[str, Array]:
-    """Redemptions and contacts by window, campaigns under way, days since the last redemption."""
-    sums = running_sums(marketing)
-    table: dict[str, Array] = {}
-    for window in WINDOWS:
-        inside = sums[row, day] - sums[row, np.maximum(0, day - window)]
+def purchase_window(sums: Array, columns: list[str], window: int) -> dict[str, Array]:
+    """Features of the sums (n, K) over a window of days: sums, spend a visit, category shares."""
+    table = {f"{name}_{window}": sums[:, number] for number, name in enumerate(columns)}
+    table[f"spend_a_visit_{window}"] = sums[:, 2] / np.maximum(sums[:, 0], 1)
+    if window >= ACTIVE:  # in a few days shares say the same as counts
         table |= {
-            f"{name}_{window}": inside[:, number]
+            f"share_{name}_{window}": sums[:, number] / np.maximum(sums[:, 1], 1)
             for number, name in enumerate(columns)
-            if not name.startswith("ended_")
+            if number >= len(TOTALS)
         }
-    for number, name in enumerate(columns):
-        if name.startswith("contacts_"):
-            # The column after it counts the campaigns of this type that ended.
-            table[f"under_way_{name}"] = sums[row, day, number] - sums[row, day, number + 1]
-    table["days_since_redeemed"] = day - last_day(marketing[..., 0] > 0)[row, day - 1]
     return table
 
 
-def recency_features(row: Array, day: Array, bought: Array) -> dict[str, Array]:
-    """Days since the last and the first visit, gaps between visits, weeks with a visit."""
+def weekday_shares(row: Array, day: Array, visits: Array, sums: Array) -> dict[str, Array]:
+    """Share of the visits on each weekday; `visits` is (households, days, 1)."""
+    weekday = (YEAR.weekday() + np.arange(visits.shape[1])) % 7
+    table = {}
+    for number in range(7):
+        own = running_sums(visits * (weekday == number)[None, :, None])[row, day, 0]
+        table[f"visits_on_weekday_{number}"] = own / np.maximum(sums[row, day, 0], 1)
+    return table
+
+
+def campaigns_under_way(sums: Array, columns: list[str]) -> dict[str, Array]:
+    """Campaigns of each type that began and have not ended; `sums` is (n, K)."""
+    return {
+        # The next column counts the campaigns of this type that ended.
+        f"under_way_{name}": sums[:, number] - sums[:, number + 1]
+        for number, name in enumerate(columns)
+        if name.startswith("contacts_")
+    }
+
+
+def visit_recency(row: Array, day: Array, bought: Array) -> dict[str, Array]:
+    """Days since the last and the first visit, longest and median gap between visits."""
     first = np.where(bought.any(axis=1), bought.argmax(axis=1), _NEVER)
     gaps = [np.diff(np.flatnonzero(bought[r, :d])) for r, d in zip(row, day, strict=True)]
-    weeks = [
-        len(np.unique(np.flatnonzero(bought[r, max(0, d - ACTIVE) : d]) // 7))
-        for r, d in zip(row, day, strict=True)
-    ]
     return {
         "days_since_visit": day - last_day(bought)[row, day - 1],
         "days_known": day - first[row],
         "longest_gap": np.array([g.max() if len(g) else _NEVER for g in gaps]),
         "usual_gap": np.array([np.median(g) if len(g) else _NEVER for g in gaps]),
-        "weeks_with_a_visit": np.array(weeks),
     }
+
+
+def weeks_with_visit(row: Array, day: Array, bought: Array) -> Array:
+    """Weeks of the year with a visit in the last `ACTIVE` days."""
+    weeks = [
+        len(np.unique(np.flatnonzero(bought[r, max(0, d - ACTIVE) : d]) // 7))
+        for r, d in zip(row, day, strict=True)
+    ]
+    return np.array(weeks)
 
 
 def last_day(happened: Array) -> Array:
