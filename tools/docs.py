@@ -61,7 +61,7 @@ sys.exit(run_job("{name}"))
 '''
 
 
-def _table(head: str, rows: list[tuple[str, ...]]) -> str:
+def _table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
     """A Markdown table; cells contain no `|`."""
     lines = [head, *(" | ".join(row) for row in rows)]
     lines.insert(1, " | ".join(["---"] * len(head.split("|"))))
@@ -170,7 +170,7 @@ def generated() -> dict[str, str | None]:
     if not end:
         raise ValueError("expected the markers <!-- stages --> and <!-- /stages --> in README.md: add them")
     files: dict[str, str | None] = {f"jobs/{job.name}": None for job in (ROOT / "jobs").glob("*.py")}
-    purposes = {"run": "Run all nightly stages", **{name: f"Run the stage `{name}`" for name in STAGES}}
+    purposes = {"run": "All nightly stages", **{name: f"Stage `{name}`" for name in STAGES}}
     files |= {f"jobs/{name}.py": _JOB.format(name=name, purpose=text) for name, text in purposes.items()}
     files |= {"docs/configuration.md": configuration(), "docs/tables.md": tables()}
     return {**files, "README.md": f"{before}{start}{_stage_table()}{end}{after}"}

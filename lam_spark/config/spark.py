@@ -13,7 +13,8 @@ _SECRET_SETTING = re.compile(r"password|passwd|secret|token$|account\.key", re.I
 
 
 class SparkConfig(Section):
-    """The Spark session. `master`, `driver_memory` and `shuffle_partitions` are ignored where a platform provides it."""
+    """The Spark session. `master`, `driver_memory` and `shuffle_partitions` are ignored where a platform provides
+    it."""
 
     master: str = Field(default="local[2,4]", description="Spark master; `local[cores, attempts per task]`")
     driver_memory: str = Field(default="3g", description="memory of the driver's JVM")
@@ -30,7 +31,7 @@ class SparkConfig(Section):
         secrets = [key for key in self.settings if _SECRET_SETTING.search(key)]
         if secrets:
             raise ValueError(
-                f"expected no secret in settings, got {', '.join(secrets)}; the configuration is copied into the audit: "
-                "pass it to spark-submit or set it in spark-defaults.conf"
+                f"expected no secret in settings, got {', '.join(secrets)}; the configuration is copied into the "
+                "audit: pass it to spark-submit or set it in spark-defaults.conf"
             )
         return self

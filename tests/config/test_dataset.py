@@ -53,7 +53,8 @@ def test_sections_that_contradict_each_other_are_an_error(override: str, message
 
 
 def test_only_a_binary_target_ranks_proposals() -> None:
-    target = "{description: x, outcome_filter: 'true', horizon_days: '7', every_days: 7, kind: value, value: sum(quantity)}"
+    keys = "description: x, outcome_filter: 'true', horizon_days: '7', every_days: 7"
+    target = f"{{{keys}, kind: value, value: sum(quantity)}}"
     assert error_text(SHIPPED, f"targets.more={target}", "scoring.target=more") == (
         "  - expected scoring.target to be of kind binary, 'more' is of kind value: only binary targets rank proposals"
     )
