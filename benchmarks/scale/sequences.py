@@ -142,9 +142,10 @@ class Ours:
 
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table, as the baselines do."""
-        from lam_spark.sequences.build import Assembler
         from lam_spark.sequences.settings import BUILD_SETTINGS
         from lam_spark.storage.settings import session_settings
+
+        from lam_spark.sequences.build import Assembler
 
         run = self.run(workspace)
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))
