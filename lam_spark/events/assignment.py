@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import ChannelConfig, Config, IdentityConfig
@@ -163,7 +163,7 @@ def _assign_rows(
         .when(F.col("customer_key").isNull(), UNRESOLVED)
         .otherwise(EVENT)
     )
-    columns = [*_ASSIGNED_COLUMNS, *fields, status.alias("_status"), "_conflicting"]
+    columns: list[Column | str] = [*_ASSIGNED_COLUMNS, *fields, status.alias("_status"), "_conflicting"]
     return materialize(union_all(frame.select(*columns) for frame in frames), staging / "assigned")
 
 

@@ -81,11 +81,11 @@ def reconcile(
         one = counts[reader]
         one["duplicates"] = one["rows_in"] - one["quarantined"] - one.get("links", 0)
     sources = {source: ReconciliationCounts(**one) for source, one in counts.items()}
-    for source, one in sources.items():
-        if one.rows_in != sum(getattr(one, name) for name in _STATUSES):
+    for source, reconciled in sources.items():
+        if reconciled.rows_in != sum(getattr(reconciled, name) for name in _STATUSES):
             raise DataQualityError(
                 f"the counts of {source} do not add up: expected rows_in to be the sum of {', '.join(_STATUSES)}, got "
-                f"{dataclasses.asdict(one)}; nothing was published. Report this as a defect"
+                f"{dataclasses.asdict(reconciled)}; nothing was published. Report this as a defect"
             )
     return sources
 

@@ -1,1 +1,1 @@
-"""Events to one ordered sequence a customer, and point-in-time examples."""
+"""Events to one row of ordered events per customer; kept up to date by what changed."""

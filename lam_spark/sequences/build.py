@@ -1,7 +1,7 @@
-"""Events to what `rows.finished` takes: each customer's entries, with the far past summed up.
+"""Rows of `sequences` from events: each customer's entries, with the truncated history summarised.
 
-Keys of 32 characters would be most of what is hashed, shuffled and compared. So customers are told by a number,
-a hash that is checked to have no two of them; the keys come back when there is one row a customer.
+Keys of 32 characters would dominate hashing, shuffling and comparing. Customers are therefore identified by a 64-bit
+hash that is checked to be unique; the keys are joined back when there is one row per customer.
 """
 
 from __future__ import annotations
@@ -13,99 +13,125 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.runtime.context import Run
-from lam_spark.sequences.customers import MOST_BROADCAST
-from lam_spark.sequences.entries import entries_of, entry
-from lam_spark.sequences.rows import finished, nothing_truncated
-from lam_spark.sequences.truncation import heavy_starts, truncated_summaries
+from lam_spark.sequences.entries import SequenceSpec, entry_struct, event_entries
+from lam_spark.sequences.rows import finish_rows, nothing_truncated
+from lam_spark.sequences.truncation import long_history_starts, summarise_truncated
 from lam_spark.sequences.vocabulary import same_text
+from lam_spark.storage.dataframes import FrameCache, one_row
 
-# What a task sorts and writes: some 50 MB of entries, whatever the size of the table.
-_EVENTS_OF_TASK = 250_000
-# A summary of the far past is some kilobytes: so many of them are sent to every executor.
-_MOST_SUMMARIES = 20_000
+# Spark settings for the queries of a build (`storage.session_settings`).
+BUILD_SETTINGS = {
+    # Spark would sort all rows of a task by customer after 128 distinct ones. A task's events fit into memory
+    # by design (`Assembler`), so that hash aggregation is enough.
+    "spark.sql.objectHashAggregate.sortBased.fallbackThreshold": str(2**31 - 1),
+    # Almost all values are distinct: a dictionary would be built in vain.
+    "parquet.enable.dictionary#event_time.list.element": "false",
+    "parquet.enable.dictionary#event_order.list.element": "false",
+}
+
+# Events per task that sorts and writes: about 50 MB of entries.
+_EVENTS_PER_TASK = 250_000
+# Summaries of truncated histories take some kilobytes each; more than this are not broadcast.
+_MAX_BROADCAST_SUMMARIES = 20_000
+# More customers than this are not broadcast: events are shuffled to them instead.
+_MAX_BROADCAST_CUSTOMERS = 2_000_000
+
+
+def broadcast_if_few(customers: DataFrame) -> DataFrame:
+    """Cached customers as one side of a join with events: few are broadcast, so that events are not shuffled."""
+    return customers.hint("broadcast") if customers.count() <= _MAX_BROADCAST_CUSTOMERS else customers
 
 
 @dataclass(frozen=True)
 class Assembler:
-    """Makes rows of `sequences` from events.
+    """Makes rows of `sequences` from events. Run the queries with `BUILD_SETTINGS`.
 
     Attributes:
-        run: its configuration says what a row holds; run the queries within `BUILD_SETTINGS`.
-        vocabulary: encodes the events.
+        cache: Cache of the stage.
+        spec: What determines a row.
+        vocabulary: Table that encodes the events.
     """
 
-    run: Run
+    cache: FrameCache
+    spec: SequenceSpec
     vocabulary: DataFrame
 
-    def rows(self, events: DataFrame, customers: DataFrame, count: int, longest: int) -> DataFrame:
-        """The rows of those of `customers` who have an event; they do not depend on the order of events.
+    def rows(self, events: DataFrame, customers: DataFrame, event_count: int, longest: int) -> DataFrame:
+        """Rows of those of `customers` who have an event, independent of the order of the events.
 
         Args:
-            events: those that may be seen, of anybody, in any order.
-            customers: a column `customer_key`, unique: whose rows are made.
-            count: about how many events these customers have; so many tasks share the work.
-            longest: none of them has more events than this.
+            events: Visible events of any customers, in any order.
+            customers: Column `customer_key`, unique.
+            event_count: Approximate number of events of these customers; determines the number of tasks.
+            longest: Upper bound of the events of one of them.
         """
-        return finished(self.gathered(events, customers, count, longest), self.run.config)
+        return finish_rows(self.gather(events, customers, event_count, longest), self.spec)
 
-    def gathered(self, events: DataFrame, customers: DataFrame, count: int, longest: int) -> DataFrame:
-        """`customer_key`, `entries` (no order) and the columns of `truncated_types`; grain: a customer.
+    def gather(self, events: DataFrame, customers: DataFrame, event_count: int, longest: int) -> DataFrame:
+        """Entries by customer: `customer_key`, `_entries` (unordered) and the columns of `rows.TRUNCATED_TYPES`.
 
-        `entries` are all events of a customer, of a heavy one only the latest (at least `max_events`).
-        Arguments as of `rows`. One shuffle, by customer; a task holds its entries in memory.
+        Grain: a customer with an event. `_entries` holds all events, or for a very long history only the latest
+        ones, at least `max_events`. Arguments as of `rows`. One shuffle by customer; a task holds its entries in
+        memory.
         """
-        limit = self.run.config.sequences.max_events
-        heavy = self.run.keep(heavy_starts(events, limit))
-        heavies = heavy.count() if longest > 2 * limit else 0
-        number, numbered, few = self._numbered(customers)
+        max_events = self.spec.max_events
+        starts = self.cache(long_history_starts(events, max_events))
+        start_count = starts.count() if longest > 2 * max_events else 0
+        number, numbered, are_few = self._number_customers(customers)
 
-        def of(customers: DataFrame) -> DataFrame:
-            """The events of numbered customers, without their keys."""
-            known = customers.withColumnRenamed("customer_key", "_known_key")
-            same = (number == F.col("customer")) & same_text(F.col("customer_key"), F.col("_known_key"))
-            return events.join(known.hint("broadcast") if few else known, same).drop(
-                "customer_key", "_known_key"
-            )
+        def events_of(customers: DataFrame) -> DataFrame:
+            """Events of numbered customers, without the keys."""
+            renamed = customers.withColumnRenamed("customer_key", "_known_key")
+            same_key = same_text(F.col("customer_key"), F.col("_known_key"))
+            same = (number == F.col("_customer")) & same_key
+            side = renamed.hint("broadcast") if are_few else renamed
+            return events.join(side, same).drop("customer_key", "_known_key")
 
-        known = numbered.join(heavy, "customer_key", "left") if heavies else numbered
-        latest = of(known).where(~_is_older()) if heavies else of(known)
-        grouped = self._grouped(latest, max(2, math.ceil(count / _EVENTS_OF_TASK)))
-        older = nothing_truncated()
-        if heavies:
-            theirs = of(numbered.join(heavy, "customer_key")).where(_is_older())
-            summaries = truncated_summaries(theirs, self.vocabulary, self.run.config)
-            summaries = summaries.hint("broadcast") if heavies <= _MOST_SUMMARIES else summaries
-            grouped = grouped.join(summaries, "customer", "left")
-            older = {name: F.coalesce(F.col(name), nothing) for name, nothing in older.items()}
-        keys = numbered.hint("broadcast" if few else "shuffle_hash")
-        return grouped.withColumns(older).join(keys, "customer").drop("customer")
+        truncated = nothing_truncated()
+        if start_count:
+            latest = events_of(numbered.join(starts, "customer_key", "left")).where(~_is_truncated())
+        else:
+            latest = events_of(numbered)
+        grouped = self._group(latest, max(2, math.ceil(event_count / _EVENTS_PER_TASK)))
+        if start_count:
+            early = events_of(numbered.join(starts, "customer_key")).where(_is_truncated())
+            summaries = summarise_truncated(early, self.vocabulary, self.spec)
+            if start_count <= _MAX_BROADCAST_SUMMARIES:
+                summaries = summaries.hint("broadcast")
+            grouped = grouped.join(summaries, "_customer", "left")
+            truncated = {name: F.coalesce(F.col(name), nothing) for name, nothing in truncated.items()}
+        keys = numbered.hint("broadcast" if are_few else "shuffle_hash")
+        return grouped.withColumns(truncated).join(keys, "_customer").drop("_customer")
 
-    def _grouped(self, events: DataFrame, tasks: int) -> DataFrame:
-        """`customer` and `entries`."""
-        entries = entries_of(events, self.vocabulary, self.run.config, "customer")
+    def _group(self, events: DataFrame, tasks: int) -> DataFrame:
+        """`_customer` and `_entries`; grain: a customer."""
+        entries = event_entries(events, self.vocabulary, self.spec, "_customer")
         return (
-            # A struct before the shuffle is copied as one piece after it.
-            entries.select("customer", entry(self.run.config).alias("entry"))
-            .repartition(tasks, "customer")
-            .groupBy("customer")
-            .agg(F.collect_list("entry").alias("entries"))
+            # A struct built before the shuffle is copied as one piece after it.
+            entries.select("_customer", entry_struct(self.spec).alias("_entry"))
+            .repartition(tasks, "_customer")
+            .groupBy("_customer")
+            .agg(F.collect_list("_entry").alias("_entries"))
         )
 
-    def _numbered(self, customers: DataFrame) -> tuple[Column, DataFrame, bool]:
-        """The number of a `customer_key`; the customers with theirs (`customer`), and whether they are few."""
+    def _number_customers(self, customers: DataFrame) -> tuple[Column, DataFrame, bool]:
+        """Assign a unique number to each customer.
+
+        Returns:
+            The number as an expression over `customer_key`; the customers with the column `_customer`; and
+            whether they are few enough to broadcast.
+        """
         for salt in itertools.count():
             number = F.xxhash64("customer_key", F.lit(salt))
-            numbered = self.run.keep(customers.select("customer_key", number.alias("customer")))
-            told = numbered.agg(F.count("*"), F.count_distinct("customer")).first()
-            assert told is not None  # an aggregate without keys gives one row
-            if told[0] == told[1]:
-                return number, numbered, told[0] <= MOST_BROADCAST
+            numbered = self.cache(customers.select("customer_key", number.alias("_customer")))
+            count, distinct = one_row(numbered.agg(F.count("*"), F.count_distinct("_customer")))
+            if count == distinct:
+                return number, numbered, count <= _MAX_BROADCAST_CUSTOMERS
         raise AssertionError  # the loop has no other end
 
 
-def _is_older() -> Column:
-    """Whether an event lies before its customer's start, where there is one (`heavy_starts`)."""
-    time, start = F.unix_micros("event_time"), F.col("start_time")
-    before = (time < start) | ((time == start) & (F.col("event_order") < F.col("start_order")))
+def _is_truncated() -> Column:
+    """Whether an event is before its customer's start (`long_history_starts`), where there is one."""
+    time, start = F.unix_micros("event_time"), F.col("_start_time")
+    before = (time < start) | ((time == start) & (F.col("event_order") < F.col("_start_order")))
     return F.coalesce(before, F.lit(False))

@@ -1,284 +1,348 @@
-"""Updates `sequences` from what changed since it was built; a rebuild gives the same rows.
+"""Updates `sequences` from what changed since the last build; a rebuild would give the same rows.
 
-A customer who only gained events gets them merged into the stored row, without a look at `events`. One who
-lost an event, or came to be eligible, or has an event whose value the vocabulary has only now learnt, is made
-again from `events`. One who is no longer eligible is deleted.
+A customer who only gained events gets them merged into the stored row, without reading the history from `events`. A
+customer who lost an event, became eligible, or has an event whose value was added to the vocabulary is rebuilt from
+`events`. A customer who is no longer eligible is deleted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import or_
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.runtime.context import Run, sql_literal
-from lam_spark.sequences.build import Assembler
-from lam_spark.sequences.customers import allowed_of, before, changed_standings, standings_moved
-from lam_spark.sequences.lineage import Built
-from lam_spark.sequences.rows import finished, merged
-from lam_spark.sequences.settings import BUILD_SETTINGS
-from lam_spark.sequences.time_range import bounds_of, check_as_of, instant, micros
+from lam_spark.config import Config, ConsentConfig, FieldConfig
+from lam_spark.consent.changes import changed_eligibility, eligible_among, may_have_changed
+from lam_spark.consent.guards import consent_check
+from lam_spark.sequences.build import BUILD_SETTINGS, Assembler
+from lam_spark.sequences.entries import SequenceSpec
+from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage
+from lam_spark.sequences.rows import finish_rows, merge_entries
+from lam_spark.sequences.time_range import before, require_as_of_within, time_range
 from lam_spark.sequences.tokens import FIRST_VALUE
-from lam_spark.sequences.vocabulary import (
-    count_values,
-    encode,
-    extend_vocabulary,
-    top_ids,
-)
-from lam_spark.storage.settings import session_settings
+from lam_spark.sequences.vocabulary import count_values, encode, extend_vocabulary, top_ids
+from lam_spark.storage.dataframes import FrameCache, one_row, union_all
+from lam_spark.storage.session_settings import session_settings
+from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.time import instant, micros, sql_literal
 
-# Where more customers than this share have to be made again, all are: it costs no more.
-_MOST_REMADE = 0.3
-_ADD, _REMAKE, _DELETE = 1, 2, 3
-# A row that is made again is written only if these differ.
-_SAME = ("customer_key", "seq_hash")
+# If a larger share of the customers has to be rebuilt, rebuilding all costs no more.
+_MAX_REBUILT_SHARE = 0.3
+_ADD, _REBUILD, _DELETE = 1, 2, 3
+# A rebuilt row is written only if one of these differs.
+_ROW_IDENTITY = ("customer_key", "seq_hash")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an update did.
+class UpdateResult:
+    """What an update or a rebuild did.
 
     Attributes:
-        built: what the table is made of now.
-        values_added: new entries of the vocabulary.
-        customers: how many were added to, remade, deleted.
-        rows: how many rows were inserted, replaced, deleted.
+        lineage: What the table was built from.
+        values_added: New entries of the vocabulary.
+        customers_added_to: Customers with events merged into their stored rows.
+        customers_rebuilt: Customers whose rows were built from all their events.
+        customers_deleted: Customers who are no longer eligible.
+        rows_inserted: Rows of new customers.
+        rows_replaced: Rows that changed.
+        rows_deleted: Rows that were removed.
     """
 
-    built: Built
+    lineage: SequencesLineage
     values_added: int
-    customers: dict[str, int]
-    rows: dict[str, int]
+    customers_added_to: int = 0
+    customers_rebuilt: int = 0
+    customers_deleted: int = 0
+    rows_inserted: int = 0
+    rows_replaced: int = 0
+    rows_deleted: int = 0
 
 
 class Increment:
-    """One update of `sequences`: what it was built from, and what is there now.
+    """What changed since the last build.
 
     Attributes:
-        built: the last run's.
-        events: the newest version of the table.
-        feed: what happened to events since: the table's columns and `sign`, 1 for one that came and -1 for
-            one that went.
-        moved: customers whose eligibility changed (`changed_standings`), or None where none did.
-        bounds: first and last event now (microseconds UTC).
-        earliest_change: of the feed's events (None: it is empty).
+        tables: Tables of the workspace.
+        lineage: What the stored rows were built from.
+        events: Newest version of `events`.
+        changes: Changes of `events` since: the table's columns and `_sign`, 1 for an added event and -1 for a
+            removed one.
+        eligibility: Customers whose eligibility changed (`consent.changes.changed_eligibility`); None if no
+            statement was added or took effect.
+        first_event, last_event: Time range of `events`, microseconds UTC.
+        earliest_change: First `event_time` of the changes, microseconds UTC; None if there are none.
     """
 
-    def __init__(self, run: Run, built: Built) -> None:
-        self.run, self.built = run, built
-        self.events = run.tables.read("events")
-        self.feed = run.keep(feed_of(run, built))
-        moved = standings_moved(run, built)
-        self.moved = run.keep(changed_standings(run, built)) if moved else None
-        self.bounds, self.earliest_change = self._bounds()
+    def __init__(
+        self,
+        tables: Tables,
+        cache: FrameCache,
+        consent: ConsentConfig,
+        lineage: SequencesLineage,
+        at: dt.datetime,
+    ) -> None:
+        self.tables, self.lineage = tables, lineage
+        self._consent, self._at = consent, at
+        self.events = tables.read("events")
+        self.changes = cache(_signed_changes(tables, self.events.columns, lineage.events_version))
+        check = lineage.consent_check
+        self.eligibility: DataFrame | None = None
+        if may_have_changed(tables, check, at):
+            self.eligibility = cache(changed_eligibility(tables, cache, consent, check, at))
+        self._read_time_range()
 
-    def _bounds(self) -> tuple[tuple[int, int], int | None]:
-        """First and last event now, and the first in the feed; only a deletion takes a look at all events."""
-        at = F.unix_micros("event_time")
-        told = self.feed.agg(F.min("sign"), F.min(at), F.max(at)).first()
-        assert told is not None  # an aggregate without keys gives one row
-        sign, first, last = told
-        if sign is None:
-            return (self.built.first_event, self.built.last_event), None
-        if sign < 0:
-            return bounds_of(self.events), first
-        return (min(self.built.first_event, first), max(self.built.last_event, last)), first
+    def _read_time_range(self) -> None:
+        """Set the time range and the earliest change; reads all events only after a deletion."""
+        time = F.unix_micros("event_time")
+        sign, first, last = one_row(self.changes.agg(F.min("_sign"), F.min(time), F.max(time)))
+        self.earliest_change: int | None = first
+        self.first_event, self.last_event = self.lineage.first_event, self.lineage.last_event
+        if sign is not None and sign < 0:
+            self.first_event, self.last_event = time_range(self.events)
+        elif sign is not None:
+            self.first_event, self.last_event = min(self.first_event, first), max(self.last_event, last)
 
-    def changed_before(self, then: int, now: int) -> DataFrame:
-        """Signed events by which the events before `now` differ from those that were before `then`."""
-        came = before(self.feed, then)
+    def changes_between(self, then: int, now: int) -> DataFrame:
+        """Signed events that turn the earlier events before `then` into the present events before `now`."""
+        changes = before(self.changes, then)
         if then == now:
-            return came
+            return changes
         low, high = sorted((then, now))
-        between = before(self.events, high).where(F.col("event_time") >= F.expr(sql_literal(instant(low))))
-        between = between.withColumn("sign", F.lit(1 if now > then else -1))
-        return came.unionByName(between.select(*came.columns))
+        since = F.col("event_time") >= F.expr(sql_literal(instant(low)))
+        between = before(self.events, high).where(since)
+        signed = between.withColumn("_sign", F.lit(1 if now > then else -1))
+        return union_all([changes, signed.select(*changes.columns)])
 
-    def among(self, customers: DataFrame) -> DataFrame:
-        """Those of `customers` (a column `customer_key`) who are eligible, as `allowed_of` says."""
-        asked = customers.select("customer_key").distinct()
-        ledger = self.run.tables.read("consent").join(asked, "customer_key", "left_semi")
-        return allowed_of(ledger, self.run.started_at, self.run.config)
-
-
-def feed_of(run: Run, built: Built) -> DataFrame:
-    """The change feed of `events` since the last run, with `sign`."""
-    columns = run.tables.read("events").columns
-    came = F.col("_change_type").isin("insert", "update_postimage")
-    feed = run.tables.changes("events", built.events)
-    return feed.withColumn("sign", F.when(came, 1).otherwise(-1)).select(*columns, "sign")
+    def eligible_among(self, customers: DataFrame) -> DataFrame:
+        """Those of `customers` (column `customer_key`) who are eligible for training or for contact now."""
+        return eligible_among(self.tables, self._consent, self._at, customers)
 
 
-def learn_values(step: Increment, cut: int) -> int:
-    """Bring `value_counts` and the vocabulary up to date; returns the version of `value_counts`."""
-    run, built, config = step.run, step.built, step.run.config
-    late = step.earliest_change is not None and step.earliest_change < built.cut
-    if cut == built.cut and step.moved is None and not late:
-        return built.value_counts
-    changed = step.changed_before(built.cut, cut)
-    parts = [changed.join(step.among(changed).where("trains"), "customer_key", "left_semi")]
-    columns = ["event_time", "sign", *config.categorical]
-    if step.moved is not None:
-        learners = step.moved.where("trained <> trains").select("customer_key", "trains")
-        joined = step.events.withColumn("sign", F.lit(1)).join(learners, "customer_key")
-        parts[0] = parts[0].join(learners, "customer_key", "left_anti")
-        parts.append(before(joined.where("trains"), cut))
-        # Those who left counted with the events of then: those of now without what came since.
-        left = before(joined.where("NOT trains"), built.cut)
-        parts.append(left.withColumn("sign", F.lit(-1)))
-        came = before(step.feed, built.cut)
-        parts.append(came.join(learners.where("NOT trains"), "customer_key", "left_semi"))
-    weighted = reduce(DataFrame.unionByName, [part.select(*columns) for part in parts])
-    differences = step.run.keep(count_values(weighted, config, F.col("sign")).where("count <> 0"))
-    if differences.isEmpty():
-        return built.value_counts
-    known = run.tables.read("value_counts", built.value_counts)
-    both = known.unionByName(differences).groupBy("field", "value").agg(F.sum("count").alias("count"))
-    run.tables.overwrite(both.where("count > 0"), "value_counts")
-    extend_vocabulary(run, run.tables.read("value_counts"))
-    return run.tables.version("value_counts")
+def _signed_changes(tables: Tables, columns: Sequence[str], since: int) -> DataFrame:
+    is_added = F.col("_change_type").isin("insert", "update_postimage")
+    feed = tables.changes("events", since)
+    return feed.withColumn("_sign", F.when(is_added, 1).otherwise(-1)).select(*columns, "_sign")
 
 
-def values_since(built: Built, tops: dict[str, int]) -> int:
-    """How many values the vocabulary gained since the rows were made; a run that then died may have added them."""
-    return sum(top - built.top_ids.get(name, FIRST_VALUE - 1) for name, top in tops.items())
+def update(
+    tables: Tables,
+    cache: FrameCache,
+    config: Config,
+    lineage: SequencesLineage,
+    cutoff: int,
+    at: dt.datetime,
+) -> UpdateResult | RebuildNeeded:
+    """Update `vocabulary`, `value_counts` and `sequences`.
 
+    Args:
+        tables: Tables of the workspace.
+        cache: Cache of the stage; released at the end.
+        config: Its `as_of` and all that rows depend on.
+        lineage: What the stored rows were built from.
+        cutoff: The vocabulary holds values of events before it, microseconds UTC.
+        at: Instant at which consent statements must be effective.
 
-def customers_to_do(step: Increment, as_of: int, values_added: int) -> DataFrame:
-    """`customer_key, task` (add, remake, delete); grain: a customer whose row may change."""
-    changed = step.changed_before(step.built.as_of, as_of)
-    task = F.when(F.min("sign") < 0, _REMAKE).otherwise(_ADD).alias("task")
-    touched = changed.groupBy("customer_key").agg(task)
-    parts = [touched.join(step.among(touched), "customer_key", "left_semi")]
-    if step.moved is not None:
-        moved = step.moved.where("allowed <> was_allowed")
-        parts.append(
-            moved.select("customer_key", F.when(F.col("allowed"), _REMAKE).otherwise(_DELETE).alias("task"))
+    Raises:
+        ConfigError: `as_of` is outside the events.
+        ConsentError: No customer is eligible.
+    """
+    with cache.scope(), session_settings(tables.spark, BUILD_SETTINGS):
+        increment = Increment(tables, cache, config.consent, lineage, at)
+        first, last = increment.first_event, increment.last_event
+        as_of = config.instant(config.as_of)
+        require_as_of_within(as_of, first, last, config.quality, config.time_zone)
+        value_counts_version = _update_vocabulary(increment, cache, config.fields, cutoff)
+        vocabulary = cache(tables.read("vocabulary"))
+        tops = top_ids(vocabulary)
+        values_added = _count_values_added(lineage, tops)
+        tasks = cache(_customer_tasks(increment, micros(as_of), values_added, config.categorical))
+        counts = {row["_task"]: row["count"] for row in tasks.groupBy("_task").count().toLocalIterator()}
+        replaced = counts.get(_REBUILD, 0) + counts.get(_DELETE, 0)
+        if replaced and replaced > _MAX_REBUILT_SHARE * tables.read("sequences").count():
+            return RebuildNeeded(f"{replaced:,} customers have to be rebuilt or deleted")
+        updated = dataclasses.replace(
+            lineage,
+            events_version=tables.read_versions["events"],
+            consent_check=consent_check(tables, config.consent.training_purpose, at),
+            value_counts_version=value_counts_version,
+            as_of=micros(as_of),
+            vocabulary_cutoff=cutoff,
+            first_event=first,
+            last_event=last,
+            top_ids=tops,
         )
+        assembler = Assembler(cache, SequenceSpec.of(config), vocabulary)
+        rows = _write(increment, assembler, tasks, updated, counts)
+        return UpdateResult(
+            lineage=updated,
+            values_added=values_added,
+            customers_added_to=counts.get(_ADD, 0),
+            customers_rebuilt=counts.get(_REBUILD, 0),
+            customers_deleted=counts.get(_DELETE, 0),
+            **{f"rows_{name}": count for name, count in rows.items()},
+        )
+
+
+def _update_vocabulary(
+    increment: Increment, cache: FrameCache, fields: Mapping[str, FieldConfig], cutoff: int
+) -> int:
+    """Update `value_counts` and the vocabulary; returns the version of `value_counts`."""
+    tables, lineage = increment.tables, increment.lineage
+    earliest = increment.earliest_change
+    is_affected = earliest is not None and earliest < lineage.vocabulary_cutoff
+    if cutoff == lineage.vocabulary_cutoff and increment.eligibility is None and not is_affected:
+        return lineage.value_counts_version
+    categorical = [name for name, field in fields.items() if field.kind == "categorical"]
+    weighted = _weighted_events(increment, categorical, cutoff)
+    differences = cache(count_values(weighted, categorical, F.col("_sign")).where("count <> 0"))
+    if differences.isEmpty():
+        return lineage.value_counts_version
+    known = tables.read("value_counts", lineage.value_counts_version)
+    totals = union_all([known, differences]).groupBy("field", "value").agg(F.sum("count").alias("count"))
+    tables.overwrite(totals.where("count > 0"), "value_counts")
+    extend_vocabulary(tables, fields, tables.read("value_counts"))
+    return tables.version("value_counts")
+
+
+def _weighted_events(increment: Increment, categorical: Sequence[str], cutoff: int) -> DataFrame:
+    """Events by which the counted events differ from those of the last build; `_sign` is 1 or -1."""
+    last_cutoff = increment.lineage.vocabulary_cutoff
+    changed = increment.changes_between(last_cutoff, cutoff)
+    trained = increment.eligible_among(changed).where("trains")
+    parts = [changed.join(trained, "customer_key", "left_semi")]
+    if increment.eligibility is not None:
+        switched = increment.eligibility.where("trained <> trains").select("customer_key", "trains")
+        present = increment.events.withColumn("_sign", F.lit(1)).join(switched, "customer_key")
+        parts[0] = parts[0].join(switched, "customer_key", "left_anti")
+        parts.append(before(present.where("trains"), cutoff))
+        # Customers who left were counted with their earlier events: the present ones without the changes.
+        left = before(present.where("NOT trains"), last_cutoff)
+        parts.append(left.withColumn("_sign", F.lit(-1)))
+        changes = before(increment.changes, last_cutoff)
+        parts.append(changes.join(switched.where("NOT trains"), "customer_key", "left_semi"))
+    columns = ["event_time", "_sign", *categorical]
+    return union_all(part.select(*columns) for part in parts)
+
+
+def _count_values_added(lineage: SequencesLineage, tops: Mapping[str, int]) -> int:
+    """Values added to the vocabulary since the rows were built, by a later run that died, too."""
+    return sum(top - lineage.top_ids.get(name, FIRST_VALUE - 1) for name, top in tops.items())
+
+
+def _customer_tasks(
+    increment: Increment, as_of: int, values_added: int, categorical: Sequence[str]
+) -> DataFrame:
+    """Customers whose row may change: `customer_key`, `_task` (add, rebuild or delete); grain: a customer."""
+    changed = increment.changes_between(increment.lineage.as_of, as_of)
+    task = F.when(F.min("_sign") < 0, _REBUILD).otherwise(_ADD).alias("_task")
+    touched = changed.groupBy("customer_key").agg(task)
+    parts = [touched.join(increment.eligible_among(touched), "customer_key", "left_semi")]
+    if increment.eligibility is not None:
+        switched = increment.eligibility.where("is_eligible <> was_eligible")
+        task = F.when(F.col("is_eligible"), _REBUILD).otherwise(_DELETE).alias("_task")
+        parts.append(switched.select("customer_key", task))
     if values_added:
-        parts.append(_with_learnt_values(step, as_of).withColumn("task", F.lit(_REMAKE)))
-    return reduce(DataFrame.unionByName, parts).groupBy("customer_key").agg(F.max("task").alias("task"))
+        parts.append(_with_added_values(increment, as_of, categorical).withColumn("_task", F.lit(_REBUILD)))
+    return union_all(parts).groupBy("customer_key").agg(F.max("_task").alias("_task"))
 
 
-def _with_learnt_values(step: Increment, as_of: int) -> DataFrame:
-    """Customers with a row and an event whose value the vocabulary did not know at the last run."""
-    run, top = step.run, step.built.top_ids
-    vocabulary = run.tables.read("vocabulary")
-    is_new = reduce(
-        lambda left, right: left | right,
+def _with_added_values(increment: Increment, as_of: int, categorical: Sequence[str]) -> DataFrame:
+    """Customers with a row and an event whose value was added to the vocabulary since the last build."""
+    tables, tops = increment.tables, increment.lineage.top_ids
+    is_added = reduce(
+        or_,
         (
-            (F.col("field") == name) & (F.col("token_id") > top.get(name, FIRST_VALUE - 1))
-            for name in run.config.categorical
+            (F.col("field") == name) & (F.col("token_id") > tops.get(name, FIRST_VALUE - 1))
+            for name in categorical
         ),
     )
-    learnt = vocabulary.where(is_new)
-    fields = [row["field"] for row in learnt.select("field").distinct().toLocalIterator()]
-    visible = before(step.events, as_of).select("customer_key", *fields)
-    known = reduce(lambda left, right: left | right, (F.col(name) >= FIRST_VALUE for name in fields))
-    found = encode(visible, learnt, fields).where(known).select("customer_key").distinct()
-    return run.tables.read("sequences").select("customer_key").join(found, "customer_key", "left_semi")
+    added = tables.read("vocabulary").where(is_added)
+    names = [row["field"] for row in added.select("field").distinct().toLocalIterator()]
+    visible = before(increment.events, as_of).select("customer_key", *names)
+    has_added = reduce(or_, (F.col(name) >= FIRST_VALUE for name in names))
+    customers = encode(visible, added, names).where(has_added).select("customer_key").distinct()
+    return tables.read("sequences").select("customer_key").join(customers, "customer_key", "left_semi")
 
 
-def new_rows(
-    step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int], vocabulary: DataFrame
+def _write(
+    increment: Increment,
+    assembler: Assembler,
+    tasks: DataFrame,
+    lineage: SequencesLineage,
+    counts: Mapping[int, int],
+) -> dict[str, int]:
+    """Write the changed rows and the lineage; returns the numbers of rows `inserted`, `replaced`, `deleted`."""
+    tables, metadata = increment.tables, lineage.to_metadata()
+    if not any(counts.values()):
+        tables.touch_metadata("sequences", metadata)
+        return dict.fromkeys(("inserted", "replaced", "deleted"), 0)
+    fresh = _changed_rows(increment, assembler, tasks, lineage.as_of, counts)
+    deleted_keys = _deleted_keys(increment, tasks, lineage.as_of, counts)
+    return tables.upsert(fresh, "sequences", "customer_key", metadata, deleted_keys)
+
+
+def _changed_rows(
+    increment: Increment, assembler: Assembler, tasks: DataFrame, as_of: int, counts: Mapping[int, int]
 ) -> DataFrame:
-    """The rows of the table that are not what they were, and new ones; grain: a customer."""
-    run, config = step.run, step.run.config
-    stored = run.tables.read("sequences")
-    assembler = Assembler(run, vocabulary)
+    """New rows, and rows that differ from the stored ones; grain: a customer."""
+    stored = increment.tables.read("sequences")
     parts = []
-    if counts[_ADD]:
-        adding = to_do.where(F.col("task") == _ADD).select("customer_key")
-        fresh = step.changed_before(step.built.as_of, as_of)
-        old = stored.join(adding, "customer_key", "left_semi")
-        came = fresh.count()
-        new = assembler.gathered(fresh, adding, came, longest=came)
-        parts.append(finished(merged(old, new, config), config))
-    if counts[_REMAKE]:
-        visible = before(step.events, as_of)
-        made = assembler.rows(visible, _remaking(to_do), *_lengths(step, to_do, as_of))
-        held = stored.select(*_SAME).join(_remaking(to_do), "customer_key", "left_semi")
-        parts.append(made.join(held, list(_SAME), "left_anti"))
-    return reduce(DataFrame.unionByName, parts) if parts else stored.limit(0)
+    if counts.get(_ADD):
+        customers = _customers_of(tasks, _ADD)
+        changed = increment.changes_between(increment.lineage.as_of, as_of)
+        count = changed.count()
+        fresh = assembler.gather(changed, customers, count, longest=count)
+        old = stored.join(customers, "customer_key", "left_semi")
+        parts.append(finish_rows(merge_entries(old, fresh, assembler.spec), assembler.spec))
+    if counts.get(_REBUILD):
+        customers = _customers_of(tasks, _REBUILD)
+        visible = before(increment.events, as_of)
+        rebuilt = assembler.rows(visible, customers, *_history_lengths(increment, customers, as_of))
+        present = stored.select(*_ROW_IDENTITY).join(customers, "customer_key", "left_semi")
+        parts.append(rebuilt.join(present, list(_ROW_IDENTITY), "left_anti"))
+    return union_all(parts) if parts else stored.limit(0)
 
 
-def _lengths(step: Increment, to_do: DataFrame, as_of: int) -> tuple[int, int]:
-    """Of those who are made again: about how many events they have, and how many none has more than.
+def _history_lengths(increment: Increment, customers: DataFrame, as_of: int) -> tuple[int, int]:
+    """Approximate number of events of `customers`, and an upper bound of the events of one of them.
 
-    By their rows and what came since; who has no row may have any number.
+    From their rows and the events added since; a customer without a row may have any number.
     """
-    rows = step.run.tables.read("sequences").select("customer_key", "events_seen")
-    came = step.changed_before(step.built.as_of, as_of).where("sign > 0")
-    came = came.join(_remaking(to_do), "customer_key", "left_semi").groupBy("customer_key").count()
-    each = _remaking(to_do).join(rows, "customer_key", "left").join(came, "customer_key", "left")
-    events = F.coalesce("events_seen", F.lit(0)) + F.coalesce("count", F.lit(0))
-    told = each.agg(F.count_if(F.col("events_seen").isNull()), F.sum(events), F.max(events)).first()
-    assert told is not None  # an aggregate without keys gives one row
-    unknown, total, longest = (int(value) for value in told)
-    if not unknown:
+    rows = increment.tables.read("sequences").select("customer_key", "events_seen")
+    added = increment.changes_between(increment.lineage.as_of, as_of).where("_sign > 0")
+    added = added.join(customers, "customer_key", "left_semi")
+    counts = added.groupBy("customer_key").agg(F.count("*").alias("_added"))
+    lengths = customers.join(rows, "customer_key", "left").join(counts, "customer_key", "left")
+    length = F.coalesce("events_seen", F.lit(0)) + F.coalesce("_added", F.lit(0))
+    row = one_row(lengths.agg(F.count_if(F.col("events_seen").isNull()), F.sum(length), F.max(length)))
+    without_row, total, longest = (int(value) for value in row)
+    if not without_row:
         return total, longest
-    every = step.events.count()
-    return total + math.ceil(unknown / max(1, rows.count()) * every), every
+    event_count = increment.events.count()
+    return total + math.ceil(without_row / max(1, rows.count()) * event_count), event_count
 
 
-def leaving(step: Increment, to_do: DataFrame, as_of: int, counts: dict[int, int]) -> DataFrame | None:
-    """`customer_key` of those whose row goes: not eligible any more, or without an event; None: nobody."""
+def _deleted_keys(
+    increment: Increment, tasks: DataFrame, as_of: int, counts: Mapping[int, int]
+) -> DataFrame | None:
+    """`customer_key` of the rows to delete: not eligible any more, or without an event; None if there are none."""
     parts = []
-    if counts[_DELETE]:
-        parts.append(to_do.where(F.col("task") == _DELETE).select("customer_key"))
-    if counts[_REMAKE]:
-        visible = before(step.events, as_of).select("customer_key")
-        seen = visible.join(_remaking(to_do), "customer_key", "left_semi").distinct()
-        parts.append(_remaking(to_do).join(seen, "customer_key", "left_anti"))
-    return reduce(DataFrame.unionByName, parts) if parts else None
+    if counts.get(_DELETE):
+        parts.append(_customers_of(tasks, _DELETE))
+    if counts.get(_REBUILD):
+        customers = _customers_of(tasks, _REBUILD)
+        visible = before(increment.events, as_of).select("customer_key")
+        with_events = visible.join(customers, "customer_key", "left_semi").distinct()
+        parts.append(customers.join(with_events, "customer_key", "left_anti"))
+    return union_all(parts) if parts else None
 
 
-def _remaking(to_do: DataFrame) -> DataFrame:
-    return to_do.where(F.col("task") == _REMAKE).select("customer_key")
-
-
-def update(run: Run, built: Built, cut: int) -> Outcome | str:
-    """Update the tables; or say why it takes a rebuild."""
-    with run.letting_go(), session_settings(run.spark, BUILD_SETTINGS):
-        step = Increment(run, built)
-        check_as_of(run, *step.bounds)
-        return _update(step, cut)
-
-
-def _update(step: Increment, cut: int) -> Outcome | str:
-    run, built, as_of = step.run, step.built, micros(step.run.as_of)
-    value_counts = learn_values(step, cut)
-    vocabulary = run.keep(run.tables.read("vocabulary"))
-    tops = top_ids(vocabulary)
-    values_added = values_since(built, tops)
-    to_do = step.run.keep(customers_to_do(step, as_of, values_added))
-    counted = {row["task"]: row["count"] for row in to_do.groupBy("task").count().toLocalIterator()}
-    counts = {task: counted.get(task, 0) for task in (_ADD, _REMAKE, _DELETE)}
-    anew = counts[_REMAKE] + counts[_DELETE]
-    if anew and anew > _MOST_REMADE * run.tables.read("sequences").count():
-        return f"{anew:,} customers have to be made again or deleted"
-    now = dataclasses.replace(
-        built,
-        events=run.tables.read_versions["events"],
-        consent=run.tables.version("consent"),
-        asked_at=micros(run.started_at),
-        value_counts=value_counts,
-        as_of=as_of,
-        cut=cut,
-        first_event=step.bounds[0],
-        last_event=step.bounds[1],
-        top_ids=tops,
-    )
-    if any(counts.values()):
-        fresh = new_rows(step, to_do, as_of, counts, vocabulary)
-        gone = leaving(step, to_do, as_of, counts)
-        rows = run.tables.apply(fresh, "sequences", "customer_key", now.note(), gone)
-    else:
-        run.tables.renew_note("sequences", now.note())
-        rows = dict.fromkeys(("inserted", "replaced", "deleted"), 0)
-    names = {_ADD: "added_to", _REMAKE: "remade", _DELETE: "deleted"}
-    return Outcome(now, values_added, {names[task]: count for task, count in counts.items()}, rows)
+def _customers_of(tasks: DataFrame, task: int) -> DataFrame:
+    return tasks.where(F.col("_task") == task).select("customer_key")

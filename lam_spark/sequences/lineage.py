@@ -1,92 +1,105 @@
-"""What a version of `sequences` was made of, kept in its commit: from there the next run goes on."""
+"""What a version of `sequences` was built from; stored with its commit, so that the next run can update it."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from lam_spark.config import Config
-from lam_spark.runtime.context import Run
-from lam_spark.sequences.time_range import micros
+from lam_spark.consent.guards import ConsentCheck
+from lam_spark.storage.tables.store import Tables
 
-# Raise it when the same events would give other rows.
-_ROW_VERSION = 3
-# Delta keeps removed files for seven days: what is older may not be read again.
-_MOST_DAYS = 6
+# Raise it when the same events would give other rows, or when a field of `SequencesLineage` changes.
+_FORMAT = 1
+# Delta's VACUUM may remove files that were replaced seven days ago; older versions may not be readable.
+_MAX_AGE = dt.timedelta(days=6)
 
 
 @dataclass(frozen=True)
-class Built:
-    """What the rows of `sequences` are a function of.
+class SequencesLineage:
+    """What determines the rows of `sequences`. Instants are microseconds since 1970 (UTC).
 
     Attributes:
-        digest: of the part of the configuration that matters here.
-        events: version of the table.
-        consent: version of the ledger; `asked_at` is when its statements had to be in effect.
-        value_counts: version of the table that counts the values of just these events.
-        as_of: the events before it were seen.
-        cut: the vocabulary knows events before it.
-        first_event, last_event: bounds of all events.
-        top_ids: highest token id of each field.
-
-    Instants are microseconds since 1970 (UTC).
+        config_digest: Digest of the relevant configuration (`config_digest`).
+        events_version: Version of `events`.
+        consent_check: How the consent ledger was read.
+        value_counts_version: Version of `value_counts`, which counts the values of these events.
+        as_of: The rows hold events before it.
+        vocabulary_cutoff: The vocabulary holds values of events before it.
+        first_event: First event of the table `events`.
+        last_event: Last event of the table `events`.
+        top_ids: Highest token id of each field.
     """
 
-    digest: str
-    events: int
-    consent: int
-    asked_at: int
-    value_counts: int
+    config_digest: str
+    events_version: int
+    consent_check: ConsentCheck
+    value_counts_version: int
     as_of: int
-    cut: int
+    vocabulary_cutoff: int
     first_event: int
     last_event: int
     top_ids: dict[str, int]
 
-    def note(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
+    def to_metadata(self) -> dict[str, Any]:
+        """Commit metadata: the format number and plain JSON values."""
+        return {"format": _FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any] | None) -> Self | None:
+        """Inverse of `to_metadata`; None where there is no metadata, or it has another format."""
+        if metadata is None or metadata.get("format") != _FORMAT:
+            return None
+        values = {name: value for name, value in metadata.items() if name != "format"}
+        return cls(**values | {"consent_check": ConsentCheck(**values["consent_check"])})
 
 
-def digest(config: Config) -> str:
-    """sha256 of all in the configuration that the rows and the vocabulary follow from, but its dates."""
+@dataclass(frozen=True)
+class RebuildNeeded:
+    """The stored rows cannot be updated.
+
+    Attributes:
+        reason: Why all rows have to be built from all events.
+    """
+
+    reason: str
+
+
+def config_digest(config: Config) -> str:
+    """sha256 of the configuration that rows and vocabulary depend on, dates excepted."""
     fields = {
-        name: [spec.kind, spec.min_count, spec.max_values]
-        for name, spec in config.fields.items()
-        if spec.kind != "reference"
+        name: [field.kind, field.min_count, field.max_values]
+        for name, field in config.fields.items()
+        if field.kind != "reference"
     }
     purposes = [config.consent.training_purpose, config.consent.contact_purpose]
-    parts = [
-        _ROW_VERSION,
-        fields,
-        config.sequences.max_events,
-        config.time_zone,
-        config.model.count_by,
-        purposes,
-    ]
+    parts = [fields, config.sequences.max_events, config.time_zone, config.model.count_by, purposes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def last_built(run: Run) -> tuple[Built | None, str]:
-    """What the table was made of; or None, and why it has to be made from all events."""
-    tables = run.tables
-    if run.config.sequences.rebuild:
-        return None, "sequences.rebuild is set"
+def last_lineage(tables: Tables, config: Config, at: dt.datetime) -> SequencesLineage | RebuildNeeded:
+    """What the stored rows were built from, if they can be updated at the instant `at`."""
+    if config.sequences.rebuild:
+        return RebuildNeeded("sequences.rebuild is set")
     if not tables.exists("sequences"):
-        return None, "there is no table yet"
-    note = tables.note_of("sequences")
-    if note is None:
-        return None, "the table's last change does not say what it was made of"
-    if note.get("digest") != digest(run.config):
-        return None, "fields, limits, purposes or time zone have changed"
-    built = Built(**note)
-    if micros(run.started_at) - built.asked_at > _MOST_DAYS * 86_400_000_000:
-        return None, f"the table is more than {_MOST_DAYS} days old"
-    if not tables.told_since("events", built.events):
-        return None, "the events were replaced, or their change feed has a gap"
-    if built.consent > tables.version("consent"):
-        return None, "the consent ledger was replaced"
-    return built, ""
+        return RebuildNeeded("there is no table yet")
+    metadata = tables.commit_metadata("sequences")
+    if metadata is None:
+        return RebuildNeeded("the table's last commit does not record what it was built from")
+    lineage = SequencesLineage.from_metadata(metadata)
+    if lineage is None:
+        return RebuildNeeded("the table was built by another version of lam_spark")
+    if lineage.config_digest != config_digest(config):
+        return RebuildNeeded("fields, limits, purposes or time zone have changed")
+    if at - lineage.consent_check.instant > _MAX_AGE:
+        return RebuildNeeded(f"the table is more than {_MAX_AGE.days} days old")
+    if not tables.has_change_feed_since("events", lineage.events_version):
+        return RebuildNeeded("the events were replaced, or their change feed has a gap")
+    if lineage.consent_check.version > tables.version("consent"):
+        return RebuildNeeded("the consent ledger was replaced")
+    return lineage

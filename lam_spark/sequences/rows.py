@@ -1,7 +1,7 @@
-"""Entries to rows of `sequences`: the latest `max_events` of a customer in order, the older ones summed up.
+"""Entries to rows of `sequences`: the latest `max_events` of a customer in order, truncated ones summarised.
 
-A row is a function of the set of its customer's events, the vocabulary and the configuration: `finished` is
-the only place that makes one, for a whole build and for a merge of new events alike.
+A row is a function of the set of its customer's events, the vocabulary and the configuration. Only `finish_rows`
+makes rows, both for a rebuild and for a merge of new events.
 """
 
 from __future__ import annotations
@@ -9,169 +9,162 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.config import Config
-from lam_spark.sequences.entries import entry, entry_types
+from lam_spark.sequences.entries import SequenceSpec, entry_array_type, entry_struct, entry_types
 
-# One digit less than Spark's widest sum, so that two of these add without losing a decimal.
-_SUM = "decimal(37,9)"
-_COUNTS, _SUMS = "map<int,bigint>", f"map<string,{_SUM}>"
-# Larger numbers count as this in the sums of older events: they would not fit the exact type.
+# One digit below Spark's maximal precision, so that two sums can be added without losing a decimal.
+SUM_TYPE = "decimal(37,9)"
+COUNTS_TYPE, SUMS_TYPE = "map<int,bigint>", f"map<string,{SUM_TYPE}>"
+_NUMBER_TYPE = "decimal(27,9)"
+# Sums of truncated events clip larger numbers to this: they would not fit the exact type.
 _LARGEST = 1e17
 
-
-def truncated_types(config: Config) -> dict[str, str]:
-    """Column -> Spark type of what is known of the events that a row no longer holds.
-
-    `truncated_counts` is by token id of `model.count_by`, `truncated_sums` by numeric field; both exact, whatever
-    the order of adding.
-    """
-    return {
-        "first_event_time": "timestamp",
-        "truncated_events": "bigint",
-        "truncated_counts": _COUNTS,
-        "truncated_sums": _SUMS,
-    }
+# Columns about the events that a row no longer holds. `truncated_counts` is by token id of `model.count_by`,
+# `truncated_sums` by numeric field; both are exact, whatever the order of addition.
+TRUNCATED_TYPES = {
+    "first_event_time": "timestamp",
+    "truncated_events": "bigint",
+    "truncated_counts": COUNTS_TYPE,
+    "truncated_sums": SUMS_TYPE,
+}
 
 
 def nothing_truncated() -> dict[str, Column]:
-    """The columns of `truncated_types` where nothing is left out."""
+    """The columns of `TRUNCATED_TYPES` where no event is truncated."""
     return {
-        "first_event_time": F.lit(None).cast("timestamp"),
-        "truncated_events": F.lit(0).cast("bigint"),
-        "truncated_counts": F.lit(None).cast(_COUNTS),
-        "truncated_sums": F.lit(None).cast(_SUMS),
+        name: F.lit(0 if name == "truncated_events" else None).cast(kind)
+        for name, kind in TRUNCATED_TYPES.items()
     }
 
 
-def entry_array(config: Config) -> str:
-    """Spark type of a customer's entries (`entry`)."""
-    types = entry_types(config) | {"_lacking": "bigint"}
-    return f"array<struct<{','.join(f'{name}:{kind}' for name, kind in types.items())}>>"
+def finish_rows(customers: DataFrame, spec: SequenceSpec) -> DataFrame:
+    """Rows of the table from a customer's entries; grain: a customer.
 
-
-def finished(customers: DataFrame, config: Config) -> DataFrame:
-    """Rows of the table from `customer_key`, `entries` (any order) and the columns of `truncated_types`.
-
-    `first_event_time` may be null there; the older events must all lie before the entries.
+    Args:
+        customers: `customer_key`, `_entries` (any order) and the columns of `TRUNCATED_TYPES`;
+            `first_event_time` may be null. All truncated events are earlier than the entries.
+        spec: What determines a row.
     """
-    limit = config.sequences.max_events
-    ordered = customers.withColumn("entries", F.sort_array("entries")).withColumn(
-        "_surplus", F.greatest(F.size("entries") - limit, F.lit(0))
+    ordered = customers.withColumn("_entries", F.sort_array("_entries")).withColumn(
+        "_surplus", F.greatest(F.size("_entries") - spec.max_events, F.lit(0))
     )
-    cut = ordered.withColumns(
+    divided = ordered.withColumns(
         {
-            "_kept": F.when(F.col("_surplus") == 0, F.col("entries")).otherwise(
-                F.slice("entries", F.col("_surplus") + 1, limit)
+            "_kept": F.when(F.col("_surplus") == 0, F.col("_entries")).otherwise(
+                F.slice("_entries", F.col("_surplus") + 1, spec.max_events)
             ),
-            "_dropped": F.slice("entries", F.lit(1), F.col("_surplus")),
+            "_dropped": F.slice("_entries", F.lit(1), F.col("_surplus")),
         }
     )
-    first = F.timestamp_micros(F.element_at("entries.event_time", 1))
+    first = F.timestamp_micros(F.element_at("_entries.event_time", 1))
     return (
-        cut.select(
+        divided.select(
             "customer_key",
             F.size("_kept").alias("seq_len"),
-            (F.col("truncated_events") + F.size("entries")).cast("bigint").alias("events_seen"),
+            (F.col("truncated_events") + F.size("_entries")).cast("bigint").alias("events_seen"),
             F.least("first_event_time", first).alias("first_event_time"),
             F.timestamp_micros(F.element_at("_kept.event_time", -1)).alias("last_event_time"),
-            *(F.col(f"_kept.{name}").alias(name) for name in entry_types(config)),
+            *(F.col(f"_kept.{name}").alias(name) for name in entry_types(spec)),
             (F.col("truncated_events") + F.col("_surplus")).cast("bigint").alias("truncated_events"),
-            _added_counts(config.model.count_by).alias("truncated_counts"),
-            _added_sums(config.numeric).alias("truncated_sums"),
+            _total_counts(spec.count_by).alias("truncated_counts"),
+            _total_sums(spec.numeric).alias("truncated_sums"),
             "_kept",
         )
-        .select("*", _hash().alias("seq_hash"))
+        .select("*", _row_hash().alias("seq_hash"))
         .drop("_kept")
     )
 
 
-def _hash() -> Column:
-    """Of all that a row holds.
+def _row_hash() -> Column:
+    """Hash of everything that a row holds.
 
-    Spark's hash passes over nulls: which numbers an event lacks, its entry's `_lacking` tells.
+    Spark's hash skips nulls; the entries' `_nulls` tells which numbers are null.
     """
     maps = [F.array_sort(F.map_entries(name)) for name in ("truncated_counts", "truncated_sums")]
     return F.xxhash64("_kept", "first_event_time", "truncated_events", *maps)
 
 
-def merged(stored: DataFrame, fresh: DataFrame, config: Config) -> DataFrame:
-    """Stored rows of the table and newly gathered customers, as `finished` takes them.
+def merge_entries(stored: DataFrame, fresh: DataFrame, spec: SequenceSpec) -> DataFrame:
+    """Merge new events into stored rows; grain: a customer of `fresh`, with or without a stored row.
 
-    Grain: a customer of `fresh`, as `gather.gathered` gives them, with or without a row in `stored`. Their
-    events must not be in the row already.
+    Args:
+        stored: Rows of the table.
+        fresh: From `Assembler.gather`; none of the events may be in the stored row already.
+        spec: What determines a row.
+
+    Returns:
+        Customers as `finish_rows` takes them.
     """
-    names = list(entry_types(config))
-    entries = F.transform(F.arrays_zip(*names), lambda held: entry(config, held)).cast(entry_array(config))
-    older = list(truncated_types(config))
-    old = stored.select(
+    array = entry_array_type(spec)
+    zipped = F.arrays_zip(*entry_types(spec))
+    stored_entries = F.transform(zipped, lambda values: entry_struct(spec, values)).cast(array)
+    renamed = stored.select(
         "customer_key",
-        entries.alias("stored_entries"),
-        *(F.col(name).alias(f"stored_{name}") for name in older),
+        stored_entries.alias("_stored_entries"),
+        *(F.col(name).alias(f"_stored_{name}") for name in TRUNCATED_TYPES),
     )
-    nothing = F.array().cast(entry_array(config))
-    both = F.concat(F.coalesce("stored_entries", nothing), F.col("entries").cast(entry_array(config)))
-    zero = F.lit(0)
-    return fresh.join(old, "customer_key", "left").select(
+    no_entries = F.array().cast(array)
+    entries = F.concat(F.coalesce("_stored_entries", no_entries), F.col("_entries").cast(array))
+    stored_events = F.coalesce("_stored_truncated_events", F.lit(0))
+    return fresh.join(renamed, "customer_key", "left").select(
         "customer_key",
-        both.alias("entries"),
-        F.least("stored_first_event_time", "first_event_time").alias("first_event_time"),
-        (F.coalesce("stored_older_events", zero) + F.col("truncated_events")).alias("truncated_events"),
+        entries.alias("_entries"),
+        F.least("_stored_first_event_time", "first_event_time").alias("first_event_time"),
+        (stored_events + F.col("truncated_events")).alias("truncated_events"),
         *(
-            _map_sum(F.col(f"stored_{name}"), F.col(name), kind).alias(name)
-            for name, kind in (("truncated_counts", _COUNTS), ("truncated_sums", _SUMS))
+            _map_sum(F.col(f"_stored_{name}"), F.col(name), TRUNCATED_TYPES[name]).alias(name)
+            for name in ("truncated_counts", "truncated_sums")
         ),
     )
 
 
-def exact(number: Column) -> Column:
+def exact_number(number: Column) -> Column:
     """A float as a decimal that sums exactly; null stays null."""
     bounded = F.greatest(F.least(number.cast("double"), F.lit(_LARGEST)), F.lit(-_LARGEST))
-    return F.when(number.isNotNull(), bounded).cast("decimal(27,9)")
+    return F.when(number.isNotNull(), bounded).cast(_NUMBER_TYPE)
 
 
-def canonical(counted: Column) -> Column:
-    """A map with its entries in the order of the keys: equal maps are then equal bytes."""
-    return F.map_from_entries(F.array_sort(F.map_entries(counted)))
+def sorted_map(entries: Column) -> Column:
+    """A map with its entries in the order of the keys, so that equal maps have equal bytes."""
+    return F.map_from_entries(F.array_sort(F.map_entries(entries)))
 
 
-def _added_counts(name: str) -> Column:
-    """`truncated_counts` and the dropped entries' values of the field, by runs of the sorted ids."""
-    ids = F.sort_array(F.col(f"_dropped.{name}"))
+def _total_counts(count_by: str) -> Column:
+    """`truncated_counts` plus the counts of the dropped entries, from runs of the sorted ids."""
+    ids = F.sort_array(F.col(f"_dropped.{count_by}"))
     distinct = F.array_distinct(ids)
 
-    def run_length(value: Column, place: Column) -> Column:
-        after = F.get(distinct, place + 1)
-        end = F.coalesce(F.array_position(ids, after), F.size(ids).cast("bigint") + 1)
+    def run_length(value: Column, index: Column) -> Column:
+        following = F.get(distinct, index + 1)
+        end = F.coalesce(F.array_position(ids, following), F.size(ids).cast("bigint") + 1)
         return end - F.array_position(ids, value)
 
-    fresh = F.map_from_arrays(distinct, F.transform(distinct, run_length))
-    held = F.col("truncated_counts")
-    return F.when(F.col("_surplus") == 0, held).otherwise(_map_sum(held, fresh, _COUNTS))
+    dropped = F.map_from_arrays(distinct, F.transform(distinct, run_length))
+    counts = F.col("truncated_counts")
+    return F.when(F.col("_surplus") == 0, counts).otherwise(_map_sum(counts, dropped, COUNTS_TYPE))
 
 
 def _map_sum(left: Column, right: Column, kind: str) -> Column:
-    """Two maps of numbers (null: empty) added by key; null where both are."""
+    """Sum of two maps of numbers (null: empty) by key; null where both are null."""
     zero = F.lit(0)
-    both = F.map_zip_with(left, right, lambda _, a, b: F.coalesce(a, zero) + F.coalesce(b, zero))
+    total = F.map_zip_with(left, right, lambda _, a, b: F.coalesce(a, zero) + F.coalesce(b, zero))
     either = F.coalesce(left, right).cast(kind)
-    return F.when(left.isNull() | right.isNull(), either).otherwise(canonical(both).cast(kind))
+    return F.when(left.isNull() | right.isNull(), either).otherwise(sorted_map(total).cast(kind))
 
 
-def _added_sums(names: tuple[str, ...]) -> Column:
-    """`truncated_sums` and the dropped entries' numbers."""
-    zero = F.lit(0).cast(_SUM)
+def _total_sums(numeric: tuple[str, ...]) -> Column:
+    """`truncated_sums` plus the numbers of the dropped entries."""
+    zero = F.lit(0).cast(SUM_TYPE)
+    no_number = F.lit(0).cast(_NUMBER_TYPE)
 
     def total(name: str) -> Column:
         dropped = F.aggregate(
             F.col(f"_dropped.{name}"),
             zero,
-            lambda held, number: (held + F.coalesce(exact(number), F.lit(0).cast("decimal(27,9)"))).cast(
-                _SUM
-            ),
+            lambda sum_, number: (sum_ + F.coalesce(exact_number(number), no_number)).cast(SUM_TYPE),
         )
-        return (F.coalesce(F.element_at("truncated_sums", F.lit(name)), zero) + dropped).cast(_SUM)
+        return (F.coalesce(F.element_at("truncated_sums", F.lit(name)), zero) + dropped).cast(SUM_TYPE)
 
-    if not names:
+    if not numeric:
         return F.col("truncated_sums")
-    sums = F.create_map(*(part for name in sorted(names) for part in (F.lit(name), total(name))))
-    return F.when(F.col("_surplus") == 0, F.col("truncated_sums")).otherwise(sums).cast(_SUMS)
+    sums = F.create_map(*(part for name in sorted(numeric) for part in (F.lit(name), total(name))))
+    return F.when(F.col("_surplus") == 0, F.col("truncated_sums")).otherwise(sums).cast(SUMS_TYPE)

@@ -1,120 +1,174 @@
-"""Stage `sequences`: the vocabulary, and one row a consenting customer with arrays a field.
+"""Stage `sequences`: the vocabulary, and one row of ordered events per eligible customer.
 
-Cost: a night takes what changed (`increment`); where that cannot be told, all events: the strings are replaced
-by ids before the one shuffle (by customer), and time is linear in events. A task holds a few times
-`max_events` events of a customer at most.
+Cost: a nightly run processes what changed (`incremental`). Where the changes cannot be determined, it processes all
+events: token ids replace texts before the one shuffle (by customer), and time is linear in events. A task holds at
+most a few times `max_events` events of a customer.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 from pyspark.sql import functions as F
 
+from lam_spark.config import Config
+from lam_spark.consent.eligibility import eligible_by_purpose
+from lam_spark.consent.guards import consent_check
 from lam_spark.errors import DataQualityError
-from lam_spark.runtime.context import Run, StageResult, stage
-from lam_spark.sequences.build import Assembler
-from lam_spark.sequences.customers import allowed_now, before, beside_events
-from lam_spark.sequences.incremental import Outcome, update
-from lam_spark.sequences.lineage import Built, digest, last_built
-from lam_spark.sequences.settings import BUILD_SETTINGS
-from lam_spark.sequences.time_range import bounds_of, check_as_of, instant, micros
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.runtime.results import StageResult
+from lam_spark.sequences.build import BUILD_SETTINGS, Assembler, broadcast_if_few
+from lam_spark.sequences.entries import SequenceSpec
+from lam_spark.sequences.incremental import UpdateResult, update
+from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage, config_digest, last_lineage
+from lam_spark.sequences.time_range import before, require_as_of_within, time_range
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
-from lam_spark.storage.settings import session_settings
+from lam_spark.storage.dataframes import FrameCache, one_row
+from lam_spark.storage.session_settings import session_settings
+from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.time import instant, micros
+
+
+@dataclass(frozen=True)
+class SequencesResult(StageResult):
+    """Size of the table `sequences`, and what the run changed.
+
+    Attributes:
+        mode: Whether all rows were rebuilt or only changed customers updated.
+        rebuild_reason: Why all rows were rebuilt; None after an update.
+        sequences: Rows of the table.
+        events_in_sequences: Events in the arrays.
+        events_truncated: Events that the rows only summarise.
+        longest_sequence: Events of the longest row.
+        vocabulary_added: New entries of the vocabulary.
+        first_event: First event of the table `events` (ISO 8601).
+        last_event: Last event of the table `events` (ISO 8601).
+    """
+
+    mode: Literal["rebuild", "update"]
+    rebuild_reason: str | None
+    sequences: int
+    events_in_sequences: int
+    events_truncated: int
+    longest_sequence: int
+    vocabulary_added: int
+    customers_added_to: int
+    customers_rebuilt: int
+    customers_deleted: int
+    rows_inserted: int
+    rows_replaced: int
+    rows_deleted: int
+    first_event: str
+    last_event: str
+
+    @property
+    def customers_changed(self) -> int:
+        """Customers whose rows may have changed."""
+        return self.customers_added_to + self.customers_rebuilt + self.customers_deleted
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        written = self.rows_inserted + self.rows_replaced
+        return (
+            f"{self.sequences:,} sequences of {self.events_in_sequences:,} events, the longest "
+            f"{self.longest_sequence:,}; {self.mode} of {self.customers_changed:,} customers, {written:,} rows written; "
+            f"{self.vocabulary_added:,} new vocabulary entries"
+        )
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """All integer fields and `customers_changed`."""
+        return {**super().counts, "customers_changed": self.customers_changed}
 
 
 @stage
-def run(run: Run) -> StageResult:
+def build_sequences(ctx: RunContext) -> SequencesResult:
     """Publish `vocabulary`, `value_counts` and `sequences`.
 
-    `sequences`, grain: a customer who is eligible for training or for contact. Columns: `customer_key,
-    seq_len (events), events_seen, first_event_time, last_event_time`; arrays of the latest `max_events` events
-    before `as_of`, ordered by (event_time, event_id): `event_time BIGINT` (microseconds UTC), `event_order
-    BIGINT` (stands for event_id), `hour_of_week INT` (0 = Sunday 00:00 local), one a modelled field; sums of
-    the events before these: `truncated_events, truncated_counts` (events by token id of `model.count_by`),
-    `truncated_sums` (by numeric field); `seq_hash` of all this.
+    `sequences`, grain: a customer who is eligible for training or for contact. Columns: `customer_key`, `seq_len`
+    (events), `events_seen`, `first_event_time`, `last_event_time`; arrays of the latest `max_events` events before
+    `as_of`, ordered by (event_time, event_id): `event_time` BIGINT (microseconds UTC), `event_order` BIGINT (sorts
+    like event_id), `hour_of_week` INT (0 = Sunday 00:00 local time) and one per modelled field; a summary of earlier
+    events: `truncated_events`, `truncated_counts` (events by token id of `model.count_by`), `truncated_sums` (by
+    numeric field); `seq_hash` of all this.
 
     Raises:
-        ConfigError: `as_of` lies before the first event or too long after the last one.
-        ConsentError: nobody is eligible.
-        DataQualityError: no eligible customer has an event before `as_of`.
+        ConfigError: `as_of` is not after the first event, or too long after the last one.
+        ConsentError: No customer is eligible.
+        DataQualityError: No eligible customer has an event before `as_of`.
     """
-    built, why = last_built(run)
-    outcome: Outcome | str = why
-    if built is not None:
-        outcome = update(run, built, _cut(run))
-    mode = "rebuild" if isinstance(outcome, str) else "update"
-    facts = {"mode": mode} | ({"why": outcome} if isinstance(outcome, str) else {})
-    if isinstance(outcome, str):
-        outcome = _rebuild(run)
-    return _result(run, outcome, facts)
+    tables, cache, config, at = ctx.tables, ctx.cache, ctx.config, ctx.started_at
+    cutoff = min(micros(ctx.as_of), config.micros(config.split.test_start))
+    last = last_lineage(tables, config, at)
+    if isinstance(last, RebuildNeeded):
+        result: UpdateResult | RebuildNeeded = last
+    else:
+        result = update(tables, cache, config, last, cutoff, at)
+    reason = None
+    if isinstance(result, RebuildNeeded):
+        reason = result.reason
+        result = _rebuild(tables, cache, config, cutoff, at)
+    return _stage_result(tables, result, reason)
 
 
-def _cut(run: Run) -> int:
-    """The vocabulary knows events before this instant (microseconds UTC)."""
-    return min(micros(run.as_of), run.config.micros(run.config.split.test_start))
-
-
-def _rebuild(run: Run) -> Outcome:
-    """Make all tables of the stage from all events."""
-    tables, config = run.tables, run.config
+def _rebuild(tables: Tables, cache: FrameCache, config: Config, cutoff: int, at: dt.datetime) -> UpdateResult:
+    """Build all tables of the stage from all events."""
+    as_of = config.instant(config.as_of)
     events = tables.read("events")
-    first, last = bounds_of(events)
-    check_as_of(run, first, last)
-    with session_settings(run.spark, BUILD_SETTINGS):
-        allowed = allowed_now(run)
-        asked = beside_events(allowed)
-        cut = _cut(run)
-        trained = before(events, cut).join(asked.where("trains"), "customer_key", "left_semi")
-        tables.overwrite(count_values(trained, config), "value_counts")
-        added = extend_vocabulary(run, tables.read("value_counts"))
-        visible = before(events, micros(run.as_of))
-        if visible.join(asked, "customer_key", "left_semi").isEmpty():
+    first, last = time_range(events)
+    require_as_of_within(as_of, first, last, config.quality, config.time_zone)
+    with session_settings(tables.spark, BUILD_SETTINGS):
+        eligible = eligible_by_purpose(tables, cache, config.consent, at)
+        side = broadcast_if_few(eligible)
+        trained = before(events, cutoff).join(side.where("trains"), "customer_key", "left_semi")
+        tables.overwrite(count_values(trained, config.categorical), "value_counts")
+        values_added = extend_vocabulary(tables, config.fields, tables.read("value_counts"))
+        visible = before(events, micros(as_of))
+        if visible.join(side, "customer_key", "left_semi").isEmpty():
             raise DataQualityError(
                 f"no eligible customer has an event before {config.as_of}: nothing to learn from"
             )
-        vocabulary = run.keep(tables.read("vocabulary"))
-        built = Built(
-            digest=digest(config),
-            events=tables.read_versions["events"],
-            consent=tables.read_versions["consent"],
-            asked_at=micros(run.started_at),
-            value_counts=tables.read_versions["value_counts"],
-            as_of=micros(run.as_of),
-            cut=cut,
+        vocabulary = cache(tables.read("vocabulary"))
+        lineage = SequencesLineage(
+            config_digest=config_digest(config),
+            events_version=tables.read_versions["events"],
+            consent_check=consent_check(tables, config.consent.training_purpose, at),
+            value_counts_version=tables.read_versions["value_counts"],
+            as_of=micros(as_of),
+            vocabulary_cutoff=cutoff,
             first_event=first,
             last_event=last,
             top_ids=top_ids(vocabulary),
         )
         count = events.count()
-        made = Assembler(run, vocabulary).rows(visible, allowed, count, longest=count)
-        rows = tables.overwrite(made, "sequences", note=built.note())
-    return Outcome(built, added, {"remade": rows}, {"inserted": rows})
+        assembler = Assembler(cache, SequenceSpec.of(config), vocabulary)
+        rows = assembler.rows(visible, eligible, count, longest=count)
+        written = tables.overwrite(rows, "sequences", metadata=lineage.to_metadata())
+    return UpdateResult(lineage, values_added, customers_rebuilt=written, rows_inserted=written)
 
 
-def _result(run: Run, outcome: Outcome, facts: dict[str, str]) -> StageResult:
-    sums = (F.count("*"), F.sum("events_seen"), F.sum("seq_len"), F.max("seq_len"))
-    totals = run.tables.read("sequences").agg(*sums).first()
-    assert totals is not None  # an aggregate without keys gives one row
-    rows, seen, kept_events, longest = (int(value or 0) for value in totals)
-    written = sum(outcome.rows.get(what, 0) for what in ("inserted", "replaced"))
-    changed = sum(outcome.customers.values())
-    return StageResult(
-        says=(
-            f"{rows:,} sequences of {kept_events:,} events, the longest {longest:,}; {facts['mode']} of "
-            f"{changed:,} customers, {written:,} rows written; {outcome.values_added:,} new vocabulary entries"
-        ),
-        counts={
-            "sequences": rows,
-            "events_in_sequences": kept_events,
-            "events_truncated": seen - kept_events,
-            "longest_sequence": longest,
-            "vocabulary_added": outcome.values_added,
-            "customers_changed": changed,
-            **{f"customers_{what}": count for what, count in outcome.customers.items()},
-            **{f"rows_{what}": count for what, count in outcome.rows.items()},
-        },
-        facts={
-            **facts,
-            "first_event": instant(outcome.built.first_event).isoformat(),
-            "last_event": instant(outcome.built.last_event).isoformat(),
-        },
+def _stage_result(tables: Tables, result: UpdateResult, rebuild_reason: str | None) -> SequencesResult:
+    totals = (F.count("*"), F.sum("events_seen"), F.sum("seq_len"), F.max("seq_len"))
+    row = one_row(tables.read("sequences").agg(*totals))
+    rows, seen, in_rows, longest = (int(value or 0) for value in row)
+    return SequencesResult(
+        mode="update" if rebuild_reason is None else "rebuild",
+        rebuild_reason=rebuild_reason,
+        sequences=rows,
+        events_in_sequences=in_rows,
+        events_truncated=seen - in_rows,
+        longest_sequence=longest,
+        vocabulary_added=result.values_added,
+        customers_added_to=result.customers_added_to,
+        customers_rebuilt=result.customers_rebuilt,
+        customers_deleted=result.customers_deleted,
+        rows_inserted=result.rows_inserted,
+        rows_replaced=result.rows_replaced,
+        rows_deleted=result.rows_deleted,
+        first_event=instant(result.lineage.first_event).isoformat(),
+        last_event=instant(result.lineage.last_event).isoformat(),
     )

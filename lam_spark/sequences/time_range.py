@@ -1,4 +1,4 @@
-"""The first and the last event, whether `as_of` lies within reach of them, and up to when events are known."""
+"""First and last event, the check of `as_of` against them, and the instant up to which events are known."""
 
 from __future__ import annotations
 
@@ -8,62 +8,72 @@ import zoneinfo
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.config import QualityConfig
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.runtime.context import Run, sql_literal
-
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-
-def micros(instant: dt.datetime) -> int:
-    """Microseconds since 1970 (UTC), exactly."""
-    return (instant - _EPOCH) // dt.timedelta(microseconds=1)
+from lam_spark.storage.dataframes import one_row
+from lam_spark.storage.time import instant, sql_literal
 
 
-def instant(microseconds: int) -> dt.datetime:
-    """Inverse of `micros`."""
-    return _EPOCH + dt.timedelta(microseconds=microseconds)
+def before(events: DataFrame, until: int) -> DataFrame:
+    """Events before an instant (microseconds UTC)."""
+    return events.where(F.col("event_time") < F.expr(sql_literal(instant(until))))
 
 
-def bounds_of(events: DataFrame) -> tuple[int, int]:
+def time_range(events: DataFrame) -> tuple[int, int]:
     """First and last `event_time`, microseconds UTC.
 
     Raises:
-        DataQualityError: there is no event.
+        DataQualityError: There is no event.
     """
-    row = events.agg(F.unix_micros(F.min("event_time")), F.unix_micros(F.max("event_time"))).first()
-    if row is None or row[0] is None:
+    first, last = one_row(events.agg(F.unix_micros(F.min("event_time")), F.unix_micros(F.max("event_time"))))
+    if first is None:
         raise DataQualityError("the table events is empty: run the stage 'ingest' over inputs that have rows")
-    return int(row[0]), int(row[1])
+    return int(first), int(last)
 
 
-def check_as_of(run: Run, first: int, last: int) -> None:
-    """Hold `as_of` against the first and the last event.
+def require_as_of_within(
+    as_of: dt.datetime, first: int, last: int, quality: QualityConfig, time_zone: str
+) -> None:
+    """Check `as_of` against the first and the last event.
+
+    Args:
+        as_of: Instant before which everything is visible.
+        first: First event, microseconds UTC.
+        last: Last event, microseconds UTC.
+        quality: Section `quality` of the configuration.
+        time_zone: IANA zone of the data set, for the message.
 
     Raises:
-        ConfigError: it is not after the first, or longer after the last than the configuration allows.
+        ConfigError: `as_of` is not after the first event, or longer after the last one than allowed.
     """
-    stale = dt.timedelta(days=run.config.quality.max_staleness_days)
-    if not instant(first) < run.as_of <= instant(last) + stale:
+    staleness = dt.timedelta(days=quality.max_staleness_days)
+    if not instant(first) < as_of <= instant(last) + staleness:
         raise ConfigError(
-            f"as_of {run.config.as_of} is outside the data: events run from {instant(first):%Y-%m-%d} to "
+            f"as_of {_local_day(as_of, time_zone)} is outside the data: events run from {instant(first):%Y-%m-%d} to "
             f"{instant(last):%Y-%m-%d} (UTC), and as_of may be at most quality.max_staleness_days = "
-            f"{stale.days} days after the last"
+            f"{staleness.days} days after the last"
         )
 
 
-def observed_until(run: Run, events: DataFrame, last: int) -> dt.datetime:
-    """Up to when it is known what happened: `as_of`, or the end of the local day of the last event before it.
+def observed_until(events: DataFrame, as_of: dt.datetime, last: int, time_zone: str) -> dt.datetime:
+    """Instant up to which events are known: `as_of`, or the end of the local day of the last event before it.
 
-    `as_of` may lie some days after what was delivered; in these nothing is known to have happened or not. The last
-    event counts whoever's and of whatever channel it is: the kind that a target waits for may be rare, and a quiet
-    week of it is an answer. Events from `as_of` on do not count: a run of an earlier day finds what it found then.
+    `as_of` may be some days after the last ingested event; whether anything happened in these days is unknown. The
+    last event of any customer and channel counts: the events of one target may be rare, and a quiet week is an
+    observation. Events from `as_of` on do not count, so that a rerun of an earlier day gives the same result.
 
     Args:
-        run: its `as_of` lies after the first event (`check_as_of`).
-        events: of everybody.
-        last: of them, by `bounds_of`; only where it is not before `as_of` are they looked at once more.
+        events: Events of all customers.
+        as_of: After the first event (`require_as_of_within`).
+        last: Last event (`time_range`); the events are read again only if it is not before `as_of`.
+        time_zone: IANA zone of the data set.
     """
-    if instant(last) >= run.as_of:
-        _, last = bounds_of(events.where(F.col("event_time") < F.expr(sql_literal(run.as_of))))
-    last_day = instant(last).astimezone(zoneinfo.ZoneInfo(run.config.time_zone)).date()
-    return min(run.as_of, run.config.instant(last_day + dt.timedelta(days=1)))
+    if instant(last) >= as_of:
+        _, last = time_range(events.where(F.col("event_time") < F.expr(sql_literal(as_of))))
+    next_day = _local_day(instant(last), time_zone) + dt.timedelta(days=1)
+    midnight = dt.datetime.combine(next_day, dt.time(), zoneinfo.ZoneInfo(time_zone))
+    return min(as_of, midnight.astimezone(dt.UTC))
+
+
+def _local_day(at: dt.datetime, time_zone: str) -> dt.date:
+    return at.astimezone(zoneinfo.ZoneInfo(time_zone)).date()

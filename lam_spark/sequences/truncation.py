@@ -1,7 +1,8 @@
-"""Customers with far more events than a row holds: their old events are summed up where they lie.
+"""Customers with very long histories: their truncated events are summarised before they are collected.
 
-Without this a task would hold every event of a customer at once. A sample finds them, the result does not
-depend on it: whoever it overlooks has at most a few times `max_events`, and `rows.finished` cuts exactly.
+Otherwise a task would hold every event of such a customer at once. A sample finds these customers; the result does
+not depend on it, because a customer that it misses has at most a few times `max_events` and `rows.finish_rows`
+truncates exactly.
 """
 
 from __future__ import annotations
@@ -9,54 +10,56 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from lam_spark.config import Config
-from lam_spark.sequences.rows import _COUNTS, _SUM, canonical, exact
+from lam_spark.sequences.entries import SequenceSpec
+from lam_spark.sequences.rows import COUNTS_TYPE, SUM_TYPE, SUMS_TYPE, exact_number, sorted_map
 from lam_spark.sequences.vocabulary import encode
 
-# Of a customer's latest `max_events` this many are in the sample (if max_events is larger than it). The
-# chance that twice `max_events` are taken for fewer than `max_events` is then below 1e-12.
+# Sampled events among a customer's latest `max_events` (where `max_events` is larger). The chance that a start
+# leaves fewer than `max_events` events is then below 1e-12.
 _SAMPLED = 512
 
 
-def heavy_starts(events: DataFrame, max_events: int) -> DataFrame:
-    """`customer_key, start_time` (microseconds), `start_order`; grain: a customer with too many events.
+def long_history_starts(events: DataFrame, max_events: int) -> DataFrame:
+    """Where to divide the history of each customer with a very long one; grain: such a customer.
 
-    About `2 * max_events` events are at or after (start_time, start_order), never fewer than `max_events`.
-    Cost: one scan of three columns; a sample of them is sorted.
+    About `2 * max_events` events are at or after (_start_time, _start_order), never fewer than `max_events`.
+    Cost: one scan of three columns and a sort of a sample.
+
+    Returns:
+        Columns `customer_key`, `_start_time` (microseconds UTC), `_start_order`.
     """
     rate = min(1.0, _SAMPLED / max_events)
-    latest = Window.partitionBy("customer_key").orderBy(F.desc("event_time"), F.desc("start_order"))
-    sampled = events.select("customer_key", "event_time", F.col("event_order").alias("start_order"))
+    newest_first = Window.partitionBy("customer_key").orderBy(F.desc("event_time"), F.desc("_start_order"))
+    sampled = events.select("customer_key", "event_time", F.col("event_order").alias("_start_order"))
     if rate < 1:
         sampled = sampled.sample(rate, seed=1)
     return (
-        sampled.withColumn("place", F.row_number().over(latest))
-        .where(F.col("place") == int(2 * max_events * rate))
-        .select("customer_key", F.unix_micros("event_time").alias("start_time"), "start_order")
+        sampled.withColumn("_row_number", F.row_number().over(newest_first))
+        .where(F.col("_row_number") == int(2 * max_events * rate))
+        .select("customer_key", F.unix_micros("event_time").alias("_start_time"), "_start_order")
     )
 
 
-def truncated_summaries(older: DataFrame, vocabulary: DataFrame, config: Config) -> DataFrame:
-    """`customer` and the columns of `truncated_types`; grain: a customer of the events `older`.
+def summarise_truncated(truncated: DataFrame, vocabulary: DataFrame, spec: SequenceSpec) -> DataFrame:
+    """Summaries of truncated events: `_customer` and the columns of `rows.TRUNCATED_TYPES`; grain: a customer.
 
-    Sums are partly made before the shuffle, so that a customer of millions of events costs it nothing.
+    Partial sums are computed before the shuffle, so that millions of events of one customer shuffle few rows.
     """
-    counted = config.model.count_by
-    encoded = encode(older, vocabulary, [counted])
-    by_value = encoded.groupBy("customer", counted).agg(
-        F.count("*").alias("events"),
-        F.min("event_time").alias("first"),
-        *(F.sum(exact(F.col(name).cast("float"))).alias(f"sum_{name}") for name in config.numeric),
+    encoded = encode(truncated, vocabulary, [spec.count_by])
+    by_value = encoded.groupBy("_customer", spec.count_by).agg(
+        F.count("*").alias("_events"),
+        F.min("event_time").alias("_first"),
+        *(F.sum(exact_number(F.col(name).cast("float"))).alias(f"_sum_{name}") for name in spec.numeric),
     )
-    pairs = F.map_from_entries(F.collect_list(F.struct(counted, "events")))
+    counts = F.map_from_entries(F.collect_list(F.struct(spec.count_by, "_events")))
     sums = [
         part
-        for name in sorted(config.numeric)
-        for part in (F.lit(name), F.coalesce(F.sum(f"sum_{name}"), F.lit(0)).cast(_SUM))
+        for name in sorted(spec.numeric)
+        for part in (F.lit(name), F.coalesce(F.sum(f"_sum_{name}"), F.lit(0)).cast(SUM_TYPE))
     ]
-    return by_value.groupBy("customer").agg(
-        F.min("first").alias("first_event_time"),
-        F.sum("events").alias("truncated_events"),
-        canonical(pairs).cast(_COUNTS).alias("truncated_counts"),
-        (F.create_map(*sums) if sums else F.lit(None)).cast(f"map<string,{_SUM}>").alias("truncated_sums"),
+    return by_value.groupBy("_customer").agg(
+        F.min("_first").alias("first_event_time"),
+        F.sum("_events").alias("truncated_events"),
+        sorted_map(counts).cast(COUNTS_TYPE).alias("truncated_counts"),
+        (F.create_map(*sums) if sums else F.lit(None)).cast(SUMS_TYPE).alias("truncated_sums"),
     )

@@ -1,4 +1,4 @@
-"""The Spark columns that carry a customer's events and queries to the packer, and back into `Customer`s."""
+"""Spark columns that carry a customer's events and queries to the packer, and their conversion to `Customer`s."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from lam_spark.training_data.aggregates import TruncatedHistory
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
 from lam_spark.training_data.packing import Customer
 
-_MOST_COUNTED_VALUES = 16
-# What a row of `sequences` tells of events that its arrays no longer hold.
+_MAX_COUNTED_VALUES = 16
+# Columns of `sequences` about events that its arrays no longer hold.
 _TRUNCATED = ("truncated_events", "first_event_time")
-_NEVER = 2**63 - 1  # no instant is later
+_NEVER = 2**63 - 1  # after every instant
 
 
 def layout_of(config: Config, vocabulary: DataFrame) -> Layout:
-    """The layout that this configuration and this vocabulary give."""
-    return layout_with(config, vocabulary_sizes(vocabulary, config))
+    """The layout for a configuration and the present vocabulary."""
+    return layout_with(config, vocabulary_sizes(vocabulary, config.categorical))
 
 
 def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
-    """The layout of fields with so many ids in use."""
-    last = min(sizes[config.model.count_by], FIRST_VALUE + _MOST_COUNTED_VALUES)
+    """The layout for a configuration and the numbers of ids in use per categorical field."""
+    last = min(sizes[config.model.count_by], FIRST_VALUE + _MAX_COUNTED_VALUES)
+    embeddings = {name: config.fields[name].value_embeddings for name in config.categorical}
     return Layout(
         categorical=config.categorical,
         sizes=tuple(sizes[name] for name in config.categorical),
@@ -41,22 +42,19 @@ def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
         block_events=config.model.context_events,
         queries_per_block=config.snapshot.queries_per_block,
         targets=tuple(
-            Target(name, target.kind, target.field, _asked_values(target, sizes))
+            Target(name, target.kind, target.field, _value_count(target, sizes))
             for name, target in config.targets.items()
         ),
-        value_embedding_dims=tuple(
-            0 if (vectors := config.fields[name].value_embeddings) is None else vectors.dim
-            for name in config.categorical
-        ),
+        value_embedding_dims=tuple(0 if spec is None else spec.dim for spec in embeddings.values()),
         half_life_days=config.model.half_life_days,
-        who=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
+        who_fields=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
     )
 
 
-def _asked_values(target: TargetConfig, sizes: Mapping[str, int]) -> int:
-    """How many of a `next` target's values are asked for: the first ones, which were the commonest.
+def _value_count(target: TargetConfig, sizes: Mapping[str, int]) -> int:
+    """Number of values that a `next` target predicts: the first ones, which were the most frequent.
 
-    The vocabulary numbers them so when it is made (`vocabulary.extend_vocabulary`).
+    The vocabulary numbers values by frequency when it is built (`vocabulary.extend_vocabulary`).
     """
     if target.kind != "next":
         return 1
@@ -73,128 +71,143 @@ def _event_arrays(layout: Layout) -> list[str]:
 
 
 def query_columns(layout: Layout) -> list[str]:
-    """Array columns that `collect_queries` adds, one entry a query."""
+    """Array columns of `collect_queries`, one element per query."""
     return [
         "query_time",
         "query_hour_of_week",
         "query_split",
         *(f"query_{name}" for name in (*layout.categorical, *layout.numeric)),
-        *_labels(layout),
+        *_label_columns(layout),
     ]
 
 
-def _labels(layout: Layout) -> list[str]:
+def _label_columns(layout: Layout) -> list[str]:
     return [f"label_{target.name}" for target in layout.targets]
 
 
-def cut_off(sequences: DataFrame, layout: Layout) -> DataFrame:
-    """`customer_key, _answers_after` (microseconds UTC): whose row does not hold all events, and when it holds enough.
+def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:
+    """Customers whose row lacks events: `customer_key`, `_complete_after`; grain: a customer.
 
-    A row holds the latest events before the build's `as_of`, so how far back it reaches from a query tells how much
-    happened after the query. From `_answers_after` on, all that a query is answered from is held, however much came
-    after it: the last `layout.reach` before the block that it sees (`first_known`). Queries that fewer events came
-    before than a row holds are not answered either: they would be answered from all events, and not all are held.
+    A row holds the latest events before the build's `as_of`, so how far it reaches back from a query would reveal how
+    much happened after the query. For queries after `_complete_after` (microseconds UTC) the row holds all events that
+    the prediction uses, whatever followed: the last `layout.lookback` before the query's block
+    (`first_counted_event`). A query preceded by fewer events than a row holds is left out, too: its prediction would
+    use all events, and some are gone.
     """
-    after = answers_after(layout).alias("_answers_after")
+    after = complete_after(layout).alias("_complete_after")
     return sequences.where("truncated_events > 0").select("customer_key", after)
 
 
-def answers_after(layout: Layout) -> Column:
-    """Of a row of `sequences` that does not hold all events: as of `cut_off`."""
-    times, held = F.col("event_time"), F.size("event_time")
-    covered = F.element_at("event_time", 1) + F.lit(layout.reach)
-    # Events before the query: a block of them begins at or after `covered`; and more than a row holds.
+def complete_after(layout: Layout) -> Column:
+    """`_complete_after` of a truncated row of `sequences`; see `truncated_rows`."""
+    times, length = F.col("event_time"), F.size("event_time")
+    covered = F.element_at("event_time", 1) + F.lit(layout.lookback)
+    # A block of events before the query starts at or after `covered`; and more events than a row holds.
     reached = F.size(F.filter(times, lambda time: time < covered)) + layout.block_events
-    needed = F.greatest(reached, held - F.col("truncated_events") + 1)
+    needed = F.greatest(reached, length - F.col("truncated_events") + 1)
     return F.coalesce(F.get(times, (needed - 1).cast("int")), F.lit(_NEVER))
 
 
-def answerable(examples: DataFrame, cut: DataFrame, held: bool = True) -> DataFrame:
-    """The examples whose customer's row holds what they are answered from; with `held` false, the others.
+def with_complete_history(examples: DataFrame, truncated: DataFrame, complete: bool = True) -> DataFrame:
+    """Examples whose customer's row holds all events that the prediction uses; if `complete` is false, the others.
 
-    Those others would be told by what is missing how much is still to come: `max_events` is too small for them.
-    Grain and columns are those of `examples`; `cut` is what `cut_off` gives.
+    For the others, the missing events would reveal how much happened later: `max_events` is too small for them. Grain
+    and columns are those of `examples`; `truncated` is from `truncated_rows`.
     """
-    late = F.col("_answers_after").isNull() | (F.col("query_time") > F.col("_answers_after"))
-    return examples.join(cut, "customer_key", "left").where(late if held else ~late).drop("_answers_after")
+    after = F.col("_complete_after")
+    is_complete = after.isNull() | (F.col("query_time") > after)
+    joined = examples.join(truncated, "customer_key", "left")
+    return joined.where(is_complete if complete else ~is_complete).drop("_complete_after")
 
 
 def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:
-    """One row a customer: `query_ids` and the arrays of `query_columns`, ordered by (time, id, split).
+    """Queries by customer: `customer_key`, `query_ids` and the arrays of `query_columns`; grain: a customer.
 
-    `examples` has a row a query and target, as the table of that name; the columns target, label, label_ids and
-    split may be absent (a proposal has none). Targets that ask the same query in the same split share an entry: the
-    model answers them all at once. Cost: one shuffle by customer.
+    Arrays are ordered by (time, id, split). Targets with the same query in the same split share an element, because the
+    model predicts all targets at once. Cost: one shuffle by customer.
+
+    Args:
+        examples: A row per query and target, as in the table `examples`; the columns target, label, label_ids and
+            split may be absent (proposals have none).
+        layout: Fields and targets.
     """
-    labelled = "target" in examples.columns
+    is_labelled = "target" in examples.columns
     keys = ["customer_key", "query_time", "query_id", "query_split"]
     split = F.lit(SPLIT_IDS["score"])
-    if labelled:
+    if is_labelled:
         for name, number in SPLIT_IDS.items():
             split = F.when(F.col("split") == name, F.lit(number)).otherwise(split)
-    given = {
+    values = {
         "query_hour_of_week": F.col("query_hour_of_week"),
         **{f"query_{name}": F.col(name).cast("int") for name in layout.categorical},
         **{f"query_{name}": F.col(name).cast("float") for name in layout.numeric},
     }
-    named = examples.withColumn("query_split", split).repartition("customer_key")
-    queries = named.groupBy(*keys).agg(
-        *(F.any_value(column).alias(name) for name, column in given.items()),
-        *(_label(target, labelled).alias(f"label_{target.name}") for target in layout.targets),
+    by_customer = examples.withColumn("query_split", split).repartition("customer_key")
+    queries = by_customer.groupBy(*keys).agg(
+        *(F.any_value(column).alias(name) for name, column in values.items()),
+        *(_label(target, is_labelled).alias(f"label_{target.name}") for target in layout.targets),
     )
-    query = F.struct("query_time", "query_id", "query_split", *given, *_labels(layout))
-    collected = queries.groupBy("customer_key").agg(F.sort_array(F.collect_list(query)).alias("q"))
+    query = F.struct("query_time", "query_id", "query_split", *values, *_label_columns(layout))
+    collected = queries.groupBy("customer_key").agg(F.sort_array(F.collect_list(query)).alias("_queries"))
     return collected.select(
         "customer_key",
-        F.col("q.query_id").alias("query_ids"),
-        *(F.col(f"q.{name}").alias(name) for name in query_columns(layout)),
+        F.col("_queries.query_id").alias("query_ids"),
+        *(F.col(f"_queries.{name}").alias(name) for name in query_columns(layout)),
     )
 
 
-def _label(target: Target, labelled: bool) -> Column:
-    """Of a query, over its rows: a number, or for `next` a 0 or 1 a value; NaN where this question is not asked."""
+def _label(target: Target, is_labelled: bool) -> Column:
+    """Label of a query over its rows: a number, for `next` a 0 or 1 per value; NaN where the target has none."""
     ids = F.sequence(F.lit(FIRST_VALUE), F.lit(FIRST_VALUE + target.values - 1))
-    unasked = F.lit(float("nan")).cast("float")
+    no_label = F.lit(float("nan")).cast("float")
     if target.kind == "next":
-        unasked = F.transform(ids, lambda _: F.lit(float("nan")).cast("float"))
-    if not labelled:
-        return F.any_value(unasked)
-    own = F.col("target") == target.name
+        no_label = F.transform(ids, lambda _: F.lit(float("nan")).cast("float"))
+    if not is_labelled:
+        return F.any_value(no_label)
+    is_target = F.col("target") == target.name
     if target.kind == "next":
-        happened = F.first(F.when(own, F.col("label_ids")), ignorenulls=True)
-        return F.coalesce(F.transform(ids, lambda i: F.array_contains(happened, i).cast("float")), unasked)
-    return F.coalesce(F.max(F.when(own, F.col("label").cast("float"))), unasked)
+        occurred = F.first(F.when(is_target, F.col("label_ids")), ignorenulls=True)
+        return F.coalesce(F.transform(ids, lambda i: F.array_contains(occurred, i).cast("float")), no_label)
+    return F.coalesce(F.max(F.when(is_target, F.col("label").cast("float"))), no_label)
 
 
 def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) -> Iterator[Customer]:
-    """Turn rows (arrays a column) into `Customer`s; `before` (microseconds) hides later events."""
+    """Convert rows into `Customer`s.
+
+    Args:
+        layout: Fields and targets.
+        batch: Rows with the arrays of `event_columns` and `query_columns`, optionally `owner`.
+        before: Events at or after this instant (microseconds UTC) are hidden; None: all are visible.
+    """
     kinds = layout.columns
     dtypes = {
         name: kinds[name if name in kinds else f"event_{name}"][0]
         for name in (*_event_arrays(layout), *query_columns(layout))
     }
-    owners = batch["owner"].to_numpy() if "owner" in batch else np.zeros(len(batch), np.int32)
+    owners = (
+        batch["customer_index"].to_numpy() if "customer_index" in batch else np.zeros(len(batch), np.int32)
+    )
     truncated_events = batch["truncated_events"].to_numpy()
     first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}
     for row in range(len(batch)):
-        # Arrow gives a null number inside an array as NaN; a customer without queries has null arrays.
+        # Arrow turns a null inside an array of numbers into NaN; a customer without queries has null arrays.
         arrays = {
-            name: _array(values[row], dtypes[name], layout.wide.get(name)) for name, values in series.items()
+            name: _array(values[row], dtypes[name], layout.values_per_query.get(name))
+            for name, values in series.items()
         }
-        asked = len(arrays["query_time"])
         queries = {name: arrays[name] for name in query_columns(layout)}
-        queries["query_row"] = np.full(asked, -1, np.int32)
+        queries["query_row"] = np.full(len(arrays["query_time"]), -1, np.int32)
         events = {name: arrays[name] for name in _event_arrays(layout)}
         if before is not None:
             visible = int(np.searchsorted(events["event_time"], before, side="left"))
             events = {name: values[:visible] for name, values in events.items()}
-        older = TruncatedHistory(int(truncated_events[row]), int(first_times[row]))
-        yield Customer(events, queries, older, int(owners[row]))
+        history = TruncatedHistory(int(truncated_events[row]), int(first_times[row]))
+        yield Customer(events, queries, history, int(owners[row]))
 
 
 def _array(values: Any, dtype: str, inner: int | None) -> Any:
-    """(n,), or (n, inner) of an array of arrays."""
+    """Array (n,), or (n, inner) of an array of arrays."""
     if values is None:
         return np.zeros(0 if inner is None else (0, inner), dtype)
     return np.asarray(values, dtype) if inner is None else np.stack(values).astype(dtype)

@@ -96,21 +96,22 @@ def rolled_back(ctx: RunContext, name: str) -> Iterator[None]:
 
 
 def register(ctx: RunContext, model: LargeActionModel, folder: Path, **facts: str | None) -> None:
-    """Make it the model that is asked, as if trained on what the workspace holds, where no `facts` say otherwise."""
+    """Register a model as champion, as if trained on the workspace's tables; `facts` replace facts of its card."""
     from lam_spark.model.artifact import Calibration, save_artifact
     from lam_spark.model.card import TEST_START, VOCABULARY
     from lam_spark.sequences.vocabulary import vocabulary_digest
+    from lam_spark.training.registry import register_model, set_alias
     from lam_spark.training.tracking import Tracking
 
     known = {
         VOCABULARY: vocabulary_digest(ctx.tables.read("vocabulary"), model.layout.ids_in_use),
         TEST_START: ctx.config.instant(ctx.config.split.test_start).isoformat(),
     }
-    told = {name: value for name, value in (known | facts).items() if value is not None}
+    card = {name: value for name, value in (known | facts).items() if value is not None}
     calibration = {target.name: Calibration(1.0, 0.0) for target in model.layout.targets}
-    digest = save_artifact(folder, model, calibration, told)
+    digest = save_artifact(folder, model, calibration, card)
     with Tracking(ctx.config, ctx.run_id, folder, ctx.log) as tracking:
-        tracking.register(folder, digest)
+        set_alias(tracking, register_model(tracking, folder, digest))
 
 
 def table_versions(ctx: RunContext) -> dict[str, int]:

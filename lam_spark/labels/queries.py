@@ -1,0 +1,81 @@
+"""Queries of a target: the points in time at which the model predicts, with the end of their horizon."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.config import SplitConfig, TargetConfig
+
+
+def target_queries(
+    target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
+) -> DataFrame:
+    """Queries of a target; grain: a query; the columns of `events` and `label_end`.
+
+    Args:
+        target: Events of its `population` are queries, or every customer with recent activity has one
+            every `every_days` days.
+        events: Events of customers eligible for training.
+        split: Dates that regular queries are aligned with.
+        as_of: Last day of regular queries.
+        time_zone: IANA zone of the data set.
+    """
+    if target.population is not None:
+        queries = events.where(F.expr(target.population))
+    else:
+        queries = _regular_queries(target, events, split, as_of, time_zone)
+    horizon, is_whole = horizon_days(target)
+    # Whole local days: a horizon across a clock change ends at local midnight, not an hour off.
+    days = F.make_dt_interval(F.when(is_whole, horizon.cast("int")))
+    local_end = F.from_utc_timestamp("query.event_time", time_zone) + days
+    return queries.alias("query").withColumn("label_end", F.to_utc_timestamp(local_end, time_zone))
+
+
+def horizon_days(target: TargetConfig) -> tuple[Column, Column]:
+    """A query's horizon in days (null: no horizon), and whether it is a whole number from 1."""
+    horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
+    return horizon, (horizon >= 1) & (horizon == F.floor(horizon))
+
+
+def _regular_queries(
+    target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
+) -> DataFrame:
+    """Queries without fields at local midnight every `every_days` days, of customers with recent activity.
+
+    Days are counted back from `split.test_start`, so that a query opens the test period. Cost: distinct days of
+    activity, not events, times the days that they reach.
+    """
+    assert target.every_days is not None  # the caller checks
+    step = dt.timedelta(days=target.every_days)
+    day = split.test_start - (split.test_start - split.train_start) // step * step
+    days = []
+    while day <= as_of:
+        days.append(F.lit(day))
+        day += step
+    active = (
+        events.where(F.expr(target.active))
+        .select("customer_key", F.to_date(F.from_utc_timestamp("event_time", time_zone)).alias("_active_day"))
+        .distinct()
+    )
+
+    def is_recent(day: Column) -> Column:
+        active_day = F.col("_active_day")
+        return (day > active_day) & (F.date_diff(day, active_day) <= target.active_days)
+
+    recent = F.filter(F.array(*days), is_recent)
+    queries = active.select("customer_key", F.explode(recent).alias("_day")).distinct()
+    values = {
+        "customer_key": F.col("customer_key"),
+        # Equal for all targets with a query on this day: the model sees one query (`columns.collect_queries`).
+        "event_id": F.md5(F.concat_ws("|", "customer_key", F.col("_day").cast("string"))),
+        "event_time": F.to_utc_timestamp("_day", time_zone),
+    }
+    return queries.select(
+        *(
+            values.get(column.name, F.lit(None)).cast(column.dataType).alias(column.name)
+            for column in events.schema.fields
+        )
+    )
