@@ -8,11 +8,11 @@ complete model of the same seeds. The test period is not read. One training a co
 if torch sees one. This takes hours on two cores; with `--folder` finished trainings are stored, and the same command
 resumes. `--smoke`: 1,000 telecom customers, one seed, four variants.
 
-Variants without a part: `order`: events between two queries are shuffled, their times stay; `time`: no elapsed time and no
-hour of the week (aggregates and decayed counts still know days); `numbers`: no number in any event; `who`: queries lack
-the customer's traits; `bins`: no quantile bins; `aggregates`, `decayed_counts`: constant; `counts`: both constant, so that
-heads see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
-`contrastive` adds its term. `accumulate...`: four batches a step, learning rate as it is or scaled.
+Variants without a part: `order`: events between two queries are shuffled, their times stay; `time`: no elapsed time
+and no hour of the week (aggregates and decayed counts still know days); `numbers`: no number in any event; `who`:
+queries lack the customer's traits; `bins`: no quantile bins; `aggregates`, `decayed_counts`: constant; `counts`: both
+constant, so that heads see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last
+step's weights. `contrastive` adds its term. `accumulate...`: four batches a step, learning rate as it is or scaled.
 """
 
 from __future__ import annotations
