@@ -1,4 +1,4 @@
-"""The stage that `run` leaves out, on the workspace of the full run: vectors of those who agreed to be learned from."""
+"""The stage on request, in the workspace of the full run: embeddings of customers eligible for training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lam_spark.training_data.columns import customers, query_columns
 from tests.support.runs import Finished, rows
 from tests.support.shop import SECRET
 
-# 2023-12-20 00:00 in Berlin, a Wednesday; UTC, as Parquet gives it.
+# 2023-12-20 00:00 in Berlin, a Wednesday, in UTC.
 AS_OF, HOUR_OF_WEEK = pd.Timestamp("2023-12-19 23:00"), 72
 WIDTH = 16
 
 
 def of_training(finished: Finished) -> set[str]:
-    """Keys of those who agreed to be learned from."""
+    """Keys of customers eligible for training."""
     return {keyed_pseudonym(SECRET.encode(), raw) for raw in finished.data.training}
 
 
-def test_there_is_one_vector_a_customer_who_agreed_and_none_of_anybody_else(embedded: Finished) -> None:
+def test_every_eligible_customer_has_one_embedding_and_no_other_customer_has_one(embedded: Finished) -> None:
     made = rows(embedded.root, "embeddings")
     assert len(made) == len(embedded.data.training)
     assert {row["customer_key"] for row in made} == of_training(embedded)
