@@ -83,9 +83,9 @@ def secret() -> Iterator[str]:
 def spark(secret: str) -> Iterator[SparkSession]:
     """Session of all tests: two cores, three partitions, UTC, Delta."""
     from lam_spark.config import SparkConfig
-    from lam_spark.runtime.session import platform_gives_session, spark_session
+    from lam_spark.runtime.session import is_provided_by_platform, spark_session
 
-    assert not platform_gives_session(), "a test or plug-in started a session of its own"
+    assert not is_provided_by_platform(), "a test or plug-in started a session of its own"
     session = spark_session(
         SparkConfig(master="local[2]", driver_memory="2g", shuffle_partitions=3, settings=QUICK),
         "lam_spark tests",
