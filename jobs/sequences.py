@@ -1,5 +1,4 @@
-"""Run the stage `sequences`: spark-submit jobs/sequences.py --conf FILE [--as-of DATE] [--set KEY=VALUE]
-[--dry-run]."""
+"""Stage `sequences`: spark-submit jobs/sequences.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 
