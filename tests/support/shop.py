@@ -396,7 +396,7 @@ def draw_data_set(root: Path, customers: int = 300, seed: int = 11) -> DataSet:
 
 def _draw_statements(ids: Sequence[str]) -> list[Row]:
     training, contact = PURPOSES
-    asked, changed = "2023-01-02T10:00:00Z", "2023-05-02T10:00:00Z"
+    first, changed = "2023-01-02T10:00:00Z", "2023-05-02T10:00:00Z"
     rows = []
     for number, customer in enumerate(ids):
         kind = number % 20
@@ -404,12 +404,12 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
             continue
         for purpose in PURPOSES:
             no = kind == REFUSED or (kind, purpose) in ((TRAINING_ONLY, contact), (CONTACT_ONLY, training))
-            rows.append(statement(customer, purpose, "opt_out" if no else "opt_in", asked))
+            rows.append(statement(customer, purpose, "opt_out" if no else "opt_in", first))
             if kind in (WITHDREW, UNCLEAR):  # unclear: the two newest statements disagree
-                rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else asked))
+                rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else first))
     rows.append(statement(ids[0], training, "opt_out", "2023-03-01T10:00:00Z"))
     rows.append(statement(ids[0], training, "opt_in", "2023-04-01T10:00:00Z"))
-    rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", asked))  # not yet in effect
+    rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", first))  # not yet in effect
     return rows
 
 
