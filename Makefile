@@ -4,7 +4,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint lock wheel clean
+.PHONY: help setup demo test test-long lint docs lock wheel clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ lint: setup  ## Check style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup  ## Generate docs/configuration.md, docs/tables.md, jobs/ and the stage table of README.md
+	$(BIN)/python tools/docs.py
 
 lock:  ## Resolve requirements.lock and requirements-build.lock anew; ARGS=--upgrade for newer versions
 	@PYTHON="$(PYTHON)" sh tools/setup.sh lock $(ARGS)

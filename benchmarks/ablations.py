@@ -9,12 +9,12 @@ GPU if torch sees one. On two cores it takes hours: with --folder what is finish
 goes on from it.
 
 Without a part means: `order`: events between two questions change places at random, their times stay; `time`: no
-elapsed time and no hour of the week (aggregates and decayed_counts still know days); `numbers`: no number in any event; `who`:
-no query says who asks (the event that said it is seen while it is among the last); `bins`: neither numbers nor
-aggregates by their quantile bins; `aggregates`: the same for all; `decayed_counts`: the same for all; `counts`: both, the
-answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
-`contrastive` is the other way round: what comes of adding it. `gradient_accumulation_steps...` are four batches a step, with the
-learning rate as it is or scaled.
+elapsed time and no hour of the week (aggregates and decayed_counts still know days); `numbers`: no number in any
+event; `who`: no query says who asks (the event that said it is seen while it is among the last); `bins`: neither
+numbers nor aggregates by their quantile bins; `aggregates`: the same for all; `decayed_counts`: the same for all;
+`counts`: both, the answers see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last
+step's weights. `contrastive` is the other way round: what comes of adding it. `gradient_accumulation_steps...` are
+four batches a step, with the learning rate as it is or scaled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.decayed_counts import DecayedCounts
 from lam_spark.sequences.tokens import MISSING
-from lam_spark.training import trainer, weight_average
+from lam_spark.training import trainer, validate, weight_average
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import specification
@@ -94,7 +94,7 @@ def without_numbers(batch: Batch, layout: Layout) -> Batch:
 
 def without_who(batch: Batch, layout: Layout) -> Batch:
     """No query says who asks."""
-    asked = [f"query_{name}" for name in layout.who]
+    asked = [f"query_{name}" for name in layout.who_fields]
     nothing = {name: torch.nan if batch[name].is_floating_point() else MISSING for name in asked}
     return {**batch, **{name: torch.full_like(batch[name], value) for name, value in nothing.items()}}
 
@@ -111,9 +111,9 @@ def without_bins(spec: TrainingSpec) -> TrainingSpec:
     return dataclasses.replace(spec, size=size, numeric_edges=nothing)
 
 
-def no_habits(decayed_counts: DecayedCounts, batch: Batch, seen_BQT: Tensor) -> Tensor:
+def no_habits(decayed_counts: DecayedCounts, batch: Batch, visible_BQT: Tensor) -> Tensor:
     """The same decayed_counts for all."""
-    return torch.zeros_like(_counted(decayed_counts, batch, seen_BQT))
+    return torch.zeros_like(_counted(decayed_counts, batch, visible_BQT))
 
 
 def no_elapsed_time(elapsed: Tensor) -> Tensor:
@@ -178,13 +178,15 @@ def measures(spec: TrainingSpec, name: str) -> dict[str, float]:
             raise JudgedError
 
     with contextlib.ExitStack() as patched:
-        for whose, attribute, other in ((trainer, "as_batch", changed), *variant.patches):
+        batches = ((trainer, "as_batch", changed), (validate, "as_batch", changed))
+        for whose, attribute, other in (*batches, *variant.patches):
             patched.enter_context(mock.patch.object(whose, attribute, other))
         started = time.monotonic()
         loop = trainer.Trainer(variant.spec(spec), LocalGroup(), stop_at_refit)
         with contextlib.suppress(JudgedError):
             loop.fit()
-    return loop.standing.validation | {"seconds": time.monotonic() - started}
+    metrics = {f"validation {name}": value for name, value in loop.state.validation.items()}
+    return metrics | {"seconds": time.monotonic() - started}
 
 
 def prepared(conf: Path, root: Path, *settings: str) -> TrainingSpec:
@@ -212,7 +214,9 @@ def all_variants(
         for seed in seeds:
             for variant in found:
                 place = folder / f"{variant}_{seed}"
-                settings = spec.settings | SETTINGS | VARIANTS[variant].settings | {"seed": seed}
+                settings = spec.settings.model_copy(
+                    update=SETTINGS | VARIANTS[variant].settings | {"seed": seed}
+                )
                 own = dataclasses.replace(spec, settings=settings, folder=str(place))
                 if not (place / "measures.json").exists():
                     shutil.rmtree(place, ignore_errors=True)
@@ -254,7 +258,7 @@ def worth(found: dict[str, dict[str, list[float]]], prefix: str) -> dict[str, fl
 
 WORLDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "retailer": ("conf/complete_journey.yaml", (EVERYONE, *TARGETS)),
-    "telecom": ("conf/telco.yaml", ("fetch.arguments.customers=10000",)),
+    "telecom": ("conf/telecom.yaml", ("fetch.arguments.customers=10000",)),
 }
 SMALL = "fetch.arguments.customers=1000"
 

@@ -68,7 +68,7 @@ def blocks(layout: Layout, count: int) -> list[Block]:
     for each in customers(layout, np.random.default_rng(0)):
         prepared = prepare(layout, each)
         for window in prepared.windows:
-            made += packer.place(prepared, window, with_loss=True)
+            made += packer.add_window(prepared, window, with_loss=True)
         if len(made) >= count:
             return made[:count]
     raise AssertionError  # there is no last customer

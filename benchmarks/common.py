@@ -115,7 +115,7 @@ def open_run(conf: Path, root: Path, *overrides: str) -> Any:
     from lam_spark.runtime.context import Run
     from lam_spark.runtime.log import Journal
     from lam_spark.runtime.session import spark_session
-    from lam_spark.storage.tables import Tables
+    from lam_spark.storage.tables.store import Tables
 
     config = load_config(conf, overrides=[f"root={root}", *overrides])
     spark = spark_session(config.spark)

@@ -38,10 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.config import TrainingConfig
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
-from lam_spark.model.attention import seen_events, visibility
+from lam_spark.model.attention import attention_mask, query_event_mask
 from lam_spark.model.transformer import ModelSize
 from lam_spark.training import trainer
 from lam_spark.training.process_group import LocalGroup
+from lam_spark.training.summary import TrainingSummary
 from lam_spark.training_data.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.training_data.packing import Block, unfold
 
@@ -67,7 +68,7 @@ SETTINGS = TrainingConfig(
     patience=3,
     micro_batch_size=8,
     experiment="gpu",
-).model_dump(mode="json")
+)
 
 
 @functools.cache
@@ -99,7 +100,7 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
     spec = trainer.TrainingSpec(
         LAYOUT,
         ModelSize(64, 2, 4, 0.1),
-        SETTINGS | {"precision": precision},
+        SETTINGS.model_copy(update={"precision": precision}),
         (f"file://{path}",),
         (f"file://{path}",),
         200 * MICROS_PER_DAY,
@@ -122,13 +123,13 @@ def fitted(folder: Path, device: str, precision: str, count: int) -> dict[str, A
     artifact = open_artifact(*read_artifact(folder), digest)
     ends = [r for r in records if r["event"] == "epoch" and "validation loss" in r]
     before = [r["validation loss"] for r in ends if "validation AUC" not in r]
-    facts = artifact.facts
+    summary = TrainingSummary.from_json(artifact.facts["training"])
     return {
         "seconds": seconds,
         "next_loss": before[-1],
-        "validation_loss": facts["validation_loss"],
-        "auc": facts["validation_AUC"],
-        "tokens_per_second": facts["tokens"] / seconds,
+        "validation_loss": summary.validation["loss"],
+        "auc": summary.validation["AUC"],
+        "tokens_per_second": summary.tokens / seconds,
     }
 
 
@@ -205,7 +206,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
 
     width, _, heads, count = SIZES[name]
     batch = as_batch(stacked(LAYOUT, made_blocks(count)), torch.device("cuda"))
-    mask = visibility(batch["window"], seen_events(batch))
+    mask = attention_mask(batch["window"], query_event_mask(batch))
     slots = mask.shape[1]
     made = [
         torch.randn(

@@ -87,7 +87,7 @@ class Ours:
         """A run over a workspace, as the command line makes it."""
         from lam_spark.runtime.context import Run
         from lam_spark.runtime.log import Journal
-        from lam_spark.storage.tables import Tables
+        from lam_spark.storage.tables.store import Tables
 
         sequences = self.config.sequences.model_copy(update={"rebuild": rebuild})
         config = self.config.model_copy(
@@ -114,9 +114,10 @@ class Ours:
 
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table: what the peers do too."""
-        from lam_spark.sequences.build import Assembler
         from lam_spark.sequences.settings import BUILD_SETTINGS
         from lam_spark.storage.settings import session_settings
+
+        from lam_spark.sequences.build import Assembler
 
         run = self.run(workspace, "2025-01-01")
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))

@@ -9,7 +9,8 @@
   `two_ranks_large_steps`: with four times the blocks a step, where ranks meet a quarter as often.
 - `two_apart`: two trainings of one process each at once, which share nothing but the machine: the most that a second
   rank could be worth here.
-- `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `fp16_gradient_compression`, and with four batches a step,
+- `fp16_vs_float32`, `accumulate_4_vs_1`: two Horovod ranks with `fp16_gradient_compression`, and with four batches a
+step,
   against two without; `fp16_loss_difference`: what the first does to the validation loss.
 - `packed_vs_padded`, `packed_vs_bucketed`: blocks against one customer a row (`training_packing.py`);
   `..._at_512`: at the default context; `..._at_2048`: where nearly all histories are whole.
@@ -67,7 +68,7 @@ def loader_vs_memory(folder: Path, count: int, turns: int) -> dict[str, float]:
     made = blocks(LAYOUT, count)
     urls, queried = write(folder / "all", made), write(folder / "queried", made[:QUERIED_BLOCKS])
     spec = spec_of(
-        LAYOUT, folder, urls, queried, launcher="in_process", ranks=1, pretrain_epochs=2 * (turns + 1)
+        LAYOUT, folder, urls, queried, launcher="in_process", world_size=1, pretrain_epochs=2 * (turns + 1)
     )
     told: list[dict[str, Any]] = []
     held, served = list[Block](), [0]
@@ -75,7 +76,7 @@ def loader_vs_memory(folder: Path, count: int, turns: int) -> dict[str, float]:
     def feed(files: BlockFiles, *arguments: Any, **options: Any) -> Iterator[Block]:
         batches = block_batches(files, *arguments, **options)
         judges = options["seed"] is None
-        if judges or trainer.standing.phase != "pre-training" or options["epoch"] % 2:
+        if judges or loop.state.phase != "pre-training" or options["epoch"] % 2:
             return batches
         served[0] += 1
         if not held:

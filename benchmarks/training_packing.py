@@ -5,7 +5,7 @@ The histories are those of the telecom world that training reads: what happened 
 one writes without a packer: customers as they come, as long as the longest of their batch, no more question slots
 than anyone there needs. Bucketed is the same with customers of like length together. Only real events count.
 
-Three times: as `conf/telco.yaml` cuts histories; at the context that a configuration has which says nothing of it,
+Three times: as `conf/telecom.yaml` cuts histories; at the context that a configuration has which says nothing of it,
 where few are cut; and at one where one customer in a thousand is.
 """
 
@@ -27,12 +27,19 @@ from steps import loss, stacked, untrained
 from lam_spark.config import Config, ModelConfig
 from lam_spark.config.load import load_config
 from lam_spark.datasets.telecom.feeds import CHANNELS
-from lam_spark.datasets.telecom.parameters import RANDOM_CHUNK, START, ProcessGroup
+from lam_spark.datasets.telecom.parameters import CHUNK_SIZE, START, SyntheticDataSet
 from lam_spark.datasets.telecom.rows import draw_chunk, draw_rows
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import LargeActionModel, ModelSize
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
-from lam_spark.training_data.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
+from lam_spark.training_data.packing import (
+    Block,
+    Packer,
+    PreparedCustomer,
+    empty_block,
+    prepare,
+    write_window,
+)
 
 # Customers a batch.
 ROWS = 32
@@ -68,11 +75,11 @@ def layout_of(config: Config) -> Layout:
 def drawn(config: Config, count: int) -> list[Drawn]:
     """Customers' times and calls before the test period, as the telecom world draws them."""
     assert config.fetch is not None
-    world = ProcessGroup(count, int(config.fetch.arguments["seed"]), 0.0)
+    data_set = SyntheticDataSet(count, int(config.fetch.arguments["seed"]), 0.0)
     end = config.micros(config.split.test_start)
     people: list[Drawn] = []
-    for number in range(-(-count // RANDOM_CHUNK)):
-        chunk = draw_chunk(world, number)
+    for number in range(-(-count // CHUNK_SIZE)):
+        chunk = draw_chunk(data_set, number)
         rows = [rows for feed, rows in draw_rows(chunk) if feed in CHANNELS.values()]
         owner = np.concatenate([part.owner for part in rows]).astype(np.int64)
         at = _START + np.concatenate([part.at for part in rows]).astype(np.int64) * 1_000_000
@@ -85,7 +92,7 @@ def drawn(config: Config, count: int) -> list[Drawn]:
     return people
 
 
-def histories(layout: Layout, people: Sequence[Drawn]) -> list[Prepared]:
+def histories(layout: Layout, people: Sequence[Drawn]) -> list[PreparedCustomer]:
     """The latest events that a context holds; what was done is made up, it costs the same."""
     rng, made = np.random.default_rng(0), []
     for times, asked in people:
@@ -94,18 +101,18 @@ def histories(layout: Layout, people: Sequence[Drawn]) -> list[Prepared]:
     return made
 
 
-def packed(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
+def packed(layout: Layout, made: Sequence[PreparedCustomer]) -> list[Shaped]:
     """As many batches of blocks as there are of padded rows, so that a step learns from as much."""
     packer, blocks = Packer(layout), list[Block]()
     for prepared in made:
         for window in prepared.windows:
-            blocks += packer.place(prepared, window, with_loss=True)
+            blocks += packer.add_window(prepared, window, with_loss=True)
     blocks += packer.flush()
     size = -(-len(blocks) // -(-len(made) // ROWS))
     return [_shaped(layout, blocks[first : first + size]) for first in range(0, len(blocks), size)]
 
 
-def padded(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
+def padded(layout: Layout, made: Sequence[PreparedCustomer]) -> list[Shaped]:
     """Batches of one customer a row."""
     batches = []
     for first in range(0, len(made), ROWS):
@@ -119,7 +126,7 @@ def padded(layout: Layout, made: Sequence[Prepared]) -> list[Shaped]:
         )
         rows = [empty_block(shape) for _ in chosen]
         for row, (prepared, window) in zip(rows, chosen, strict=True):
-            fill_block(shape, row, (0, 0, 1), prepared, window, with_loss=True)
+            write_window(shape, row, (0, 0, 1), prepared, window, with_loss=True)
         batches.append(_shaped(shape, rows))
     return batches
 
@@ -149,7 +156,7 @@ def _seconds(model: LargeActionModel, batches: Sequence[Shaped]) -> float:
 
 def packing(count: int, turns: int) -> dict[str, float]:
     """Figures at the configuration's context, and with its length in their names at longer ones."""
-    config = load_config(REPOSITORY / "conf/telco.yaml")
+    config = load_config(REPOSITORY / "conf/telecom.yaml")
     layout = layout_of(config)
     people = drawn(config, count)
     figures = _packing(config, layout, people, turns)

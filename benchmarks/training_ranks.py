@@ -74,7 +74,7 @@ def spec_of(
     return TrainingSpec(
         layout,
         SIZE,
-        chosen.model_dump(mode="json"),
+        chosen,
         tuple(urls),
         tuple(queried_urls),
         150 * MICROS_PER_DAY,
@@ -174,7 +174,7 @@ def rank_memory(folder: Path, count: int) -> dict[str, float]:
         urls = write(place / "blocks", made, times)
         queried = write(place / "queried", made[:128], times)  # of 64 events: few hold a question
         held = times * sum(column.nbytes for block in made for column in block.values()) / 2**20
-        spec = spec_of(WIDE, place, urls, queried, launcher="in_process", ranks=1, pretrain_epochs=1)
+        spec = spec_of(WIDE, place, urls, queried, launcher="in_process", world_size=1, pretrain_epochs=1)
         peaks.append(peak_gib(spec))
         print(
             f"{times * len(made):,} blocks ({held:,.0f} MiB if one held them): a rank's peak {peaks[-1]:.3f} GiB",

@@ -62,7 +62,7 @@ from wants_peers import PLANTED_STATE, Histories, both_answers
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.model.artifact import Artifact, as_batch, open_artifact
-from lam_spark.model.transformer import entry
+from lam_spark.model.transformer import module_key
 from lam_spark.runtime.context import Run
 from lam_spark.scoring.udf import Champion, champion, predict
 from lam_spark.training.losses import Period, next_groups
@@ -71,7 +71,7 @@ from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import Block, Packer, prepare, unfold
 
 Array = npt.NDArray[Any]
-CONF = REPOSITORY / "conf/telco.yaml"
+CONF = REPOSITORY / "conf/telecom.yaml"
 BOTH_ARMS = "targets.upgrade.population=\"action IN ('propose', 'hold_back')\""
 # Whose next actions are predicted: enough for a tenth of a percent.
 SAMPLED = 4_000
@@ -86,7 +86,7 @@ class ProcessGroup:
 
     def __init__(self, folder: Path, customers: int) -> None:
         self.secret = os.environ["LAM_SPARK_SECRET"] = kept_secret(folder)
-        self.folder, self.root = folder, folder / "telco"
+        self.folder, self.root = folder, folder / "telecom"
         self.settings = (BOTH_ARMS, f"fetch.arguments.customers={customers}")
         finished = folder / "stages.json"
         seconds: dict[str, float] = json.loads(finished.read_text()) if finished.exists() else {}
@@ -229,7 +229,7 @@ class NextActions:
         for block, source, at in self._moments():
             with torch.inference_mode():
                 hidden = artifact.model(as_batch(block), with_targets=False).event_hidden_BTD.flatten(0, 1)
-                guess = artifact.model.next_value[entry("action")](hidden[source]).argmax(-1).numpy()
+                guess = artifact.model.next_value[module_key("action")](hidden[source]).argmax(-1).numpy()
             right += int((guess == block["event_action"].reshape(-1)[at]).sum())
             total += len(at)
         return {"next_action_lam": right / total, "next_actions": total}
@@ -284,7 +284,7 @@ class NextActions:
         for customer in customers(self.layout, rows):
             prepared = prepare(self.layout, customer)
             for window in prepared.windows:
-                yield from packer.place(prepared, window, with_loss=True)
+                yield from packer.add_window(prepared, window, with_loss=True)
         yield from packer.flush()
 
 

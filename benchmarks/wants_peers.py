@@ -1,7 +1,8 @@
 """Gradient boosting on the telecom world's contacts: what its users would make, and limits that know the plan.
 
 - `features`: hand-made counts and days since, as people make them who do not know what is parameters.
-- `informed_features`: made by somebody who has read `sources/telco`: the two orders, the silence, who is a parent, whom
+- `informed_features`: made by somebody who has read `datasets/telecom`: the two orders, the silence, who is a parent,
+whom
   calls put off, who is about to leave. From the same events, so it shows what can be known of a contact at all.
 - `knowing_features`: of these, what tells that somebody is about to leave; beside it the truth's state and traits.
 """

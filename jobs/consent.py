@@ -1,8 +1,7 @@
-"""spark-submit jobs/consent.py --conf conf/complete_journey.yaml [--as-of DATE] [--set key=value] [--dry-run]"""
+"""Run the stage `consent`: spark-submit jobs/consent.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 
-from lam_spark.cli import run_stage
+from lam_spark.cli import run_job
 
-if __name__ == "__main__":
-    sys.exit(run_stage("consent", sys.argv[1:]))
+sys.exit(run_job("consent"))

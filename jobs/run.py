@@ -1,8 +1,7 @@
-"""spark-submit jobs/run.py --conf conf/complete_journey.yaml [--as-of DATE] [--set key=value] [--dry-run]"""
+"""Run all nightly stages: spark-submit jobs/run.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 
-from lam_spark.cli import run_stage
+from lam_spark.cli import run_job
 
-if __name__ == "__main__":
-    sys.exit(run_stage("run", sys.argv[1:]))
+sys.exit(run_job("run"))

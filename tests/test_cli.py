@@ -1,4 +1,4 @@
-"""The command line where no Spark session starts: wrong words, and the dry run."""
+"""The command line without a Spark session: wrong arguments, help, dry run, exit codes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lam_spark import __version__, cli
-from lam_spark.cli import ON_REQUEST, STAGES, main
-from lam_spark.runtime.context import StageResult
-from lam_spark.runtime.log import Journal
+from lam_spark.cli import main
+from lam_spark.stages import NIGHTLY, STAGES
 from lam_spark.training.launch import launchers as launch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -41,9 +38,9 @@ def test_an_unknown_stage_names_the_nearest(capsys: Capture) -> None:
     assert err == "lam-spark trian: ConfigError: unknown stage 'trian': did you mean 'train'?\n"
 
 
-def test_a_stage_like_no_other_lists_them_all(capsys: Capture) -> None:
+def test_an_unknown_stage_without_a_near_name_lists_all_stages(capsys: Capture) -> None:
     _, summary, _ = outcome(capsys, "xyzzy")
-    every = ", ".join([*STAGES, *ON_REQUEST])
+    every = ", ".join(STAGES)
     assert summary["error"] == f"unknown stage 'xyzzy': expected run or one of {every}"
 
 
@@ -56,7 +53,7 @@ def test_a_stage_like_no_other_lists_them_all(capsys: Capture) -> None:
         (["run", "--conf", SHIPPED, "--set"], "argument --set: expected one argument"),
     ],
 )
-def test_wrong_flags_are_refused_with_the_right_ones(
+def test_wrong_flags_are_refused_and_the_right_ones_listed(
     capsys: Capture, arguments: list[str], error: str
 ) -> None:
     code, summary, _ = outcome(capsys, *arguments)
@@ -70,8 +67,8 @@ def test_a_missing_configuration_is_a_configuration_error(capsys: Capture, tmp_p
     assert summary["error"] == f"expected a configuration file at {tmp_path / 'none.yaml'}, found none"
 
 
-@pytest.mark.parametrize("stage", ["run", *STAGES, *ON_REQUEST])
-def test_every_stage_has_these_flags_and_no_other(capsys: Capture, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["run", *STAGES])
+def test_every_stage_has_exactly_these_flags(capsys: Capture, stage: str) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([stage, "--help"])
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
@@ -82,15 +79,15 @@ def test_every_stage_has_these_flags_and_no_other(capsys: Capture, stage: str) -
 def test_help_lists_every_stage_in_order(capsys: Capture, arguments: list[str]) -> None:
     assert main(arguments) == 0
     listed = re.findall(r"^  (\w+) +\w.+$", capsys.readouterr().out, re.MULTILINE)
-    assert listed == [*STAGES, *ON_REQUEST]
+    assert listed == list(STAGES)
 
 
-def test_the_version_is_told(capsys: Capture) -> None:
+def test_the_version_is_printed(capsys: Capture) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lam-spark {__version__}\n"
 
 
-def test_vectors_are_made_only_when_they_are_asked_for(capsys: Capture, tmp_path: Path) -> None:
+def test_embeddings_are_made_on_request_only(capsys: Capture, tmp_path: Path) -> None:
     given = ("--conf", SHIPPED, "--dry-run", "--set", f"root={tmp_path / 'root'}")
     assert outcome(capsys, "embed", *given)[1]["stages"] == ["embed"]
     assert "embed" not in outcome(capsys, "run", *given)[1]["stages"]
@@ -130,7 +127,7 @@ def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path:
     )  # fmt: skip
     assert code == 0
     assert plan["status"] == "done"
-    assert plan["stages"] == list(STAGES)
+    assert plan["stages"] == list(NIGHTLY)
     assert plan["root"] == str(root)
     assert plan["as_of"] == "2017-03-13T04:00:00+00:00"
     assert plan["config"]["training"]["world_size"] == 1
@@ -138,7 +135,7 @@ def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_of_one_stage_imports_no_session_and_says_one_line(tmp_path: Path) -> None:
+def test_a_dry_run_imports_no_session_and_prints_one_line(tmp_path: Path) -> None:
     script = (
         "import sys; from lam_spark.cli import main; code = main(sys.argv[1:]); "
         "assert 'lam_spark.runtime.session' not in sys.modules; sys.exit(code)"
@@ -152,113 +149,11 @@ def test_a_dry_run_of_one_stage_imports_no_session_and_says_one_line(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-# Name, seconds, memory and what the stage says, in columns.
-LINE = re.compile(r"✓ (\S+) *(?<=^.{12}) ( *\d+\.\d) s ( *\d+\.\d) GiB  (\S.*)")
-
-
-class Tables:
-    """Tables whose small files can be joined, and one where that fails; notes what is done in which order."""
-
-    def __init__(self) -> None:
-        self.read_versions: dict[str, int] = {"of": 1, "an earlier stage": 2}
-        self.written_versions: dict[str, int] = {"of an earlier stage": 3}
-        self.done: list[str] = []
-
-    def append(self, stage: str, *rest: Any) -> None:
-        """As the audit's chain does it."""
-        self.done.append(f"record of {stage}")
-        self.written_versions["audit"] = 7
-
-    def compact(self, name: str) -> int:
-        self.done.append(f"compact {name}")
-        if name == "quarantine":
-            raise OSError("the disk is full: RAW-CUSTOMER-000123")
-        return {"events": 33}.get(name, 0)
-
-
-@pytest.fixture
-def one_stage(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[[Tables, StageResult | BaseException], None]:
-    """Does the stage `ingest`, which writes two tables and ends so, as `lam-spark` does it, for people."""
-    monkeypatch.setenv("LAM_SPARK_LOG", "human")
-    monkeypatch.setenv("COLUMNS", "40")
-    tracker = SimpleNamespace(getActiveStageIds=lambda: [])
-    spark = SimpleNamespace(sparkContext=SimpleNamespace(statusTracker=lambda: tracker))
-
-    def do(tables: Tables, end: StageResult | BaseException) -> None:
-        def ingest(run: Any) -> StageResult:
-            run.tables.written_versions |= {"quarantine": 1, "events": 1}
-            if isinstance(end, BaseException):
-                raise end
-            return end
-
-        monkeypatch.setattr("lam_spark.events.stage.run", ingest)
-        journal = Journal("r1", tmp_path)
-        run: Any = SimpleNamespace(tables=tables, spark=spark, journal=journal)
-        chain: Any = tables
-        try:
-            cli._one_stage(run, chain, "ingest")
-        finally:
-            journal.close()
-
-    return do
-
-
-def records(folder: Path, event: str) -> list[dict[str, Any]]:
-    """What the log of the run `r1` tells of an event, without its time."""
-    lines = (folder / "r1.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [record for record in map(json.loads, lines) if record["event"] == event]
-    return [{k: v for k, v in record.items() if k not in ("at", "run_id", "event")} for record in found]
-
-
-def test_people_see_a_line_a_stage_as_the_readme_shows_it(capsys: Capture, one_stage: Any) -> None:
-    one_stage(Tables(), StageResult("5 events of [red] and [/] others", facts={"lines": ["", "AUC: [0.8]"]}))
-    out, err = capsys.readouterr()
-    line, *below = err.splitlines()
-    assert (found := LINE.fullmatch(line))
-    assert (found[1], len(found[2]), len(found[3])) == ("ingest", 6, 5)
-    assert found[4] == "5 events of [red] and [/] others"  # nothing that a stage says is markup
-    assert [text.rstrip() for text in below] == ["", "  AUC: [0.8]"]
-    assert out == ""
-    shown = [LINE.fullmatch(text) for text in README.splitlines() if text.startswith("✓")]
-    assert [match and (match[1], len(match[2]), len(match[3])) for match in shown] == [
-        (name, 6, 5) for name in STAGES
-    ]
-
-
-def test_small_files_are_joined_once_a_stage_is_on_record(one_stage: Any, tmp_path: Path) -> None:
-    """In all tables that it wrote, the audit among them; where that fails, the stage is done all the same."""
-    tables = Tables()
-    one_stage(tables, StageResult("5 events"))
-    assert tables.done == ["record of ingest", "compact quarantine", "compact events", "compact audit"]
-    assert records(tmp_path, "small files joined") == [{"level": "info", "table": "events", "files": 33}]
-    assert records(tmp_path, "small files not joined") == [
-        {"level": "warning", "table": "quarantine", "error": "OSError"}
-    ]
-    assert "RAW-CUSTOMER" not in (tmp_path / "r1.jsonl").read_text()
-
-
-@pytest.mark.parametrize("error", [ValueError("RAW-CUSTOMER-000123"), KeyboardInterrupt()])
-def test_a_stage_that_fails_is_on_record_and_tidies_nothing(
-    capsys: Capture, one_stage: Any, tmp_path: Path, error: BaseException
-) -> None:
-    tables = Tables()
-    with pytest.raises(type(error)) as raised:
-        one_stage(tables, error)
-    assert raised.value is error
-    assert tables.done == ["record of ingest"]
-    (failed,) = records(tmp_path, "stage failed")
-    assert (failed["level"], failed["stage"], failed["error"]) == ("error", "ingest", type(error).__name__)
-    assert records(tmp_path, "stage done") == records(tmp_path, "small files joined") == []
-    assert capsys.readouterr().err == ""
-
-
 def test_an_interruption_ends_with_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*given: Any) -> dict[str, Any]:
+    def interrupted(*arguments: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_execute", interrupted)
+    monkeypatch.setattr(cli, "_run", interrupted)
     code, summary, err = outcome(capsys, "run", "--conf", SHIPPED)
     assert (code, summary["status"], "error" in summary) == (130, "interrupted", False)
-    assert err == "lam-spark run: interrupted; the last good tables stand\n"
+    assert err == "lam-spark run: interrupted; the last good tables are unchanged\n"

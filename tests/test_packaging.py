@@ -36,7 +36,12 @@ def test_it_is_built_as_make_wheel_does() -> None:
 
 def test_the_wheel_holds_the_package_with_its_data(packed: set[str]) -> None:
     """Without the template there is no report, without the log's settings Spark fills the terminal."""
-    data = {"lam_spark/report/report.html.j2", "lam_spark/log4j2.properties", "lam_spark/py.typed"}
+    data = {
+        "lam_spark/py.typed",
+        "lam_spark/report/report.css",
+        "lam_spark/report/report.html.j2",
+        "lam_spark/runtime/log4j2.properties",
+    }
     assert data <= packed
     modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "lam_spark").rglob("*.py")}
     assert {name for name in packed if name.startswith("lam_spark/")} == modules | data

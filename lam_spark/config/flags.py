@@ -1,4 +1,4 @@
-"""Command-line flags: a wrong flag is a configuration error that lists the right ones."""
+"""Command-line flags: an invalid flag is a configuration error that lists the valid flags."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lam_spark.errors import ConfigError
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Raises `ConfigError` where argparse would end the process.
+    """Parser that raises `ConfigError` where argparse would end the process.
 
     Args:
-        program: What the user typed.
-        flags: All flags, for the message.
+        program: Name of the program in messages.
+        flags: All flags, listed in messages.
     """
 
     def __init__(self, program: str, flags: str) -> None:
@@ -21,5 +21,5 @@ class FlagParser(argparse.ArgumentParser):
         self._flags = flags
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's message."""
+        """Raise the message of argparse as a `ConfigError`."""
         raise ConfigError(f"{message} (flags: {self._flags})")

@@ -1,6 +1,6 @@
-"""Reads a data set's YAML file into a `Config`: overrides, validation, and error texts that name the key.
+"""Reads a data set's YAML file into a `Config`: overrides, validation, and errors that name the key.
 
-Unknown keys are refused with the nearest valid name. Callers see only `ConfigError`.
+An unknown key is an error that suggests the nearest valid key. Callers see only `ConfigError`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
 
     Args:
         path: YAML file.
-        as_of: replaces the file's `as_of` (ISO date).
-        overrides: `dotted.key=value` pairs; the value is read as YAML.
+        as_of: ISO date that replaces `as_of` of the file.
+        overrides: `dotted.key=value` pairs; the value is parsed as YAML.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown key (the nearest valid one is named) or a bad value.
+        ConfigError: The file is missing or not YAML, a key is unknown or missing, or a value is invalid.
     """
     file = Path(path)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        hint = f"; {file.parent} holds {', '.join(siblings)}" if siblings else ""
+        hint = f"; {file.parent} contains {', '.join(siblings)}" if siblings else ""
         raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"expected a readable YAML file at {file}: {error}") from error
@@ -51,7 +51,7 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
 
 
 def _substitute(config: Config) -> Config:
-    """Put `root` into the paths that ask for it (`{root}/raw/...`)."""
+    """Replace `{root}` in the paths of inputs."""
     inputs = {
         name: spec.model_copy(update={"path": spec.path.replace("{root}", config.root)})
         for name, spec in config.inputs.items()
@@ -68,7 +68,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: {parent} holds a value, not a section")
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
         node = child
     try:
         node[leaf] = yaml.safe_load(value)
@@ -93,7 +93,7 @@ def _explain(error: ValidationError, file: Path) -> str:
 
 
 def _valid_keys(location: Sequence[int | str]) -> list[str]:
-    """The keys that the section at `location` knows."""
+    """Valid keys of the section at `location`."""
     section: Any = Config
     for part in location:
         if isinstance(section, type) and issubclass(section, Section):

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from lam_spark.errors import ConfigError
-from lam_spark.runtime.context import Run, StageResult, stage
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.runtime.results import StageResult
+
+
+@dataclass(frozen=True)
+class FetchResult(StageResult):
+    """Raw rows by file; empty where the configuration names no function."""
+
+    rows_by_file: dict[str, int]
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        if not self.rows_by_file:
+            return "nothing to fetch: the inputs are read where they are"
+        return f"{sum(self.rows_by_file.values()):,} raw rows in {len(self.rows_by_file)} files"
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Raw rows by file."""
+        return self.rows_by_file
 
 
 @stage
-def run(run: Run) -> StageResult:
+def fetch(ctx: RunContext) -> FetchResult:
     """Call the configured function with the raw folder.
 
     Raises:
-        ConfigError: the function cannot be imported or refuses its arguments.
+        ConfigError: The function cannot be imported or refuses its arguments.
     """
-    fetch = run.config.fetch
-    if fetch is None:
-        return StageResult("nothing to fetch: the inputs are read where they are")
-    module, _, name = fetch.function.partition(":")
+    settings = ctx.config.fetch
+    if settings is None:
+        return FetchResult({})
+    module, _, name = settings.function.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"fetch.function {fetch.function!r} cannot be imported: {error}") from error
+        raise ConfigError(f"fetch.function {settings.function!r} cannot be imported: {error}") from error
     try:
-        rows: dict[str, int] = function(run.config.workspace / "raw", **fetch.arguments)
+        rows: dict[str, int] = function(ctx.config.workspace / "raw", **settings.arguments)
     except TypeError as error:
-        raise ConfigError(f"fetch.arguments do not fit {fetch.function}: {error}") from error
-    return StageResult(f"{sum(rows.values()):,} raw rows in {len(rows)} files", counts=rows)
+        raise ConfigError(f"fetch.arguments do not fit {settings.function}: {error}") from error
+    return FetchResult(rows)

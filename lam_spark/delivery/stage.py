@@ -1,104 +1,151 @@
-"""Stage `deliver`: the ranked contact list, after asking the newest consent ledger once more.
+"""Stage `deliver`: the ranked contact list, after reading the consent ledger once more.
 
-A run may have taken hours until here: what the ledger's source has come to state in the meantime is taken in first,
-and the question is put for the present instant. Cost: what the stage `consent` costs, and one shuffle of the scores
-by customer; only the list itself (at most `delivery.capacity` rows) meets in one task.
+A run may have taken hours until here: new statements of the ledger's source are ingested first, and eligibility is
+decided for the present instant. Cost: that of the stage `consent`, and one shuffle of the scores by customer; only the
+list itself (at most `delivery.capacity` rows) meets in one task.
 """
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+import datetime as dt
+from dataclasses import dataclass
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from lam_spark.consent.eligibility import eligible
-from lam_spark.consent.stage import take_in
+from lam_spark.consent.eligibility import eligible_customers
+from lam_spark.consent.guards import require_assigned
+from lam_spark.consent.ledger import update_ledger
+from lam_spark.delivery.export import write_csv
 from lam_spark.errors import ConfigError
-from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.freshness import require_owned
+from lam_spark.identity.pseudonyms import matching_secret
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.runtime.results import StageResult
+from lam_spark.sources.inputs import Inputs
+from lam_spark.storage.time import sql_literal
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
 
 
+@dataclass(frozen=True)
+class DeliverResult(StageResult):
+    """The contact list of one `as_of`.
+
+    Attributes:
+        statements_in, statements_new: Consent statements of the ledger's source.
+        customers_scored: Customers with scores.
+        suppressed_by_consent: Those who are not eligible any more.
+        below_capacity: Eligible customers ranked below the capacity of the list.
+        delivered: Customers on the list.
+        path: The CSV file.
+        consent_checked_at: Instant of the decision.
+        scores_run_id: Run that wrote the scores.
+    """
+
+    statements_in: int
+    statements_new: int
+    customers_scored: int
+    suppressed_by_consent: int
+    below_capacity: int
+    delivered: int
+    path: str
+    consent_checked_at: dt.datetime
+    scores_run_id: str
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.delivered:,} customers on the list, {self.suppressed_by_consent:,} withheld by the newest "
+            f"ledger: {self.path}"
+        )
+
+
 @stage
-def run(run: Run) -> StageResult:
+def deliver(ctx: RunContext) -> DeliverResult:
     """Publish `contact_list` for this `as_of` (grain: a customer) and the same as CSV.
 
-    Statements that are new go to the table `consent` first, as in the stage of that name.
+    New statements are appended to the table `consent` first, as in the stage of that name.
 
     Raises:
-        ConfigError: no scores for this `as_of` (the stage `score` comes first), or the ledger's source cannot be read.
-        ConsentError: the ledger's source is refused (`consent.ledger.take_in`), nobody may be contacted now, or events
-            that were scored belong now to somebody who may not be (`sequences.dates.require_owned`).
+        ConfigError: There are no scores for this `as_of`, or the ledger's source cannot be read.
+        ConsentError: The ledger's source is refused (`consent.ledger`), no customer may be contacted now, or scored
+            events were reassigned to customers who may not be (`consent.guards`).
     """
-    config = run.config
-    as_of = sql_literal(run.as_of)
-    scores = run.tables.read("scores").where(
-        (F.col("target") == config.scoring.target) & (F.col("as_of") == F.expr(as_of))
-    )
-    newest = scores.select("run_id", "events_version").first()
+    config, tables, purpose = ctx.config, ctx.tables, ctx.config.consent.contact_purpose
+    as_of = sql_literal(ctx.as_of)
+    is_of_day = F.col("as_of") == F.expr(as_of)
+    scores = tables.read("scores").where((F.col("target") == config.scoring.target) & is_of_day)
+    newest = scores.select(
+        "run_id", "events_version"
+    ).first()  # a run replaces the scores of its day as a whole
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
-    scored = scores.select("customer_key").distinct().count()
-    read, new = take_in(run)
-    purpose = config.consent.contact_purpose
-    again = "run the stages 'sequences' and 'score' again"
-    require_owned(run, newest["events_version"], run.as_of, purpose, "the table 'scores'", again)
-    now = run.clock()
-    allowed = eligible(run, purpose, at=now)
-    consent_version = run.tables.read_versions["consent"]
-    contactable = scores.join(allowed, "customer_key", "left_semi")
-    best = F.max_by(
-        F.struct("proposal_id", "description", "calibrated", "model_digest"),
-        F.struct("calibrated", "proposal_id"),
+    customers_scored = scores.select("customer_key").distinct().count()
+    secret = matching_secret(tables, config.identity)
+    inputs = Inputs(ctx.spark, config.inputs, config.views)
+    update = update_ledger(tables, ctx.cache, inputs, config.consent, secret)
+    require_assigned(
+        tables,
+        ctx.cache,
+        newest["events_version"],
+        ctx.as_of,
+        purpose,
+        ctx.started_at,
+        what="the table 'scores'",
+        remedy="run the stages 'sequences' and 'score' again",
     )
-    candidates = contactable.groupBy("customer_key").agg(best.alias("best"))
-    listed = (
-        candidates.orderBy(F.desc("best.calibrated"), "customer_key")
-        .limit(config.delivery.capacity)
+    now = ctx.clock()
+    allowed = eligible_customers(tables, ctx.cache, purpose, now)
+    consent_version = tables.read_versions["consent"]
+    candidates = _best_proposals(scores.join(allowed, "customer_key", "left_semi"))
+    listed = _ranked(candidates, config.delivery.capacity).withColumns(
+        {
+            "as_of": F.expr(as_of),
+            "model_digest": F.col("_best.model_digest"),
+            "consent_version": F.lit(consent_version),
+            "run_id": F.lit(ctx.run_id),
+        }
+    )
+    delivered = tables.overwrite(listed.drop("_best"), "contact_list", where=f"as_of = {as_of}")
+    published = tables.read("contact_list").where(is_of_day)
+    path = config.workspace / "delivery" / f"contact_list_{config.as_of}.csv"
+    write_csv(published.select(*LIST_COLUMNS).orderBy("rank"), path)
+    eligible_count = candidates.count()
+    return DeliverResult(
+        statements_in=update.statements_in,
+        statements_new=update.statements_new,
+        customers_scored=customers_scored,
+        suppressed_by_consent=customers_scored - eligible_count,
+        below_capacity=eligible_count - delivered,
+        delivered=delivered,
+        path=str(path),
+        consent_checked_at=now,
+        scores_run_id=newest["run_id"],
+    )
+
+
+def _best_proposals(scores: DataFrame) -> DataFrame:
+    """`customer_key` and the struct `_best`: the customer's proposal of the highest probability."""
+    best = F.max_by(
+        F.struct("proposal_id", "description", "probability", "model_digest"),
+        F.struct("probability", "proposal_id"),
+    )
+    return scores.groupBy("customer_key").agg(best.alias("_best"))
+
+
+def _ranked(candidates: DataFrame, capacity: int) -> DataFrame:
+    """The first `capacity` candidates with `LIST_COLUMNS` and `_best`; ties are ordered by `customer_key`."""
+    order: tuple[Column | str, ...] = (F.desc("_best.probability"), "customer_key")
+    return (
+        candidates.orderBy(*order)
+        .limit(capacity)
         .select(
-            F.row_number().over(Window.orderBy(F.desc("best.calibrated"), "customer_key")).alias("rank"),
+            F.row_number().over(Window.orderBy(*order)).alias("rank"),
             "customer_key",
-            F.col("best.proposal_id").alias("proposal_id"),
-            F.col("best.description").alias("description"),
-            F.col("best.calibrated").alias("proposal_necessity"),
-            F.expr(as_of).alias("as_of"),
-            F.col("best.model_digest").alias("model_digest"),
-            F.lit(consent_version).alias("consent_version"),
-            F.lit(run.run_id).alias("run_id"),
+            F.col("_best.proposal_id").alias("proposal_id"),
+            F.col("_best.description").alias("description"),
+            F.col("_best.probability").alias("proposal_necessity"),
+            "_best",
         )
     )
-    delivered = run.tables.overwrite(listed, "contact_list", where=f"as_of = {as_of}")
-    published = run.tables.read("contact_list").where(F.col("as_of") == F.expr(as_of))
-    path = config.workspace / "delivery" / f"contact_list_{config.as_of}.csv"
-    _write_csv(published.select(*LIST_COLUMNS).orderBy("rank"), path)
-    still = candidates.count()
-    return StageResult(
-        says=f"{delivered:,} customers on the list, {scored - still:,} withheld by the newest ledger: {path}",
-        counts={
-            "statements_in": read,
-            "statements_new": new,
-            "customers_scored": scored,
-            "suppressed_by_consent": scored - still,
-            "below_capacity": still - delivered,
-            "delivered": delivered,
-        },
-        facts={
-            "path": str(path),
-            "consent_asked_at": now.isoformat(),
-            "scores_run_id": newest["run_id"],  # all of them: a run replaces those of its day whole
-        },
-    )
-
-
-def _write_csv(rows: DataFrame, path: Path) -> None:
-    """One file, written by one task, put in place by a rename."""
-    draft = path.with_suffix(".draft")
-    # A quote inside a quoted text is written twice (RFC 4180); Spark alone would put a backslash before it.
-    writer = rows.coalesce(1).write.mode("overwrite").option("header", "true").option("escape", '"')
-    writer.csv(str(draft))
-    (part,) = draft.glob("part-*.csv")
-    part.replace(path)
-    shutil.rmtree(draft)

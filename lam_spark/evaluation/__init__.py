@@ -1,1 +1,1 @@
-"""How good the ranking is: held-out lift and calibration beside a rule and chance."""
+"""Quality of the model on the test period: lift, calibration and intervals, compared with a baseline."""

@@ -1,121 +1,131 @@
-"""The targets that are not scored, on the test period: how well the same model answers them.
+"""Targets that are not scored, on the test period: how well the same model predicts them.
 
-Histograms and sums come to the driver: some ten thousand rows a target, whatever the number of examples.
+Histograms and sums come to the driver: about ten thousand rows per target, whatever the number of examples.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.evaluation.calibration import calibration_bins
 from lam_spark.evaluation.histogram import histogram_of
+from lam_spark.evaluation.results import CalibrationBin, SecondaryTargetMetrics
 from lam_spark.model.metrics import auc
-from lam_spark.runtime.context import Run
-from lam_spark.scoring.udf import Champion, answer
+from lam_spark.scoring.udf import RegisteredModel, predict
 from lam_spark.sequences.tokens import FIRST_VALUE
+from lam_spark.storage.dataframes import one_row, union_all
+from lam_spark.storage.tables.store import Tables
 from lam_spark.training_data.columns import collect_queries, event_columns
 from lam_spark.training_data.layout import Target
 
-_COMMONEST = 20
+_MOST_FREQUENT = 20
 _LOGIT_DECIMALS = 2
 
 
-def other_questions(run: Run, model: Champion, examples: DataFrame) -> dict[str, dict[str, Any]]:
-    """Publish `held_out_predictions` and measure each target that has held-out examples.
-
-    Grain: a test example. Columns: `customer_key, target, query_id, as_of, label, label_ids, baseline_score`, and `answer`:
-    of `binary` the probability, of `value` mean (calibrated) and median amount, of `next` a probability a value.
+def evaluate_secondary_targets(
+    tables: Tables, model: RegisteredModel, examples: DataFrame, scored_target: str
+) -> dict[str, SecondaryTargetMetrics]:
+    """Publish `held_out_predictions` and measure each target that has test examples.
 
     Args:
-        run: of the stage.
-        model: who answers.
-        examples: of the test period, of all targets but the scored one; columns of the table of that name.
+        tables: Tables of the workspace.
+        model: The registered model.
+        examples: Test examples of all targets but the scored one; columns of the table `examples`.
+        scored_target: Name of the scored target.
 
     Returns:
-        target -> `kind, examples` and what it is measured by, of the model and of the simple rule.
+        Target -> metrics of the model and of the baseline.
     """
-    asked = [target for target in model.layout.targets if target.name != run.config.scoring.target]
-    told = ["customer_key", "target", "query_id", "as_of", "label", "label_ids", "baseline_score"]
-    sequences = run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
-    every: DataFrame | None = None
-    for target in asked:
+    targets = [target for target in model.layout.targets if target.name != scored_target]
+    if not targets:
+        return {}
+    columns = ["customer_key", "target", "query_id", "as_of", "label", "label_ids", "baseline_score"]
+    sequences = tables.read("sequences").select("customer_key", *event_columns(model.layout))
+    parts = []
+    for target in targets:
         own = examples.where(F.col("target") == target.name)
         rows = sequences.join(collect_queries(own, model.layout), "customer_key")
-        part = (
-            answer(run, rows, model, target.name)
-            .join(own.select(*told), ["customer_key", "query_id"])
-            .select(*told, _calibrated(target, model).alias("answer"))
-        )
-        every = part if every is None else every.unionByName(part)
-    if every is None:
-        return {}
-    run.tables.overwrite(every.withColumn("model_digest", F.lit(model.digest)), "held_out_predictions")
-    held = run.tables.read("held_out_predictions")
-    measured = {}
-    for target in asked:
-        own = held.where(F.col("target") == target.name)
+        predicted = predict(rows, model, target.name).join(own.select(*columns), ["customer_key", "query_id"])
+        parts.append(predicted.select(*columns, _calibrated(target, model).alias("prediction")))
+    predictions = union_all(parts).withColumn("model_digest", F.lit(model.digest))
+    tables.overwrite(predictions, "held_out_predictions")
+    published = tables.read("held_out_predictions")
+    metrics = {}
+    for target in targets:
+        own = published.where(F.col("target") == target.name)
         count = own.count()
         if count:
-            measured[target.name] = {"kind": target.kind, "examples": count, **_measures(target, own)}
-    return measured
+            metrics[target.name] = _measure(target, own, count)
+    return metrics
 
 
-def _calibrated(target: Target, model: Champion) -> Any:
-    by = model.calibration[target.name]
+def _calibrated(target: Target, model: RegisteredModel) -> Column:
+    calibration = model.calibration[target.name]
     if target.kind == "value":
-        return F.array(F.col("answer")[0] * by.slope, F.col("answer")[1])
-    return F.transform("answer", lambda logit: 1 / (1 + F.exp(-(logit * by.slope + by.intercept))))
-
-
-def _measures(target: Target, held: DataFrame) -> dict[str, Any]:
-    if target.kind == "value":
-        return _of_amounts(held)
-    if target.kind == "next":
-        return _of_values(target, held)
-    by_model = histogram_of(held, F.col("answer")[0], F.col("answer")[0])
-    by_rule = histogram_of(held, F.col("baseline_score"), F.col("answer")[0])
-    return {
-        "positives": int(by_model.positives.sum()),
-        "auc": by_model.auc,
-        "baseline_auc": by_rule.auc,
-        "calibration": by_model.calibration(),
-    }
-
-
-def _of_amounts(held: DataFrame) -> dict[str, Any]:
-    mean, median = F.col("answer")[0], F.col("answer")[1]
-    by_rule = F.coalesce("baseline_score", F.lit(0.0))  # where the rule says nothing, nothing is expected
-    usual = held.agg(F.percentile_approx("label", 0.5)).first()
-    assert usual is not None  # an aggregate without keys gives one row
-    row = held.agg(
-        F.avg("label"),
-        F.avg(mean),
-        F.avg(F.abs(F.col("label") - median)),
-        F.avg(F.abs(F.col("label") - by_rule)),
-        F.avg(F.abs(F.col("label") - F.lit(usual[0]))),
-    ).first()
-    assert row is not None
-    names = ("mean", "mean_predicted", "mean_absolute_error", "baseline_mean_absolute_error")
-    return dict(zip((*names, "constant_mean_absolute_error"), (float(value) for value in row), strict=True))
-
-
-def _of_values(target: Target, held: DataFrame) -> dict[str, Any]:
-    """Macro AUC over the values that followed most often, from a histogram a value."""
-    shares = F.posexplode("answer").alias("position", "share")
-    pairs = held.select("label_ids", shares).select(
-        (F.col("position") + FIRST_VALUE).alias("token_id"),
-        _logit(F.col("share")).alias("score"),
-        F.array_contains("label_ids", F.col("position") + FIRST_VALUE).cast("double").alias("happened"),
+        return F.array(F.col("prediction")[0] * calibration.slope, F.col("prediction")[1])
+    return F.transform(
+        "prediction", lambda logit: 1 / (1 + F.exp(-(logit * calibration.slope + calibration.intercept)))
     )
-    often = pairs.groupBy("token_id").agg(F.sum("happened").alias("times"))
-    common = often.orderBy(F.desc("times"), "token_id").limit(_COMMONEST)
+
+
+def _measure(target: Target, predictions: DataFrame, examples: int) -> SecondaryTargetMetrics:
+    if target.kind == "value":
+        return SecondaryTargetMetrics(target.kind, examples, _measure_amounts(predictions))
+    if target.kind == "next":
+        return SecondaryTargetMetrics(target.kind, examples, _measure_values(predictions))
+    probability = F.col("prediction")[0]
+    by_model = histogram_of(predictions, probability, probability)
+    by_baseline = histogram_of(predictions, F.col("baseline_score"), probability)
+    metrics = {
+        "positives": float(by_model.positives.sum()),
+        "auc": by_model.auc,
+        "baseline_auc": by_baseline.auc,
+    }
+    bins = tuple(CalibrationBin(**values) for values in calibration_bins(by_model))
+    return SecondaryTargetMetrics(target.kind, examples, metrics, bins)
+
+
+def _measure_amounts(predictions: DataFrame) -> dict[str, float]:
+    mean, median = F.col("prediction")[0], F.col("prediction")[1]
+    by_baseline = F.coalesce(
+        "baseline_score", F.lit(0.0)
+    )  # where the baseline has no score, it expects nothing
+    constant = one_row(predictions.agg(F.percentile_approx("label", 0.5)))[0]
+    row = one_row(
+        predictions.agg(
+            F.avg("label"),
+            F.avg(mean),
+            F.avg(F.abs(F.col("label") - median)),
+            F.avg(F.abs(F.col("label") - by_baseline)),
+            F.avg(F.abs(F.col("label") - F.lit(constant))),
+        )
+    )
+    names = (
+        "mean",
+        "mean_predicted",
+        "mean_absolute_error",
+        "baseline_mean_absolute_error",
+        "constant_mean_absolute_error",
+    )
+    return dict(zip(names, (float(value) for value in row), strict=True))
+
+
+def _measure_values(predictions: DataFrame) -> dict[str, float]:
+    """Macro AUC over the values that followed most often, from one histogram per value."""
+    probabilities = F.posexplode("prediction").alias("_position", "_probability")
+    pairs = predictions.select("label_ids", probabilities).select(
+        (F.col("_position") + FIRST_VALUE).alias("_token_id"),
+        _rounded_logit(F.col("_probability")).alias("_score"),
+        F.array_contains("label_ids", F.col("_position") + FIRST_VALUE).cast("double").alias("_happened"),
+    )
+    frequencies = pairs.groupBy("_token_id").agg(F.sum("_happened").alias("_frequency"))
+    frequent = frequencies.orderBy(F.desc("_frequency"), "_token_id").limit(_MOST_FREQUENT)
     counted = (
-        pairs.join(F.broadcast(common), "token_id")
-        .groupBy("token_id", "score")
-        .agg(F.count("*").alias("rows"), F.sum("happened").alias("positives"))
+        pairs.join(F.broadcast(frequent), "_token_id")
+        .groupBy("_token_id", "_score")
+        .agg(F.count("*").alias("_rows"), F.sum("_happened").alias("_positives"))
     )
     rows = np.array([[float(value) for value in row] for row in counted.toLocalIterator()])
     areas = []
@@ -123,9 +133,9 @@ def _of_values(target: Target, held: DataFrame) -> dict[str, Any]:
         _, score, count, positives = rows[rows[:, 0] == token].T
         labels = np.repeat([1.0, 0.0], len(score))
         areas.append(auc(np.tile(score, 2), labels, np.concatenate([positives, count - positives])))
-    return {"values": len(areas), "macro_auc": float(np.nanmean(areas))}
+    return {"values": float(len(areas)), "macro_auc": float(np.nanmean(areas))}
 
 
-def _logit(share: Any) -> Any:
-    bounded = F.least(F.greatest(share, F.lit(1e-9)), F.lit(1 - 1e-9))
+def _rounded_logit(probability: Column) -> Column:
+    bounded = F.least(F.greatest(probability, F.lit(1e-9)), F.lit(1 - 1e-9))
     return F.round(F.log(bounded / (1 - bounded)), _LOGIT_DECIMALS)

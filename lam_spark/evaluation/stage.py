@@ -1,7 +1,7 @@
-"""Stage `evaluate`: the registered model on the test period, beside the simple rule.
+"""Stage `evaluate`: the registered model and the baseline on the test period.
 
-The held-out examples go through the same scoring job as everyone else. Histograms of some ten thousand bins
-come to the driver, whatever the number of examples.
+Test examples go through the same scoring job as all customers. Histograms of about ten thousand bins come to the
+driver, whatever the number of examples.
 """
 
 from __future__ import annotations
@@ -10,125 +10,132 @@ import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.consent.eligibility import eligible
+from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.errors import DataQualityError, ModelError
+from lam_spark.evaluation.calibration import calibration_bins, expected_calibration_error
 from lam_spark.evaluation.histogram import histogram_of, ranked
-from lam_spark.evaluation.ranking import (
-    CustomerIntervals,
-    customer_intervals,
-    expected_calibration_error,
+from lam_spark.evaluation.intervals import CustomerIntervals, customer_intervals
+from lam_spark.evaluation.ranking import Histogram
+from lam_spark.evaluation.results import (
+    CalibrationBin,
+    CalibrationMetrics,
+    Decile,
+    EvaluateResult,
+    Interval,
+    RankingMetrics,
 )
-from lam_spark.evaluation.secondary_targets import other_questions
-from lam_spark.labels.stage import TEST
-from lam_spark.runtime.context import Run, StageResult, stage
-from lam_spark.scoring.udf import champion, predict
-from lam_spark.sequences.freshness import require_examples
-from lam_spark.training_data.columns import answerable, collect_queries, cut_off, event_columns
+from lam_spark.evaluation.secondary_targets import evaluate_secondary_targets
+from lam_spark.labels.freshness import require_examples
+from lam_spark.labels.splits import TEST
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.scoring.udf import load_registered_model, predict_probabilities
+from lam_spark.storage.dataframes import one_row
+from lam_spark.training_data.columns import (
+    collect_queries,
+    event_columns,
+    truncated_rows,
+    with_complete_history,
+)
 
-# Intervals are drawn from at most so many examples: they narrow with the root of the number, and this many
-# are narrow enough for any decision.
-_MOST_RESAMPLED = 20_000
+# Intervals narrow with the square root of the number of examples: these are enough for any decision.
+_MAX_RESAMPLED = 20_000
 
 
 @stage
-def run(run: Run) -> StageResult:
+def evaluate(ctx: RunContext) -> EvaluateResult:
     """Publish `held_out_scores` (grain: a test example of a customer eligible for training) and measure.
 
-    The other targets' examples go to `held_out_predictions`.
+    Examples of other targets go to `held_out_predictions`.
 
     Raises:
-        DataQualityError: the test period has no example, or tables were made for other dates
-            (`sequences.dates.require_examples`).
-        ModelError: no fitting model, or one that has learned from the test period.
+        DataQualityError: The test period has no example, or tables were built for other dates (`labels.freshness`).
+        ModelError: No model fits, or the registered one was trained on a part of the test period.
     """
-    config = run.config
-    model = champion(run, [config.scoring.target])
+    config, tables = ctx.config, ctx.tables
+    target, purpose = config.scoring.target, config.consent.training_purpose
+    model = load_registered_model(tables, config, [target])
     if model.test_start > config.instant(config.split.test_start):
         raise ModelError(
             f"expected a model that has seen nothing from split.test_start = {config.split.test_start} on, the "
-            f"registered one has learned from what happened before {model.test_start:%Y-%m-%d %H:%M} (UTC): run the "
+            f"registered one was trained on what happened before {model.test_start:%Y-%m-%d %H:%M} (UTC): run the "
             "stages 'snapshot' and 'train', or move the date back"
         )
-    require_examples(run)
-    target = config.scoring.target
-    allowed = eligible(run, config.consent.training_purpose)
-    every = (
-        run.tables.read("examples").where(F.col("split") == TEST).join(allowed, "customer_key", "left_semi")
-    )
-    test = every.where(F.col("target") == target)
-    sequences = run.tables.read("sequences")
-    cut = run.keep(cut_off(sequences, model.layout))
-    forgotten = answerable(test, cut, held=False).count()
-    test = answerable(test, cut)
+    require_examples(tables, ctx.cache, config.split_instants(), ctx.as_of, purpose, ctx.started_at)
+    allowed = eligible_customers(tables, ctx.cache, purpose, ctx.started_at)
+    examples = tables.read("examples").where(F.col("split") == TEST)
+    examples = examples.join(allowed, "customer_key", "left_semi")
+    sequences = tables.read("sequences")
+    truncated = ctx.cache(truncated_rows(sequences, model.layout))
+    own = examples.where(F.col("target") == target)
+    left_out = with_complete_history(own, truncated, complete=False).count()
+    test = with_complete_history(own, truncated)
     rows = sequences.select("customer_key", *event_columns(model.layout)).join(
         collect_queries(test, model.layout), "customer_key"
     )
     if rows.isEmpty():
         raise DataQualityError(
             f"no example of {target!r} opens on or after {config.split.test_start} and matures before as_of "
-            f"{config.as_of}: nothing to hold the model against"
+            f"{config.as_of}: the model cannot be evaluated"
         )
-    facts = test.select("customer_key", "target", "query_id", "as_of", "label", "baseline_score")
-    scored = (
-        predict(run, rows, model)
-        .join(facts, ["customer_key", "query_id"])
-        .withColumn("model_digest", F.lit(model.digest))
-    )
-    written = run.tables.overwrite(scored, "held_out_scores")
-    held = run.keep(run.tables.read("held_out_scores"))
-    by_model = histogram_of(held, F.col("logit"), F.col("calibrated"))
-    by_rule = histogram_of(held, F.col("baseline_score"), F.col("calibrated"))
-    positives = int(by_model.positives.sum())
-    calibration = by_model.calibration()
-    told = held.agg(
-        F.avg(F.pow(F.col("calibrated") - F.col("label"), 2)),
-        *(F.to_date(F.from_utc_timestamp(bound("as_of"), config.time_zone)) for bound in (F.min, F.max)),
-    ).first()
-    assert told is not None  # an aggregate without keys gives one row
-    others = other_questions(run, model, answerable(every, cut).where(F.col("target") != target))
-    base = positives / written
-    intervals = _intervals(held)
-    tenths, rule_tenths = by_model.tenths(), by_rule.tenths()
-    return StageResult(
-        says=(
-            f"{written:,} held-out examples, {positives:,} positive: AUC {by_model.auc:.3f} "
-            f"(rule {by_rule.auc:.3f}), lift of the first tenth {tenths[0]['lift']:.2f} "
-            f"(rule {rule_tenths[0]['lift']:.2f})"
-        ),
-        counts={"examples": written, "positives": positives, "examples_before_kept_events": forgotten},
-        facts={
-            "digest": model.digest,
-            "period": [str(told[1]), str(told[2])],
-            "model": {
-                "auc": by_model.auc,
-                "interval": intervals.auc.model,
-                "lift_interval": intervals.lift.model,
-                "deciles": tenths,
-            },
-            "rule": {
-                "auc": by_rule.auc,
-                "interval": intervals.auc.rule,
-                "lift_interval": intervals.lift.rule,
-                "deciles": rule_tenths,
-            },
-            "lead": intervals.auc.lead,
-            "lift_lead": intervals.lift.lead,
-            "others": others,
-            "calibration": {
-                "bins": calibration,
-                "brier": float(told[0]),
-                "brier_of_base_rate": base * (1 - base),
-                "expected_calibration_error": expected_calibration_error(calibration),
-            },
-        },
+    labels = test.select("customer_key", "target", "query_id", "as_of", "label", "baseline_score")
+    scored = predict_probabilities(rows, model, target).join(labels, ["customer_key", "query_id"])
+    written = tables.overwrite(scored.withColumn("model_digest", F.lit(model.digest)), "held_out_scores")
+    published = ctx.cache(tables.read("held_out_scores"))
+    others = with_complete_history(examples, truncated).where(F.col("target") != target)
+    secondary_targets = evaluate_secondary_targets(tables, model, others, target)
+    by_model = histogram_of(published, F.col("logit"), F.col("probability"))
+    by_baseline = histogram_of(published, F.col("baseline_score"), F.col("probability"))
+    intervals = _intervals(published)
+    return EvaluateResult(
+        examples=written,
+        positives=int(by_model.positives.sum()),
+        truncated=left_out,
+        model_digest=model.digest,
+        period=_period(published, config.time_zone),
+        model=_ranking_metrics(by_model, intervals.auc.model, intervals.lift.model),
+        baseline=_ranking_metrics(by_baseline, intervals.auc.baseline, intervals.lift.baseline),
+        auc_difference=intervals.auc.difference,
+        lift_difference=intervals.lift.difference,
+        calibration=_calibration_metrics(published, by_model),
+        secondary_targets=secondary_targets,
     )
 
 
-def _intervals(held: DataFrame) -> CustomerIntervals:
-    """Bootstrap intervals over a bounded sample of whole examples, chosen by the customers' hash."""
-    sample = held.orderBy(F.xxhash64("customer_key"), "query_id").limit(_MOST_RESAMPLED)
+def _period(scores: DataFrame, time_zone: str) -> tuple[str, str]:
+    """First and last local day of the queries (ISO 8601)."""
+    days = (F.to_date(F.from_utc_timestamp(bound("as_of"), time_zone)) for bound in (F.min, F.max))
+    first, last = one_row(scores.agg(*days))
+    return str(first), str(last)
+
+
+def _ranking_metrics(histogram: Histogram, auc: Interval, lift: Interval) -> RankingMetrics:
+    deciles = tuple(
+        Decile(
+            decile=int(values["decile"]),
+            **{name: value for name, value in values.items() if name != "decile"},
+        )
+        for values in histogram.deciles()
+    )
+    return RankingMetrics(histogram.auc, auc, lift, deciles)
+
+
+def _calibration_metrics(scores: DataFrame, histogram: Histogram) -> CalibrationMetrics:
+    bins = calibration_bins(histogram)
+    brier = one_row(scores.agg(F.avg(F.pow(F.col("probability") - F.col("label"), 2))))[0]
+    base_rate = int(histogram.positives.sum()) / float(histogram.rows.sum())
+    return CalibrationMetrics(
+        bins=tuple(CalibrationBin(**values) for values in bins),
+        brier=float(brier),
+        brier_of_base_rate=base_rate * (1 - base_rate),
+        expected_calibration_error=expected_calibration_error(bins),
+    )
+
+
+def _intervals(scores: DataFrame) -> CustomerIntervals:
+    """Bootstrap intervals over a bounded sample of examples, chosen by a hash of the customer."""
+    sample = scores.orderBy(F.xxhash64("customer_key"), "query_id").limit(_MAX_RESAMPLED)
     rows = list(
         sample.select("customer_key", "label", "logit", ranked(F.col("baseline_score"))).toLocalIterator()
     )
-    customer, label, model, rule = (np.array(column) for column in zip(*rows, strict=True))
-    return customer_intervals(customer, label.astype(float), model.astype(float), rule.astype(float))
+    customer, label, model, baseline = (np.array(column) for column in zip(*rows, strict=True))
+    return customer_intervals(customer, label.astype(float), model.astype(float), baseline.astype(float))

@@ -1,1 +1,1 @@
-"""Raw rows to 4W1H events: mapping by SQL, quality rules, quarantine, exact deduplication."""
+"""Raw rows to 4W1H events: mapping by SQL, rules, quarantine, deduplication, assignment of ids to customers."""

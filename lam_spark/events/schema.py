@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pyspark.sql.types import (
-    DataType,
-    DoubleType,
-    StringType,
-    StructField,
-    StructType,
-    TimestampType,
-)
+from collections.abc import Mapping
 
-from lam_spark.config import Config
+from pyspark.sql.types import DataType, DoubleType, StringType, StructField, StructType, TimestampType
 
-# What a channel's select must yield besides the declared fields.
+from lam_spark.config import FieldConfig
+
+# Columns that a channel's select must yield besides declared fields.
 CHANNEL_COLUMNS: dict[str, DataType] = {
     "customer_id": StringType(),
     "event_time": TimestampType(),
@@ -21,14 +16,12 @@ CHANNEL_COLUMNS: dict[str, DataType] = {
 }
 
 
-def field_types(config: Config) -> dict[str, DataType]:
-    """Type of every declared field in `events`: numbers are doubles, all else text."""
-    return {
-        name: DoubleType() if spec.kind == "numeric" else StringType() for name, spec in config.fields.items()
-    }
+def field_types(fields: Mapping[str, FieldConfig]) -> dict[str, DataType]:
+    """Type of each declared field in `events`: DOUBLE for numeric fields, STRING for all others."""
+    return {name: DoubleType() if spec.kind == "numeric" else StringType() for name, spec in fields.items()}
 
 
-def channel_schema(config: Config) -> StructType:
-    """What a mapped channel row looks like, before identity: ids and times, then the declared fields."""
-    columns = CHANNEL_COLUMNS | field_types(config)
+def channel_schema(fields: Mapping[str, FieldConfig]) -> StructType:
+    """Schema of a mapped channel row with its raw id: `CHANNEL_COLUMNS`, then the declared fields."""
+    columns = CHANNEL_COLUMNS | field_types(fields)
     return StructType([StructField(name, kind) for name, kind in columns.items()])

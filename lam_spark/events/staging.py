@@ -1,31 +1,37 @@
-"""New raw rows of the readers, mapped and judged once, into folders that nothing but this run reads."""
+"""New raw rows of each reader, mapped and checked once, in folders that only this run reads."""
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.config import Config
 from lam_spark.errors import DataQualityError
-from lam_spark.events.mapping import RAW, REASON, judged_links, map_channel
-from lam_spark.runtime.context import Run
-from lam_spark.sources.inputs import Delivery, Input, Inputs, count_lines
+from lam_spark.events.mapping import map_channel, map_links
+from lam_spark.events.quarantine import REASON, malformed_rows
+from lam_spark.events.rules import TimeLimits
+from lam_spark.runtime.log import RunLog
+from lam_spark.sources.files import Input
+from lam_spark.sources.increment import SourceIncrement
+from lam_spark.sources.inputs import Inputs, count_lines
+from lam_spark.storage.dataframes import union_all
 
-MICROS = "yyyy-MM-dd HH:mm:ss.SSSSSS"
-MALFORMED_REASON = "line does not parse under the declared columns"
+MICROSECONDS_FORMAT = "yyyy-MM-dd HH:mm:ss.SSSSSS"
 
 
 @dataclass(frozen=True)
-class Staged:
-    """What is new of one reader.
+class StagedRows:
+    """New rows of one reader.
 
     Attributes:
-        frame: a raw row each; the columns of `map_channel` (of `judged_links` for a link statement).
-        well_formed: rows that the reader could parse.
-        malformed: lines that it could not.
+        frame: One row per raw row; the columns of `map_channel`, or of `map_links` for a link statement.
+        well_formed: Number of rows that parse.
+        malformed: Number of lines that do not parse.
     """
 
     frame: DataFrame
@@ -33,127 +39,144 @@ class Staged:
     malformed: int
 
     @property
-    def rows(self) -> int:
-        """Raw rows, malformed lines included."""
+    def count(self) -> int:
+        """Number of raw rows, malformed lines included."""
         return self.well_formed + self.malformed
 
 
 @dataclass(frozen=True)
-class Span:
-    """First and last time of the accepted rows (UTC, to the microsecond); None without any."""
+class TimeSpan:
+    """First and last time of the accepted events (UTC, to the microsecond); None if there are none."""
 
     first: str | None = None
     last: str | None = None
 
     def condition(self) -> str:
-        """SQL: an event lies in it. Written out, so that Delta can leave out files by it."""
+        """SQL condition for events of the span; with literals, so that Delta can skip files."""
         if self.first is None:
             return "false"
         return f"event_time BETWEEN TIMESTAMP '{self.first}' AND TIMESTAMP '{self.last}'"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was found of staged rows: how many were refused, by reader and reason, and the span of the others."""
+class StagedCounts:
+    """Counts of staged rows.
+
+    Attributes:
+        refused: Refused rows by reader and reason.
+        span: Time span of the accepted events.
+    """
 
     refused: dict[str, dict[str, int]]
-    span: Span
+    span: TimeSpan
 
 
-def written_down(frame: DataFrame, folder: Path) -> DataFrame:
-    """The frame, computed once into a folder. Its columns are known, so nobody has to look into the files."""
+def materialize(frame: DataFrame, folder: Path) -> DataFrame:
+    """Compute a DataFrame once into a folder and read it from there, without inferring its schema."""
     frame.write.mode("overwrite").parquet(str(folder))
     return frame.sparkSession.read.schema(frame.schema).parquet(str(folder))
 
 
-def stage_deliveries(run: Run, inputs: Inputs, news: list[Delivery], staging: Path) -> dict[str, Staged]:
-    """Map what is new, by reader, each into a folder of its own.
+def stage_increments(
+    inputs: Inputs,
+    config: Config,
+    increments: Iterable[SourceIncrement],
+    started_at: dt.datetime,
+    staging: Path,
+    log: RunLog,
+) -> dict[str, StagedRows]:
+    """Map the new rows of each reader into a folder of its own.
+
+    Args:
+        inputs: Inputs of the stage.
+        config: Configuration of the data set.
+        increments: New rows of the readers.
+        started_at: Start of the run (UTC).
+        staging: Folder of this run.
+        log: Gets one event per reader.
 
     Raises:
-        ConfigError: an input, a select or a rule is wrong.
-        DataQualityError: a reader's first delivery without rows.
+        ConfigError: An input, a select or a rule is wrong.
+        DataQualityError: The first load of a reader has no rows.
     """
-    grains = {new.reader: inputs.new_rows(new, staging / f"{new.reader}.landed") for new in news if new.parts}
-    counted = count_lines(grains)
+    increments = list(increments)
+    opened = {
+        increment.reader: inputs.open_increment(increment, staging / f"{increment.reader}.landed")
+        for increment in increments
+        if increment.parts
+    }
+    line_counts = count_lines(opened)
+    limits = TimeLimits.of(config, started_at)
     staged = {}
-    for new in news:
-        well_formed, malformed = counted.get(new.reader, (0, 0))
-        if new.is_first and not well_formed + malformed:
-            path = run.config.inputs[new.input].path or "a table"
+    for increment in increments:
+        reader = increment.reader
+        well_formed, malformed = line_counts.get(reader, (0, 0))
+        if increment.is_first and not well_formed + malformed:
+            path = config.inputs[increment.input].path or "a table"
             raise DataQualityError(
-                f"{_section(run, new.reader)}: its input {new.input!r} ({path}) has no rows. An empty first "
-                "delivery is refused: it is more often a wrong path than a silent channel"
+                f"{_section(config, reader)}: its input {increment.input!r} ({path}) has no rows. An empty first "
+                "load is refused, because a wrong path is more likely than a channel without rows. Check the path"
             )
-        grain = grains[new.reader]
-        frame = _mapped(run, inputs, new, grain, malformed, staging / new.reader)
-        staged[new.reader] = Staged(frame, well_formed, malformed)
-        run.journal.event(
+        mapped = _map_rows(inputs, config, reader, limits, opened[reader])
+        lines = opened[reader].malformed
+        if lines is not None and malformed:
+            mapped = mapped.union(malformed_rows(mapped, lines, reader))
+        staged[reader] = StagedRows(materialize(mapped, staging / reader), well_formed, malformed)
+        log.event(
             "staged",
-            reader=new.reader,
-            parts=len(new.parts),
+            reader=reader,
+            parts=len(increment.parts),
             rows=well_formed,
             malformed=malformed,
-            undeclared_columns=list(grain.undeclared),
+            undeclared_columns=list(opened[reader].undeclared),
         )
     return staged
 
 
-def _section(run: Run, reader: str) -> str:
-    return f"{'channels' if reader in run.config.channels else 'identity.links'}.{reader}"
+def _map_rows(inputs: Inputs, config: Config, reader: str, limits: TimeLimits, new: Input) -> DataFrame:
+    if reader in config.channels:
+        return map_channel(inputs, reader, config.channels[reader], config.fields, limits, new)
+    return map_links(inputs, reader, config.identity.links[reader], limits, new)
 
 
-def _mapped(run: Run, inputs: Inputs, new: Delivery, grain: Input, malformed: int, folder: Path) -> DataFrame:
-    inputs.narrow(new.input, grain)
-    if new.reader in run.config.channels:
-        mapped = map_channel(run, inputs, new.reader)
-    else:
-        mapped = judged_links(inputs, new.reader, run.config, run.started_at)
-    if grain.malformed is not None and malformed:
-        mapped = mapped.union(_malformed_like(mapped, grain.malformed, new.reader))
-    return written_down(mapped, folder)
-
-
-def _malformed_like(mapped: DataFrame, malformed: DataFrame, reader: str) -> DataFrame:
-    """Lines that did not parse, as refused rows with the columns of the mapped ones."""
-    given = {
-        "source": F.lit(reader),
-        REASON: F.lit(MALFORMED_REASON),
-        RAW: F.make_valid_utf8(RAW),
-    }
-    return malformed.select(
-        *(given.get(name, F.lit(None).cast(kind)).alias(name) for name, kind in mapped.dtypes)
-    )
-
-
-def judge(run: Run, staged: dict[str, Staged]) -> Verdict:
-    """Count what is staged, in one pass.
+def count_staged(config: Config, staged: Mapping[str, StagedRows]) -> StagedCounts:
+    """Count staged rows by reader and reason, in one pass.
 
     Raises:
-        DataQualityError: a select multiplies or drops rows.
+        DataQualityError: A select multiplies or drops rows.
     """
-    parts = []
-    for reader, one in staged.items():
-        time = F.col("event_time") if reader in run.config.channels else F.lit(None).cast("timestamp")
-        parts.append(one.frame.select(F.lit(reader).alias("reader"), REASON, time.alias("event_time")))
-    first, last = (F.date_format(bound("event_time"), MICROS) for bound in (F.min, F.max))
-    groups = reduce(DataFrame.union, parts).groupBy("reader", REASON)
-    counted = groups.agg(F.count("*").alias("rows"), first.alias("first"), last.alias("last"))
+    frames = []
+    for reader, rows in staged.items():
+        time = F.col("event_time") if reader in config.channels else F.lit(None).cast("timestamp")
+        frames.append(rows.frame.select(F.lit(reader).alias("_reader"), REASON, time.alias("_time")))
+    groups = (
+        union_all(frames)
+        .groupBy("_reader", REASON)
+        .agg(
+            F.count("*").alias("_rows"),
+            F.date_format(F.min("_time"), MICROSECONDS_FORMAT).alias("_first"),
+            F.date_format(F.max("_time"), MICROSECONDS_FORMAT).alias("_last"),
+        )
+    )
     refused: dict[str, dict[str, int]] = {reader: {} for reader in staged}
-    made = {reader: -one.malformed for reader, one in staged.items()}
+    mapped = {reader: -rows.malformed for reader, rows in staged.items()}
     spans = []
-    for row in counted.orderBy("reader", REASON).toLocalIterator():
-        made[row["reader"]] += row["rows"]
+    for row in groups.orderBy("_reader", REASON).toLocalIterator():
+        mapped[row["_reader"]] += row["_rows"]
         if row[REASON] is not None:
-            refused[row["reader"]][row[REASON]] = row["rows"]
-        elif row["first"] is not None:
-            spans.append((row["first"], row["last"]))
-    for reader, one in staged.items():
-        if made[reader] != one.well_formed:
-            grain = run.config.reader(reader).grain
+            refused[row["_reader"]][row[REASON]] = row["_rows"]
+        elif row["_first"] is not None:
+            spans.append((row["_first"], row["_last"]))
+    for reader, rows in staged.items():
+        if mapped[reader] != rows.well_formed:
             raise DataQualityError(
-                f"{_section(run, reader)}.select gave {made[reader]:,} rows for {one.well_formed:,} rows of its "
-                f"grain {grain!r}: a join multiplies or drops rows. Aggregate the other side to one row a key, "
-                "and use LEFT JOIN"
+                f"{_section(config, reader)}.select gave {mapped[reader]:,} rows for {rows.well_formed:,} rows of its "
+                f"grain {config.reader(reader).grain!r}: a join multiplies or drops rows. Aggregate the other side to "
+                "one row per key, and use LEFT JOIN"
             )
-    span = Span(min(first for first, _ in spans), max(last for _, last in spans)) if spans else Span()
-    return Verdict(refused, span)
+    span = TimeSpan(min(first for first, _ in spans), max(last for _, last in spans)) if spans else TimeSpan()
+    return StagedCounts(refused, span)
+
+
+def _section(config: Config, reader: str) -> str:
+    return f"{'channels' if reader in config.channels else 'identity.links'}.{reader}"

@@ -1,8 +1,8 @@
-"""Which customer an id of another kind (cookie, device, phone, card) belongs to, at a point in time.
+"""Which customer an id of another kind (cookie, device, phone, card) belongs to at a point in time.
 
-The rules, in `IdentityConfig`: the latest link at or before the event; before the first link, its customer within
-`lookback_days`; two customers linked at one instant are nobody until the next link; an id linked to more than
-`max_customers` customers is nobody's.
+The rules of `IdentityConfig`: an event goes to the customer of the latest link at or before it. An event before the
+first link goes to that link's customer if it is at most `lookback_days` older. Two customers linked at one instant
+leave the id unassigned until its next link. An id linked to more than `max_customers` customers is never assigned.
 """
 
 from __future__ import annotations
@@ -12,69 +12,74 @@ from pyspark.sql import functions as F
 
 from lam_spark.config import IdentityConfig
 
-LINK = ["id_key", "customer_key", "linked_at"]
+LINK_COLUMNS = ["id_key", "customer_key", "linked_at"]
 
 
-def timelines(links: DataFrame, rules: IdentityConfig) -> DataFrame:
-    """Whose an id was from when on.
+def assignments(links: DataFrame, identity: IdentityConfig) -> DataFrame:
+    """Customers of each id over time.
 
-    Grain: `id_key`. `owners` is an array of (linked_at, customer_key) in order of time, an entry where the owner
-    changes; customer_key null means nobody. An id of too many customers has one entry, nobody's.
-    Cost: two shuffles by id; a task holds the changes of owner of one id.
+    Grain: `id_key`. `_assignments` is an array of (linked_at, customer_key) in order of time, with one entry per
+    change of customer; a null `customer_key` means unassigned. An id with too many customers has one entry,
+    unassigned. Cost: two shuffles by id; a task holds the changes of one id.
     """
-    moments = links.groupBy("id_key", "linked_at").agg(
-        F.min("customer_key").alias("first"), F.max("customer_key").alias("last")
+    by_instant = links.groupBy("id_key", "linked_at").agg(
+        F.min("customer_key").alias("_first"), F.max("customer_key").alias("_last")
     )
-    owner = F.when(F.col("first") == F.col("last"), F.col("first"))
-    before = F.lag("customer_key").over(Window.partitionBy("id_key").orderBy("linked_at"))
-    number = F.row_number().over(Window.partitionBy("id_key").orderBy("linked_at"))
+    customer = F.when(F.col("_first") == F.col("_last"), F.col("_first"))
+    in_order = Window.partitionBy("id_key").orderBy("linked_at")
     changes = (
-        moments.withColumn("customer_key", owner)
-        .withColumns({"before": before, "number": number})
-        .where((F.col("number") == 1) | ~F.col("customer_key").eqNullSafe(F.col("before")))
+        by_instant.withColumn("customer_key", customer)
+        .withColumns(
+            {
+                "_previous": F.lag("customer_key").over(in_order),
+                "_number": F.row_number().over(in_order),
+            }
+        )
+        .where((F.col("_number") == 1) | ~F.col("customer_key").eqNullSafe(F.col("_previous")))
     )
-    many = links.groupBy("id_key").agg(F.count_distinct("customer_key").alias("customers"))
-    shared = F.col("customers") > rules.max_customers
-    entry = F.struct("linked_at", F.when(~shared, F.col("customer_key")).alias("customer_key"))
+    customer_counts = links.groupBy("id_key").agg(F.count_distinct("customer_key").alias("_customers"))
+    is_shared = F.col("_customers") > identity.max_customers
+    entry = F.struct("linked_at", F.when(~is_shared, F.col("customer_key")).alias("customer_key"))
     return (
-        changes.join(many, "id_key")
-        .where(~shared | (F.col("number") == 1))
+        changes.join(customer_counts, "id_key")
+        .where(~is_shared | (F.col("_number") == 1))
         .groupBy("id_key")
-        .agg(F.sort_array(F.collect_list(entry)).alias("owners"))
+        .agg(F.sort_array(F.collect_list(entry)).alias("_assignments"))
     )
 
 
-def owner_at(event_time: Column, rules: IdentityConfig) -> Column:
-    """The owner, from the column `owners` of `timelines`, of an event of that time; null for nobody."""
-    owners = F.col("owners")
-    earlier = F.filter(owners, lambda entry: entry["linked_at"] <= event_time)
-    first = owners[0]
-    lookback = F.make_dt_interval(F.lit(rules.lookback_days))
-    within = event_time >= first["linked_at"] - lookback
+def customer_at(event_time: Column, identity: IdentityConfig) -> Column:
+    """Customer of an event at `event_time` by the column `_assignments`; null if unassigned."""
+    entries = F.col("_assignments")
+    earlier = F.filter(entries, lambda entry: entry["linked_at"] <= event_time)
+    first = entries[0]
+    lookback = F.make_dt_interval(F.lit(identity.lookback_days))
+    is_within_lookback = event_time >= first["linked_at"] - lookback
     return F.when(
-        F.size(owners) > 0,
+        F.size(entries) > 0,
         F.when(F.size(earlier) > 0, F.element_at(earlier, -1)["customer_key"]).when(
-            within, first["customer_key"]
+            is_within_lookback, first["customer_key"]
         ),
     )
 
 
-def changed_timelines(old: DataFrame, fresh: DataFrame, rules: IdentityConfig) -> DataFrame:
-    """The timelines of those ids whose owners `fresh` links change; most logins change nothing.
+def changed_assignments(known: DataFrame, new: DataFrame, identity: IdentityConfig) -> DataFrame:
+    """Assignments of the ids whose customers change by the links `new`; most logins change nothing.
 
-    Grain: `id_key`; columns `owners` (new) and `since`: no event before it changes its owner by this.
+    Grain: `id_key`. Columns: `_assignments` after the change, and `_since`: no event before it changes its customer
+    (null: events of any time may).
     """
-    touched = fresh.groupBy("id_key").agg(F.min("linked_at").alias("earliest"))
-    known = old.join(touched, "id_key", "left_semi").select(*LINK)
-    now = timelines(known.unionByName(fresh.select(*LINK)), rules)
-    was = timelines(known, rules).select("id_key", F.col("owners").alias("was"))
-    lookback = F.make_dt_interval(F.lit(rules.lookback_days))
-    # Too many customers take an id from all of them, at all times.
-    lost = F.exists("owners", lambda entry: entry["customer_key"].isNull())
-    since = F.when(~lost, F.col("earliest") - lookback)
+    touched = new.groupBy("id_key").agg(F.min("linked_at").alias("_earliest"))
+    known_links = known.join(touched, "id_key", "left_semi").select(*LINK_COLUMNS)
+    after = assignments(known_links.unionByName(new.select(*LINK_COLUMNS)), identity)
+    before = assignments(known_links, identity).select("id_key", F.col("_assignments").alias("_before"))
+    lookback = F.make_dt_interval(F.lit(identity.lookback_days))
+    # An id with too many customers loses all its assignments, at all times.
+    has_unassigned = F.exists("_assignments", lambda entry: entry["customer_key"].isNull())
+    since = F.when(~has_unassigned, F.col("_earliest") - lookback)
     return (
-        now.join(was, "id_key", "left")
-        .where(~F.col("owners").eqNullSafe(F.col("was")))
+        after.join(before, "id_key", "left")
+        .where(~F.col("_assignments").eqNullSafe(F.col("_before")))
         .join(touched, "id_key")
-        .select("id_key", "owners", since.alias("since"))
+        .select("id_key", "_assignments", since.alias("_since"))
     )

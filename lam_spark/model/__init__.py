@@ -1,1 +1,1 @@
-"""Fields to event vectors, a causal transformer over packed windows, and heads. Pure torch, no Spark."""
+"""Event embeddings, a causal transformer over packed windows, and prediction heads. Pure PyTorch, no Spark."""

@@ -1,4 +1,4 @@
-"""A model on disk: `model.safetensors` and `model.json`, data and not code, told apart by one sha256.
+"""A saved model: `model.safetensors` (weights) and `model.json` (model card), identified by one sha256.
 
 The digest covers both files, so weights cannot be paired with another configuration. No pickle is read.
 """
@@ -21,12 +21,15 @@ from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 from lam_spark.training_data.layout import Layout
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one target: probability = sigmoid(slope * logit + intercept); of `value`, amount = slope * expectation."""
+    """Calibration of one target.
+
+    A probability is sigmoid(slope * logit + intercept); an amount of a `value` target is slope * expectation.
+    """
 
     slope: float
     intercept: float
@@ -34,12 +37,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model ready to answer.
+    """A model that is ready for inference.
 
     Attributes:
-        calibration: target -> how its logits become probabilities.
-        facts: how it was trained (data versions, seed, metrics), for people; and what ties it to its data
-            (`training.origin`).
+        model: the model, in evaluation mode.
+        calibration: target -> calibration of its logits.
+        facts: metadata of the training run for readers (data versions, seed, metrics), and the keys that tie the
+            model to its data (`model.card`).
         digest: sha256 over both files.
     """
 
@@ -52,13 +56,13 @@ class Artifact:
 def save_artifact(
     folder: Path, model: LargeActionModel, calibration: dict[str, Calibration], facts: dict[str, Any]
 ) -> str:
-    """Write both files, each through a temporary and a rename; returns the digest."""
+    """Write both files and return their digest; each is written to a temporary file and renamed."""
     card = {
         "format": FORMAT,
         "layout": model.layout.to_json(),
         "size": asdict(model.size),
         "normaliser": model.normaliser.to_json(),
-        "calibration": {target: asdict(c) for target, c in calibration.items()},
+        "calibration": {target: asdict(parameters) for target, parameters in calibration.items()},
         "facts": facts,
     }
     weights = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
@@ -75,7 +79,7 @@ def save_artifact(
 
 
 def read_artifact(folder: Path) -> tuple[bytes, bytes]:
-    """The bytes of both files: weights, card.
+    """Read the bytes of both files: weights, card.
 
     Raises:
         ModelError: a file is missing.
@@ -89,28 +93,30 @@ def read_artifact(folder: Path) -> tuple[bytes, bytes]:
 
 
 def digest_of(weights: bytes, card: bytes) -> str:
-    """sha256 (hex) over the weights' and the card's own sha256."""
+    """Return the sha256 (hex) over the sha256 of the weights and of the card."""
     parts = hashlib.sha256(weights).digest() + hashlib.sha256(card).digest()
     return hashlib.sha256(parts).hexdigest()
 
 
 def open_artifact(weights: bytes, card: bytes, expected_digest: str) -> Artifact:
-    """Build the model from both files' bytes, in evaluation mode.
+    """Build the model from the bytes of both files, in evaluation mode.
 
     Raises:
-        ModelError: the digest is not the expected one, or the files do not fit each other.
+        ModelError: the digest differs from the expected one, another version made the files, or they do not fit each
+            other.
     """
     digest = digest_of(weights, card)
     if digest != expected_digest:
         raise ModelError(
-            f"the model's files have digest {digest[:12]}…, the registry says {expected_digest[:12]}…: they "
-            "were changed or damaged. Do not use them; train again or restore the files"
+            f"expected model files with digest {expected_digest[:12]}… as registered, got {digest[:12]}…: they "
+            "were changed or damaged. Restore them or train again"
         )
     try:
         values = json.loads(card)
         if values["format"] != FORMAT:
             raise ModelError(
-                f"model.json has format {values['format']}, this version reads {FORMAT}: run the stage 'train' again"
+                f"expected format {FORMAT} in {CARD}, got {values['format']}: the model was made by another version. "
+                "Run the stage 'train' again"
             )
         model = LargeActionModel(
             Layout.from_json(values["layout"]),
@@ -118,16 +124,19 @@ def open_artifact(weights: bytes, card: bytes, expected_digest: str) -> Artifact
             Normaliser.from_json(values["normaliser"]),
         )
         model.load_state_dict(load(weights))
-        calibration = {target: Calibration(**c) for target, c in values["calibration"].items()}
+        calibration = {name: Calibration(**parameters) for name, parameters in values["calibration"].items()}
         facts = dict(values["facts"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the model's files do not fit each other: {error}") from error
+        raise ModelError(
+            f"expected {WEIGHTS} and {CARD} of one model, got files that do not fit each other ({error}): "
+            "run the stage 'train' again"
+        ) from error
     model.eval()
     return Artifact(model, calibration, facts, digest)
 
 
 def as_batch(block: dict[str, Any], device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """Numpy columns of blocks as tensors; on their way to a GPU the host does not wait for them."""
+    """Convert the NumPy columns of blocks to tensors; copies to a GPU do not block the host."""
     tensors = {name: torch.from_numpy(values) for name, values in block.items()}
     if device is None or device.type == "cpu":
         return tensors

@@ -1,5 +1,5 @@
-"""What ties a model to where it was trained: facts of its card that whoever asks it holds against their workspace."""
+"""Keys of the model card's facts that tie a model to its data; scoring checks them against the workspace."""
 
-# Names of the facts: `sequences.vocabulary.vocabulary_digest` of the model's ids, and the instant (ISO 8601) from which
-# on the model has seen nothing.
+# Digest of the model's token ids (`sequences.vocabulary.vocabulary_digest`), and the instant (ISO 8601) from which on
+# the model has seen no data.
 VOCABULARY, TEST_START = "vocabulary_sha256", "test_start"

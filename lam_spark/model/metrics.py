@@ -1,4 +1,4 @@
-"""Metrics of binary answers on arrays; numpy only, shared by training and evaluation."""
+"""Metrics and calibration of binary predictions on arrays; NumPy only, shared by training and evaluation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
-# Of a calibration: below it answers would be turned round, or all but equal.
-_LEAST_SLOPE = 1e-3
+# A smaller calibration slope would reverse the order of the predictions or make them almost equal.
+_MIN_SLOPE = 1e-3
 
 
 def sigmoid(logits: Float) -> Float:
@@ -22,7 +22,7 @@ def auc(scores: Float, labels: Float, weights: Float | None = None) -> float:
 
     Args:
         scores, labels: (n,), labels 0 or 1.
-        weights: (n,) rows that each entry stands for; 1 where not given.
+        weights: (n,) number of rows that each entry represents; 1 by default.
     """
     rows = np.ones(len(scores)) if weights is None else weights
     values, inverse = np.unique(scores, return_inverse=True)
@@ -36,40 +36,49 @@ def auc(scores: Float, labels: Float, weights: Float | None = None) -> float:
 
 
 def log_loss(logits: Float, labels: Float, weights: Float | None = None) -> float:
-    """Mean negative log-likelihood (nats) of labels under logits; `weights` are rows that an entry stands for."""
+    """Mean negative log-likelihood (nats) of labels under logits, weighted by the rows that an entry represents."""
     return float(np.average(np.logaddexp(0.0, logits) - labels * logits, weights=weights))
 
 
 def fit_logistic_calibration(logits: Float, labels: Float, rows: Float | None = None) -> tuple[float, float]:
-    """Slope and intercept of the logistic map from logits to probabilities (Platt 1999), by Newton steps.
+    """Fit the logistic map from logits to probabilities (Platt 1999) by Newton steps.
 
-    Platt's smoothed targets keep the fit finite where the classes separate. The slope is kept positive, so
-    that calibration never turns the order round. `rows` are how many each entry stands for; 1 where not given.
+    Platt's smoothed labels keep the fit finite where the classes separate. The slope stays positive, so calibration
+    never reverses the order of the predictions.
+
+    Args:
+        logits, labels: (n,), labels 0 or 1.
+        rows: (n,) number of rows that each entry represents; 1 by default.
+
+    Returns:
+        Slope and intercept.
     """
-    stands_for = np.ones(len(logits)) if rows is None else rows
-    positives, negatives = (stands_for * labels).sum(), (stands_for * (1 - labels)).sum()
+    row_weights = np.ones(len(logits)) if rows is None else rows
+    positives, negatives = (row_weights * labels).sum(), (row_weights * (1 - labels)).sum()
     high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
-    wanted = np.where(labels == 1, high, low)
+    smoothed = np.where(labels == 1, high, low)
     inputs = np.stack([logits, np.ones_like(logits)], axis=1)
-    weights = np.array([1.0, 0.0])
-    loss = log_loss(inputs @ weights, wanted, stands_for)
+    parameters = np.array([1.0, 0.0])
+    loss = log_loss(inputs @ parameters, smoothed, row_weights)
     for _ in range(100):
-        predicted = sigmoid(inputs @ weights)
-        gradient = inputs.T @ (stands_for * (predicted - wanted))
-        curvature = (inputs * (stands_for * predicted * (1 - predicted))[:, None]).T @ inputs + 1e-6 * np.eye(
-            2
-        )
-        step = np.linalg.solve(curvature, gradient)
-        size = 1.0  # a full Newton step from far away overshoots: halve it until it helps
-        while size > 1e-6 and log_loss(inputs @ (weights - size * step), wanted, stands_for) > loss:
-            size /= 2
-        weights = weights - size * step
-        loss = log_loss(inputs @ weights, wanted, stands_for)
-        if size * np.abs(step).max() < 1e-8:
+        predicted = sigmoid(inputs @ parameters)
+        gradient = inputs.T @ (row_weights * (predicted - smoothed))
+        curvature = (row_weights * predicted * (1 - predicted))[:, None]
+        hessian = (inputs * curvature).T @ inputs + 1e-6 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        step_size = 1.0  # a full Newton step overshoots far from the optimum: halve it until the loss falls
+        while (
+            step_size > 1e-6
+            and log_loss(inputs @ (parameters - step_size * step), smoothed, row_weights) > loss
+        ):
+            step_size /= 2
+        parameters = parameters - step_size * step
+        loss = log_loss(inputs @ parameters, smoothed, row_weights)
+        if step_size * np.abs(step).max() < 1e-8:
             break
-    if weights[0] >= _LEAST_SLOPE:
-        return float(weights[0]), float(weights[1])
-    # Logits that say the opposite of what is true are all but left out; what remains is how often it is true.
-    share = float((stands_for * wanted).sum() / stands_for.sum())
-    centre = float((stands_for * logits).sum() / stands_for.sum())
-    return _LEAST_SLOPE, math.log(share / (1 - share)) - _LEAST_SLOPE * centre
+    if parameters[0] >= _MIN_SLOPE:
+        return float(parameters[0]), float(parameters[1])
+    # The logits contradict the labels: ignore almost all of them and predict the mean rate.
+    rate = float((row_weights * smoothed).sum() / row_weights.sum())
+    mean_logit = float((row_weights * logits).sum() / row_weights.sum())
+    return _MIN_SLOPE, math.log(rate / (1 - rate)) - _MIN_SLOPE * mean_logit

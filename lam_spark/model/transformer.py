@@ -1,19 +1,22 @@
-"""A causal transformer over customers' events, with query events that ask what follows.
+"""A causal transformer over customers' events, with query slots that predict what follows.
 
-Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D width, A aggregates, H half-lives and R rows of
-decayed_counts, V values of an answer; in attention H heads of width E.
+Shapes: B blocks, T event slots, Q query slots, S = T + Q, F fields, D d_model, A aggregates, N bins, H half-lives,
+R counters of decayed counts, V values of a `next` target, K features of a target head; in attention E head dimension.
 
-- An event is the sum of its fields' embeddings, projections of its values' fixed vectors (where a field has them) and
-  of its numbers (standardised and by quantile bins, missing and zero apart), its hour of the week and the time since
-  the moment before it.
-- Several customers share a block: attention stays within a window and never looks ahead (`attention.py`).
-- A query is an event that did not happen: it sees the history before it, nothing ever sees it. So one pass
-  over a history answers any number of questions at any number of points in time.
-- An answer is made of the sequence's summary, the aggregates of the full history (standardised and by quantile bins,
-  as an event's numbers) and the decayed_counts (`decayed_counts.py`).
-- Pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
-- Events of one moment (the lines of a basket) have no order: what is predicted is the next *moment*, as a
-  set, from the last event of the one before.
+Design:
+
+- An event vector is the sum of the embeddings of its categorical fields, the projected value embeddings (for fields
+  that have them), its numbers, its hour of the week and the time since the previous event.
+- Numbers are standardised and encoded by quantile bins; missing and zero have indicators of their own.
+- Several customers share a block. Attention stays within a window and is causal (`attention.py`).
+- A query is a hypothetical event: it attends to the events before it, and no other slot attends to it. One forward
+  pass predicts any number of queries at any points in time.
+- A target head reads the query's hidden state, the aggregates of the full history (encoded like an event's numbers)
+  and the decayed counts (`decayed_counts.py`).
+- Blocks: pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
+- Events with the same time form a timestamp group (the lines of a basket) and have no order. The last event of a group
+  predicts the next group as a set.
+- Initialisation is in one place: `LargeActionModel._initialise`.
 """
 
 from __future__ import annotations
@@ -28,21 +31,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lam_spark.model.attention import Attention, attention_of, positions, seen_events
-from lam_spark.model.decayed_counts import DecayedCounts, counted_rows, field_rows
+from lam_spark.model.attention import (
+    Attention,
+    apply_rotary,
+    positions,
+    query_event_mask,
+    rotary_factors,
+    select_attention,
+)
+from lam_spark.model.decayed_counts import DecayedCounts, counter_slices, num_counters
 from lam_spark.sequences.tokens import FIRST_VALUE
 from lam_spark.training_data.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout, Target
 
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
-_MOST_DEVIATIONS = 4.0
-# DecayedCounts are many and alike: as they are, a step of the optimiser would move an answer by all of them at once.
+_MAX_DEVIATIONS = 4.0
+# Decayed counts are many and correlated: unscaled, one optimiser step would move a logit by all of them at once.
 _COUNT_SCALE = 0.25
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Width D, layers, heads (D a multiple of 2 x heads), dropout, bins of numbers (or 0)."""
+    """Size of the transformer.
+
+    Attributes:
+        d_model: dimension D of the hidden states; a multiple of 2 * n_heads.
+        n_layers: number of transformer blocks.
+        n_heads: attention heads.
+        dropout: probability, in transformer blocks and target heads.
+        numeric_bins: quantile bins N of each number; 0 for none.
+    """
 
     d_model: int
     n_layers: int
@@ -53,13 +71,13 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """Means and deviations that inputs are standardised by, from training data only.
+    """Means, standard deviations and bin edges of the inputs, computed from training data only.
 
     Attributes:
-        numeric_mean, numeric_std: of each numeric field's signed log, (F,).
-        numeric_edges: of the same, the quantiles that bound its bins, ascending: at most one more than there are bins.
+        numeric_mean, numeric_std: of the signed log of each numeric field, (F,).
+        numeric_edges: of the same, ascending quantiles that bound its bins: at most one more than there are bins.
         aggregate_mean, aggregate_std: of each aggregate, (A,).
-        aggregate_edges: the quantiles that bound each aggregate's bins, as `numeric_edges`.
+        aggregate_edges: quantiles that bound the bins of each aggregate, as `numeric_edges`.
     """
 
     numeric_mean: tuple[float, ...]
@@ -71,91 +89,87 @@ class Normaliser:
 
     @classmethod
     def neutral(cls, layout: Layout, edges: tuple[float, ...] = ()) -> Self:
-        """One that changes nothing; the same bins for every number and aggregate, or none."""
-        numbers, summaries = len(layout.numeric), len(layout.aggregate_names)
-        of_numbers, of_summaries = [((0.0,) * count, (1.0,) * count) for count in (numbers, summaries)]
-        return cls(*of_numbers, (edges,) * numbers, *of_summaries, (edges,) * summaries)
+        """Return the identity: mean 0, standard deviation 1, and the same bin edges (or none) for every input."""
+        sizes = (len(layout.numeric), len(layout.aggregate_names))
+        numeric, aggregate = (((0.0,) * n, (1.0,) * n, (edges,) * n) for n in sizes)
+        return cls(*numeric, *aggregate)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        tupled: dict[str, Any] = {key: tuple(value) for key, value in values.items()}
+        fields: dict[str, Any] = {key: tuple(value) for key, value in values.items()}
         for key in ("numeric_edges", "aggregate_edges"):
-            tupled[key] = tuple(tuple(edges) for edges in values[key])
-        return cls(**tupled)
+            fields[key] = tuple(tuple(edges) for edges in values[key])
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one pass gives.
+    """Output of one forward pass.
 
     Attributes:
-        event_hidden_BTD: after each event.
-        query_hidden_BQD: at each query.
-        answers: target -> (B, Q) logit of `binary`; (B, Q, 3) of `value`: logit of more than nothing, mean and log
-            deviation of the log of how much; (B, Q, V) of `next`: a logit a value.
+        event_hidden_BTD: hidden state of each event.
+        query_hidden_BQD: hidden state of each query.
+        targets: target name -> prediction. `binary`: logit, (B, Q). `value`: logit of a positive amount, mean and log
+            standard deviation of the log amount, (B, Q, 3). `next`: one logit per value, (B, Q, V).
     """
 
     event_hidden_BTD: Tensor
     query_hidden_BQD: Tensor
-    answers: dict[str, Tensor]
+    targets: dict[str, Tensor]
 
 
 class LargeActionModel(nn.Module):
-    """Events and queries in, hidden states and answers out.
+    """Computes hidden states and target predictions from events and queries.
 
     Args:
         layout: fields and shapes.
-        size: of the transformer.
-        normaliser: constants, kept as buffers.
+        size: dimensions of the transformer.
+        normaliser: statistics of the inputs, stored as buffers.
 
     Attributes:
-        activation_checkpointing: in training, keep a layer's input only and compute the layer again for its gradient.
-        usual_amount: of each `value` target, the geometric mean of what is more than nothing, which training measures
-            errors in.
+        activation_checkpointing: in training, store only the input of each block and recompute it in the backward pass.
+        typical_amount: `value` target -> geometric mean of its positive amounts, the unit of its error in training.
     """
 
     def __init__(self, layout: Layout, size: ModelSize, normaliser: Normaliser) -> None:
         super().__init__()
         self.layout, self.size, self.normaliser = layout, size, normaliser
         self.activation_checkpointing = False
-        self.usual_amount = {target.name: 1.0 for target in layout.targets if target.kind == "value"}
-        width = size.d_model
-        offsets = [0]
-        for rows in layout.sizes:
-            offsets.append(offsets[-1] + rows)
+        self.typical_amount = {target.name: 1.0 for target in layout.targets if target.kind == "value"}
+        d_model = size.d_model
+        offsets = [0, *itertools.accumulate(layout.sizes)]
         self.field_offsets: Tensor
         self.register_buffer("field_offsets", torch.tensor(offsets[:-1]), persistent=False)
-        # One table for all categorical fields: one gather and one sum an event.
-        self.embedding = nn.EmbeddingBag(offsets[-1], width, mode="sum")
-        # Given, not learned: what a value looks, sounds or reads like. The same projection serves the rare ones.
+        # One table for all categorical fields: one gather and one sum per event.
+        self.embedding = nn.EmbeddingBag(offsets[-1], d_model, mode="sum")
+        # Pre-computed embeddings (text, image, audio) are fixed; their shared projection also serves rare values.
+        shapes = layout.value_embedding_shapes
         self.value_embeddings = nn.ModuleDict(
-            {entry(name): _ValueEmbeddings(ids, inner) for name, (ids, inner) in layout.vectors.items()}
+            {module_key(name): _ValueEmbeddings(ids, dim) for name, (ids, dim) in shapes.items()}
         )
         self.value_projection = nn.ModuleDict(
-            {entry(name): nn.Linear(inner, width, bias=False) for name, (_, inner) in layout.vectors.items()}
+            {module_key(name): nn.Linear(dim, d_model, bias=False) for name, (_, dim) in shapes.items()}
         )
-        self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, width)
-        self.number_projection = nn.Linear(number_features(layout, size), width)
-        self.is_query = nn.Parameter(torch.zeros(width))
-        self.input_norm = nn.RMSNorm(width)
+        self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, d_model)
+        self.number_projection = nn.Linear(event_number_dim(layout, size), d_model)
+        self.is_query = nn.Parameter(torch.zeros(d_model))
+        self.input_norm = nn.RMSNorm(d_model)
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.n_layers))
-        self.output_norm = nn.RMSNorm(width)
+        self.output_norm = nn.RMSNorm(d_model)
+        # Heads that predict the next timestamp group: values of each field, numbers, days until then.
         self.next_value = nn.ModuleDict(
-            {
-                entry(name): nn.Linear(width, rows)
-                for name, rows in zip(layout.categorical, layout.sizes, strict=True)
-            }
+            {module_key(name): nn.Linear(d_model, ids) for name, ids in layout.ids_in_use.items()}
         )
-        self.next_number = nn.Linear(width, len(layout.numeric))
-        self.next_days = nn.Linear(width, 2)  # mean and log deviation of the log of days
+        self.next_number = nn.Linear(d_model, len(layout.numeric))
+        self.next_days = nn.Linear(d_model, 2)  # mean and log standard deviation of the log of days
         self.decayed_counts = DecayedCounts(layout)
-        self.answers = nn.ModuleDict(
-            {entry(target.name): _TargetHead(target, layout, size) for target in layout.targets}
+        self.target_heads = nn.ModuleDict(
+            {module_key(target.name): _TargetHead(target, layout, size) for target in layout.targets}
         )
         self.numeric_mean: Tensor
         self.numeric_std: Tensor
@@ -168,6 +182,10 @@ class LargeActionModel(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        """Initialise weights: each block starts as the identity, and each target head predicts its bias.
+
+        Parameters that are created as zeros (`is_query`, `value_weight_HV`) and norm scales keep their values.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.5 / math.sqrt(module.in_features))
@@ -176,114 +194,122 @@ class LargeActionModel(nn.Module):
             elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 nn.init.normal_(module.weight, std=0.1)
         for module in self.modules():
-            if isinstance(module, _Block):  # each layer starts as the identity
+            if isinstance(module, _Block):
                 nn.init.zeros_(module.attention_out.weight)
-                nn.init.zeros_(module.feed_out.weight)
+                nn.init.zeros_(module.feed_forward_out.weight)
             elif isinstance(module, _TargetHead):
-                nn.init.zeros_(module.wide.weight)
-                nn.init.zeros_(module.last.weight)
-            elif isinstance(module, _OwnCount):
-                nn.init.zeros_(module.by_sequence.weight)
+                nn.init.zeros_(module.aggregate_linear.weight)
+                nn.init.zeros_(module.output.weight)
+            elif isinstance(module, _DecayedCountTerm):
+                nn.init.zeros_(module.sequence_weight.weight)
 
     def initialise_targets(self, constants: dict[str, Tensor]) -> None:
-        """Let each target's untrained answer be a constant, (outputs,)."""
+        """Set the prediction of each untrained target head to a constant, (outputs,)."""
         with torch.no_grad():
             for name, constant in constants.items():
-                self.answers[entry(name)].get_parameter("wide.bias").copy_(constant)
-                if name in self.usual_amount:
-                    self.usual_amount[name] = math.exp(float(constant[1]))
+                head = self.target_heads[module_key(name)]
+                head.get_parameter("aggregate_linear.bias").copy_(constant)
+                if name in self.typical_amount:
+                    self.typical_amount[name] = math.exp(float(constant[1]))
 
     def set_value_embeddings(self, vectors: dict[str, Tensor]) -> None:
-        """Set the fixed vectors of every field that has them, (ids, width) each; a value without one has zeros."""
-        for name in self.layout.vectors:
-            self.value_embeddings[entry(name)].get_buffer("table").copy_(vectors[name])
+        """Set the value embeddings of every field that has them, (ids, dim) each; zeros for a value without one."""
+        for name in self.layout.value_embedding_shapes:
+            self.value_embeddings[module_key(name)].get_buffer("table").copy_(vectors[name])
 
-    def parameters_with_gradient(self, next_groups: bool, answers: bool) -> list[nn.Parameter]:
-        """The parameters that such losses reach; heads that nobody asks are not to be decayed either."""
-        idle: list[nn.Module] = [] if answers else [self.answers]
+    def parameters_with_gradient(self, next_groups: bool, targets: bool) -> list[nn.Parameter]:
+        """Return the parameters that these losses reach; weight decay must not act on unused heads."""
+        unused: list[nn.Module] = [] if targets else [self.target_heads]
         if not next_groups:
-            idle += [self.next_value, self.next_number, self.next_days]
-        out_of_reach = {id(parameter) for module in idle for parameter in module.parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in out_of_reach]
+            unused += [self.next_value, self.next_number, self.next_days]
+        excluded = {id(parameter) for module in unused for parameter in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in excluded]
 
     def forward(self, batch: Batch, with_targets: bool = True) -> Predictions:
-        """Read a batch of blocks (columns of `Layout.columns`, as tensors); without answers where nobody asks."""
-        events = self._events(batch)
-        queries = self._queries(batch)
-        x_BSD = self.input_norm(torch.cat([events, queries], dim=1))
-        seen_BQT = seen_events(batch)
-        attend = attention_of(batch, seen_BQT)
-        rotation = _rotation(positions(batch), self.size.d_model // self.size.n_heads)
+        """Run the model.
+
+        Args:
+            batch: columns of `Layout.columns` for B blocks, as tensors.
+            with_targets: False skips the target heads; `Predictions.targets` is then empty.
+        """
+        events_BTD = self._embed_events(batch)
+        queries_BQD = self._embed_queries(batch)
+        x_BSD = self.input_norm(torch.cat([events_BTD, queries_BQD], dim=1))
+        visible_BQT = query_event_mask(batch)
+        attention = select_attention(batch, visible_BQT)
+        rotation = rotary_factors(positions(batch), self.size.d_model // self.size.n_heads)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x_BSD = checkpoint(block, x_BSD, attend, rotation, use_reentrant=False)
+                x_BSD = checkpoint(block, x_BSD, attention, rotation, use_reentrant=False)
             else:
-                x_BSD = block(x_BSD, attend, rotation)
+                x_BSD = block(x_BSD, attention, rotation)
         x_BSD = self.output_norm(x_BSD)
-        slots = self.layout.block_events
-        hidden_BQD = x_BSD[:, slots:]
+        hidden_BTD, hidden_BQD = x_BSD[:, : self.layout.block_events], x_BSD[:, self.layout.block_events :]
         if not with_targets:
-            return Predictions(x_BSD[:, :slots], hidden_BQD, {})
-        counts_BQHR = self.decayed_counts(batch, seen_BQT)
-        answers = self.predict_targets(hidden_BQD, batch["aggregates"], counts_BQHR)
-        return Predictions(x_BSD[:, :slots], hidden_BQD, answers)
+            return Predictions(hidden_BTD, hidden_BQD, {})
+        counts_BQHR = self.decayed_counts(batch, visible_BQT)
+        targets = self.predict_targets(hidden_BQD, batch["aggregates"], counts_BQHR)
+        return Predictions(hidden_BTD, hidden_BQD, targets)
 
     def predict_targets(
         self, hidden_BQD: Tensor, aggregates_BQA: Tensor, counts_BQHR: Tensor
     ) -> dict[str, Tensor]:
-        """Target -> answers (`Predictions.answers`), from what is known at each query."""
-        summary_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
-        bins_BQN = self.aggregate_bins(aggregates_BQA).flatten(2)
-        known = [hidden_BQD, summary_BQA, bins_BQN, _COUNT_SCALE * counts_BQHR.flatten(2)]
-        known_BQK = torch.cat(known, dim=-1)  # one for all targets
+        """Return `Predictions.targets` from each query's hidden state, aggregates and decayed counts."""
+        standard_BQA = standardise(aggregates_BQA, self.aggregate_mean, self.aggregate_std)
+        bins_BQAN = self.aggregate_bins(aggregates_BQA)
+        features = [hidden_BQD, standard_BQA, bins_BQAN.flatten(2), _COUNT_SCALE * counts_BQHR.flatten(2)]
+        features_BQK = torch.cat(features, dim=-1)  # shared by all targets
         return {
-            target.name: self.answers[entry(target.name)](known_BQK, summary_BQA, counts_BQHR)
+            target.name: self.target_heads[module_key(target.name)](features_BQK, standard_BQA, counts_BQHR)
             for target in self.layout.targets
         }
 
-    def _events(self, batch: Batch) -> Tensor:
+    def _embed_events(self, batch: Batch) -> Tensor:
+        """(B, T, D) event vectors."""
         time = batch["event_time"]
         elapsed = torch.zeros_like(time)
-        same = batch["window"][:, 1:] == batch["window"][:, :-1]
-        elapsed[:, 1:] = (time[:, 1:] - time[:, :-1]) * same
-        return self._vectors(batch, "event_", batch["hour_of_week"], elapsed)
+        same_window = batch["window"][:, 1:] == batch["window"][:, :-1]
+        elapsed[:, 1:] = (time[:, 1:] - time[:, :-1]) * same_window
+        return self._embed(batch, "event_", batch["hour_of_week"], elapsed)
 
-    def _queries(self, batch: Batch) -> Tensor:
-        """Queries as events: their elapsed time is since the last event that they see."""
+    def _embed_queries(self, batch: Batch) -> Tensor:
+        """(B, Q, D) query vectors: those of events, with the time elapsed since the last visible event."""
         index = batch["query_index"].long()
-        before = (index - 1).clamp_min(0)
-        window = batch["window"].gather(1, before)
-        since = batch["query_time"] - batch["event_time"].gather(1, before)
-        known = (index > 0) & (window == batch["query_window"])
-        vectors = self._vectors(batch, "query_", batch["query_hour_of_week"], since * known)
-        return vectors + self.is_query
+        previous = (index - 1).clamp_min(0)
+        previous_window = batch["window"].gather(1, previous)
+        elapsed = batch["query_time"] - batch["event_time"].gather(1, previous)
+        has_previous = (index > 0) & (previous_window == batch["query_window"])
+        x_BQD = self._embed(batch, "query_", batch["query_hour_of_week"], elapsed * has_previous)
+        return x_BQD + self.is_query
 
-    def _vectors(self, batch: Batch, prefix: str, hour: Tensor, elapsed: Tensor) -> Tensor:
-        rows, slots = hour.shape
+    def _embed(self, batch: Batch, prefix: str, hour: Tensor, elapsed: Tensor) -> Tensor:
+        """(B, slots, D): the sum of all inputs of each event or query; `elapsed` in microseconds."""
+        n_blocks, n_slots = hour.shape
         ids = torch.stack([batch[prefix + name] for name in self.layout.categorical], dim=-1)
         ids = ids.long() + self.field_offsets
-        x: Tensor = self.embedding(ids.view(-1, ids.shape[-1])).view(rows, slots, -1)
+        x: Tensor = self.embedding(ids.view(-1, ids.shape[-1])).view(n_blocks, n_slots, -1)
         x = x + self.hour_embedding(hour.long())
-        for name in self.layout.vectors:
-            known = self.value_embeddings[entry(name)](batch[prefix + name].long())
-            x = x + self.value_projection[entry(name)](known)
+        for name in self.layout.value_embedding_shapes:
+            vectors = self.value_embeddings[module_key(name)](batch[prefix + name].long())
+            x = x + self.value_projection[module_key(name)](vectors)
         features = [_time_features(elapsed)]
         if self.layout.numeric:
             numbers = torch.stack([batch[prefix + name] for name in self.layout.numeric], dim=-1)
-            missing = numbers.isnan()
+            is_missing = numbers.isnan()
             logs = signed_log(numbers)
             standard = standardise(logs, self.numeric_mean, self.numeric_std)
-            features += [torch.where(missing, 0.0, standard), missing.float(), (numbers == 0).float()]
-            features.append(torch.where(missing[..., None], 0.0, self.numeric_bins(logs)).flatten(-2))
-        x = x + self.number_projection(torch.cat(features, dim=-1))
-        return x
+            bins = torch.where(is_missing[..., None], 0.0, self.numeric_bins(logs))
+            features += [torch.where(is_missing, 0.0, standard), is_missing.float(), (numbers == 0).float()]
+            features.append(bins.flatten(-2))
+        embedded: Tensor = x + self.number_projection(torch.cat(features, dim=-1))
+        return embedded
 
 
 class _Bins(nn.Module):
-    """How far numbers reach into each of their bins: 1 below a number's own, 0 above.
+    """Piecewise linear encoding of numbers (Gorishniy et al. 2022, arXiv 2203.05556).
 
-    By Gorishniy et al. (2022, arXiv 2203.05556). Where equal quantiles leave fewer bins, the rest starts where no
-    number reaches.
+    A bin's feature is 1 above the bin, 0 below it and linear inside. Where equal quantiles leave fewer bins, the
+    remaining ones start above any number and stay 0.
     """
 
     def __init__(self, edges: tuple[tuple[float, ...], ...], bins: int) -> None:
@@ -303,81 +329,83 @@ class _Bins(nn.Module):
 
 
 class _ValueEmbeddings(nn.Module):
-    """A table of given vectors, a row a token id; it travels with the weights and is not trained."""
+    """A fixed table of value embeddings, one row per token id; saved with the weights, not trained."""
 
-    def __init__(self, ids: int, width: int) -> None:
+    def __init__(self, ids: int, dim: int) -> None:
         super().__init__()
         self.table: Tensor
-        self.register_buffer("table", torch.zeros(ids, width))
+        self.register_buffer("table", torch.zeros(ids, dim))
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.table[ids]
 
 
 class _Block(nn.Module):
-    """Pre-norm attention and gated feed-forward."""
+    """Transformer block: pre-norm attention and gated feed-forward."""
 
     def __init__(self, size: ModelSize) -> None:
         super().__init__()
-        width, inner = size.d_model, inner_width(size.d_model)
-        self.heads, self.dropout = size.n_heads, size.dropout
-        self.attention_norm = nn.RMSNorm(width)
-        self.attention_in = nn.Linear(width, 3 * width, bias=False)
-        self.attention_out = nn.Linear(width, width, bias=False)
-        self.feed_norm = nn.RMSNorm(width)
-        self.feed_in = nn.Linear(width, 2 * inner, bias=False)
-        self.feed_out = nn.Linear(inner, width, bias=False)
+        d_model, inner = size.d_model, feed_forward_dim(size.d_model)
+        self.n_heads, self.dropout = size.n_heads, size.dropout
+        self.attention_norm = nn.RMSNorm(d_model)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.attention_out = nn.Linear(d_model, d_model, bias=False)
+        self.feed_forward_norm = nn.RMSNorm(d_model)
+        self.feed_forward_in = nn.Linear(d_model, 2 * inner, bias=False)
+        self.feed_forward_out = nn.Linear(inner, d_model, bias=False)
 
-    def forward(self, x_BSD: Tensor, attend: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        rows, slots, _ = x_BSD.shape
-        qkv = self.attention_in(self.attention_norm(x_BSD)).view(rows, slots, 3, self.heads, -1)
-        query, key, value = qkv.unbind(2)
-        mixed = attend(_rotate(query, *rotation), _rotate(key, *rotation), value)
-        mixed = self.attention_out(mixed.flatten(2))
-        x_BSD = x_BSD + F.dropout(mixed, self.dropout, self.training)
-        gate, content = self.feed_in(self.feed_norm(x_BSD)).chunk(2, dim=-1)
-        fed = self.feed_out(F.silu(gate) * content)
-        return x_BSD + F.dropout(fed, self.dropout, self.training)
+    def forward(self, x_BSD: Tensor, attention: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        n_blocks, n_slots, _ = x_BSD.shape
+        qkv = self.qkv(self.attention_norm(x_BSD)).view(n_blocks, n_slots, 3, self.n_heads, -1)
+        query_BSHE, key_BSHE, value_BSHE = qkv.unbind(2)
+        output_BSHE = attention(
+            apply_rotary(query_BSHE, *rotation), apply_rotary(key_BSHE, *rotation), value_BSHE
+        )
+        attended_BSD = self.attention_out(output_BSHE.flatten(2))
+        x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
+        gate, content = self.feed_forward_in(self.feed_forward_norm(x_BSD)).chunk(2, dim=-1)
+        transformed_BSD = self.feed_forward_out(F.silu(gate) * content)
+        return x_BSD + F.dropout(transformed_BSD, self.dropout, self.training)
 
 
 class _TargetHead(nn.Module):
-    """Fuses what the sequence says with the summary aggregates and the decayed_counts.
+    """Predicts one target from the hidden state, the aggregates and the decayed counts of a query.
 
-    A small network reads all three. What is linear in the aggregates is added, as is, in an answer of `next`, each
-    value's own decayed count.
+    An MLP reads all three. A linear term of the aggregates is added to it and, for a `next` target, a term of each
+    value's own decayed counts.
     """
 
     def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
-        self.target, width = target, size.d_model
-        self.wide = nn.Linear(len(layout.aggregate_names), target.outputs)
-        self.first = nn.Linear(target_features(layout, size), width)
+        self.target = target
+        self.aggregate_linear = nn.Linear(len(layout.aggregate_names), target.outputs)
+        self.hidden = nn.Linear(target_feature_dim(layout, size), size.d_model)
         self.dropout = nn.Dropout(size.dropout)
-        self.last = nn.Linear(width, target.outputs)
-        self.own_count = _OwnCount(target, layout, size) if target.kind == "next" else None
+        self.output = nn.Linear(size.d_model, target.outputs)
+        self.count_term = _DecayedCountTerm(target, layout, size) if target.kind == "next" else None
 
-    def forward(self, known_BQK: Tensor, summary_BQA: Tensor, counts_BQHR: Tensor) -> Tensor:
-        inner_BQD = self.dropout(F.silu(self.first(known_BQK)))
-        answer: Tensor = self.wide(summary_BQA) + self.last(inner_BQD)
-        if self.own_count is not None:
-            answer = answer + self.own_count(inner_BQD, counts_BQHR)
-        return answer.squeeze(-1) if self.target.kind == "binary" else answer
+    def forward(self, features_BQK: Tensor, standard_BQA: Tensor, counts_BQHR: Tensor) -> Tensor:
+        hidden_BQD = self.dropout(F.silu(self.hidden(features_BQK)))
+        prediction: Tensor = self.aggregate_linear(standard_BQA) + self.output(hidden_BQD)
+        if self.count_term is not None:
+            prediction = prediction + self.count_term(hidden_BQD, counts_BQHR)
+        return prediction.squeeze(-1) if self.target.kind == "binary" else prediction
 
 
-class _OwnCount(nn.Module):
-    """What each value's own decayed count adds to its answer: how much it counts is for the value and the sequence to say."""
+class _DecayedCountTerm(nn.Module):
+    """Adds each value's own decayed counts to its logit, weighted by the value and by the query's hidden state."""
 
     def __init__(self, target: Target, layout: Layout, size: ModelSize) -> None:
         super().__init__()
-        first = field_rows(layout)[target.field].start + FIRST_VALUE
-        self.values = slice(first, first + target.values)
-        self.by_sequence = nn.Linear(size.d_model, len(layout.half_life_days))
-        self.by_value_HV = nn.Parameter(torch.zeros(len(layout.half_life_days), target.values))
+        first = counter_slices(layout)[target.field].start + FIRST_VALUE
+        self.counters = slice(first, first + target.values)
+        self.sequence_weight = nn.Linear(size.d_model, len(layout.half_life_days))
+        self.value_weight_HV = nn.Parameter(torch.zeros(len(layout.half_life_days), target.values))
 
-    def forward(self, inner_BQD: Tensor, counts_BQHR: Tensor) -> Tensor:
-        weight_BQHV = self.by_sequence(inner_BQD)[..., None] + self.by_value_HV
-        added: Tensor = (weight_BQHV * counts_BQHR[..., self.values]).sum(dim=-2)
-        return added
+    def forward(self, hidden_BQD: Tensor, counts_BQHR: Tensor) -> Tensor:
+        weight_BQHV = self.sequence_weight(hidden_BQD)[..., None] + self.value_weight_HV
+        logits_BQV: Tensor = (weight_BQHV * counts_BQHR[..., self.counters]).sum(dim=-2)
+        return logits_BQV
 
 
 def signed_log(values: Tensor) -> Tensor:
@@ -386,26 +414,31 @@ def signed_log(values: Tensor) -> Tensor:
 
 
 def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Deviations from the mean, cut at `_MOST_DEVIATIONS`: beyond what training saw there is nothing to trust."""
+    """Return deviations from the mean, clipped because the model cannot extrapolate beyond its training data."""
     deviations = (values - mean) / std
-    # What is not finite is a defect upstream: it becomes NaN here, so that the loss shows it, and is not cut.
-    return deviations.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS) + 0 * deviations
+    # Non-finite input becomes NaN and shows in the loss: an upstream defect must not be clipped away.
+    return deviations.clamp(-_MAX_DEVIATIONS, _MAX_DEVIATIONS) + 0 * deviations
 
 
-def entry(name: str) -> str:
-    """The key of a field or target in a ModuleDict, where plain names such as `items` or `type` are taken."""
+def module_key(name: str) -> str:
+    """Return the ModuleDict key of a field or target; plain names such as `items` or `type` are attributes of it."""
     return f"of_{name}"
 
 
-def number_features(layout: Layout, size: ModelSize) -> int:
-    """How many numbers of an event are projected into its vector."""
+def event_number_dim(layout: Layout, size: ModelSize) -> int:
+    """Return the number of numeric features that are projected into an event vector."""
     return (3 + size.numeric_bins) * len(layout.numeric) + _TIME_FEATURES
 
 
-def target_features(layout: Layout, size: ModelSize) -> int:
-    """K: how many numbers an answer reads: of the sequence, the aggregates and their bins, and the decayed_counts."""
-    summaries = (1 + size.numeric_bins) * len(layout.aggregate_names)
-    return size.d_model + summaries + len(layout.half_life_days) * counted_rows(layout)
+def target_feature_dim(layout: Layout, size: ModelSize) -> int:
+    """K: features of a target head: hidden state, aggregates with their bins, and decayed counts."""
+    aggregates = (1 + size.numeric_bins) * len(layout.aggregate_names)
+    return size.d_model + aggregates + len(layout.half_life_days) * num_counters(layout)
+
+
+def feed_forward_dim(d_model: int) -> int:
+    """Return the inner dimension of the gated feed-forward: 8/3 of d_model, rounded up to a multiple of 16."""
+    return 16 * math.ceil(d_model * 8 / 3 / 16)
 
 
 def _time_features(elapsed: Tensor) -> Tensor:
@@ -415,22 +448,3 @@ def _time_features(elapsed: Tensor) -> Tensor:
     log_minutes = (days * 1440).clamp_min(0).log1p().float() / 8
     phases = [wave(log_minutes * 2**k) for k in range(3) for wave in (torch.sin, torch.cos)]
     return torch.stack([log_days, log_minutes, *phases], dim=-1)
-
-
-def _rotation(position_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Of rotary positions (RoFormer, arXiv 2104.09864), what `_rotate` multiplies by, (B, S, 1, E) each."""
-    speed = 1000.0 ** (-torch.arange(0, width, 2, device=position_BS.device) / width)
-    angle = position_BS[:, :, None, None] * speed
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
-def _rotate(x_BSHE: Tensor, by_itself: Tensor, by_the_other: Tensor) -> Tensor:
-    """Each half, times the cosines, and the other half, times the sines."""
-    left, right = x_BSHE.chunk(2, dim=-1)
-    return torch.addcmul(x_BSHE * by_itself, torch.cat([right, left], dim=-1), by_the_other)
-
-
-def inner_width(width: int) -> int:
-    """Gated feed-forward: two thirds of four times the width, in multiples of 16."""
-    return 16 * math.ceil(width * 8 / 3 / 16)

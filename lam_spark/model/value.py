@@ -1,6 +1,7 @@
-"""Answers of `value` targets: a zero-inflated log-normal distribution (Wang et al. 2019, arXiv 1912.07753).
+"""Zero-inflated log-normal distribution for `value` targets (Wang et al. 2019, arXiv 1912.07753).
 
-An answer is (..., 3): the logit of more than nothing, and the mean and log deviation of the log of how much.
+A prediction has shape (..., 3): the logit of a positive amount, and the mean and log standard deviation of the log
+amount.
 """
 
 from __future__ import annotations
@@ -9,51 +10,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the log: a customer whose spread is wider than a factor of e^e is not known at all.
-# Beyond these nothing pulls it back: a training has to begin within.
-LEAST_LOG_STD, MOST_LOG_STD = -3.0, 1.0
+# Bounds of the log standard deviation. A spread beyond a factor of e^e carries no information. The gradient is zero
+# outside the bounds, so training must start inside them.
+MIN_LOG_STD, MAX_LOG_STD = -3.0, 1.0
 
 
-def _parts(answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logit, mean, log_std = answer.unbind(-1)
-    return logit, mean, log_std.clamp(LEAST_LOG_STD, MOST_LOG_STD)
+def _parameters(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split (..., 3) into logit, mean and bounded log standard deviation, (...) each."""
+    logit, mean, log_std = prediction.unbind(-1)
+    return logit, mean, log_std.clamp(MIN_LOG_STD, MAX_LOG_STD)
 
 
-def value_loss(answer: Tensor, label: Tensor) -> Tensor:
-    """(..., 3), (...) amounts of 0 or more -> (...) negative log-likelihood (nats; of the log where there is any)."""
-    logit, mean, log_std = _parts(answer)
-    any_at_all = label > 0
-    log_label = torch.where(any_at_all, label, 1.0).log()
-    surprise = (log_label - mean) / log_std.exp()
-    spread = 0.5 * surprise.square() + log_std
-    return (
-        F.binary_cross_entropy_with_logits(logit, any_at_all.float(), reduction="none") + spread * any_at_all
-    )
+def value_loss(prediction: Tensor, label: Tensor) -> Tensor:
+    """Negative log-likelihood in nats: (..., 3) predictions, (...) amounts of 0 or more -> (...).
+
+    The density of a positive amount is that of its log.
+    """
+    logit, mean, log_std = _parameters(prediction)
+    is_positive = label > 0
+    log_label = torch.where(is_positive, label, 1.0).log()
+    z_score = (log_label - mean) / log_std.exp()
+    log_normal_loss = 0.5 * z_score.square() + log_std
+    zero_loss = F.binary_cross_entropy_with_logits(logit, is_positive.float(), reduction="none")
+    return zero_loss + log_normal_loss * is_positive
 
 
-def expected_value(answer: Tensor) -> Tensor:
-    """(..., 3) -> (...) mean of the distribution: what many such customers come to, added up."""
-    logit, mean, log_std = _parts(answer)
+def expected_value(prediction: Tensor) -> Tensor:
+    """Mean of the distribution, the estimate to use for sums over customers: (..., 3) -> (...)."""
+    logit, mean, log_std = _parameters(prediction)
     return logit.sigmoid() * (mean + 0.5 * (2 * log_std).exp()).exp()
 
 
-def median_value(answer: Tensor) -> Tensor:
-    """(..., 3) -> (...) median of the distribution: the guess with the least absolute error."""
-    logit, mean, log_std = _parts(answer)
+def median_value(prediction: Tensor) -> Tensor:
+    """Median of the distribution, the estimate with the least absolute error: (..., 3) -> (...)."""
+    logit, mean, log_std = _parameters(prediction)
     return _median(logit.sigmoid(), mean, log_std)
 
 
-def median_error(answer: Tensor, label: Tensor) -> Tensor:
-    """(..., 3), (...) amounts -> (...) how far the median is off.
+def median_error(prediction: Tensor, label: Tensor) -> Tensor:
+    """Absolute error of the median: (..., 3) predictions, (...) amounts -> (...).
 
-    The chance of anything at all is taken as it is: near a half the median runs to nothing, and so would the gradient
-    to infinity.
+    The probability of a positive amount is detached: near one half the median tends to zero and its gradient to
+    infinity.
     """
-    logit, mean, log_std = _parts(answer)
+    logit, mean, log_std = _parameters(prediction)
     return (_median(logit.detach().sigmoid(), mean, log_std) - label).abs()
 
 
-def _median(chance: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    # The amount that half of all, those with nothing included, stay below.
-    above = torch.special.ndtri((1 - 0.5 / chance.clamp_min(0.5)).clamp(1e-6, 1 - 1e-6))
-    return torch.where(chance > 0.5, (mean + log_std.exp() * above).exp(), 0.0)
+def _median(positive_probability: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    # The zeros fill the lower quantiles; `quantile` is the normal quantile that remains for the positive amounts.
+    quantile = torch.special.ndtri((1 - 0.5 / positive_probability.clamp_min(0.5)).clamp(1e-6, 1 - 1e-6))
+    return torch.where(positive_probability > 0.5, (mean + log_std.exp() * quantile).exp(), 0.0)

@@ -1,8 +1,7 @@
-"""The report of one run: a frozen context in, one self-contained HTML file out.
+"""The report of one run: a frozen context is rendered into one self-contained HTML file.
 
-The package reads no table and starts no Spark: whoever has the numbers fills a
-:class:`~lam_spark.report.content.ReportContext` and calls
-:func:`~lam_spark.report.render.write_report`.
+The package's renderer reads no table and needs no Spark. A caller fills a
+:class:`~lam_spark.report.content.ReportContext` and calls :func:`~lam_spark.report.render.write_report`.
 """
 
 from lam_spark.report.content import ReportContext

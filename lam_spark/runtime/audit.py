@@ -22,7 +22,7 @@ from lam_spark.errors import AuditError
 from lam_spark.runtime.provenance import git_commit
 from lam_spark.runtime.results import StageResult
 from lam_spark.storage.dataframes import local_frame
-from lam_spark.storage.tables import Tables
+from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import micros
 
 Result = TypeVar("Result", bound=StageResult)

@@ -14,7 +14,7 @@ from lam_spark.config import Config
 from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.results import StageResult
 from lam_spark.storage.dataframes import FrameCache
-from lam_spark.storage.tables import Tables
+from lam_spark.storage.tables.store import Tables
 
 Result = TypeVar("Result", bound=StageResult)
 

@@ -44,10 +44,11 @@ class MainThreadCall:
     """
 
     def __init__(self, spark: SparkSession) -> None:
-        self._context: Any = spark.sparkContext
-        self._client = self._context._gateway._gateway_client
+        context: Any = spark.sparkContext
+        self._context = context
+        self._client = context._gateway._gateway_client
         # Each Python thread has one connection, served by one JVM thread.
-        self._thread = self._context._jvm.java.lang.Thread.currentThread()
+        self._thread = context._jvm.java.lang.Thread.currentThread()
 
     def cancel(self) -> None:
         """Cancel all jobs until the JVM's call has ended: afterwards no call can commit anything."""

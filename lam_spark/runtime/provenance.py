@@ -1,4 +1,4 @@
-"""Which code made something: its commit, and the libraries beside it."""
+"""Provenance of results: the code's git commit and the versions of the libraries."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Version of each library that decides what comes out, or that it is not installed."""
-    found = {}
+    """Version of each library that determines results, or `not installed`."""
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def git_commit() -> str:
-    """Commit of the code that runs, with `+changes` where the tree differs; `none` outside a checkout."""
-    folder = Path(__file__).parent
+    """Commit of the running code, with `+changes` if the tree differs from it; `none` outside a checkout."""
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
             )
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
+        return process.stdout.strip()
 
     commit = git("rev-parse", "--short=12", "HEAD")
     if commit is None:

@@ -25,9 +25,9 @@ from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.session import active_session, spark_session
 from lam_spark.runtime.signals import tracked
 from lam_spark.stages import STAGES
-from lam_spark.storage.tables import Tables
 from lam_spark.storage.tables.maintenance import compact
 from lam_spark.storage.tables.publish import roll_back
+from lam_spark.storage.tables.store import Tables
 
 
 def new_run_id() -> str:

@@ -1,8 +1,7 @@
-"""The one builder of Spark sessions: on one machine, or the session that a platform gives.
+"""The one builder of Spark sessions: the session that a platform gives, or one on this machine.
 
-spark-submit and Databricks hand over a session or a master of their own; then only what the project's
-correctness needs is set (UTC, Delta), never sizes. Alone on one machine, the settings are those that make
-small Delta jobs fast (few partitions, no UI).
+spark-submit and Databricks provide a session or a master; then only what correctness needs is set (UTC, Delta), no
+sizes. On a single machine the settings are those that make small Delta jobs fast (few partitions, no UI).
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ DELTA_PACKAGE = f"io.delta:delta-spark_2.13:{DELTA_VERSION}"
 POSTGRESQL_VERSION = "42.7.14"
 POSTGRESQL_PACKAGE = f"org.postgresql:postgresql:{POSTGRESQL_VERSION}"
 
-# What results and memory depend on: set wherever the job runs.
-_EVERYWHERE = {
+# Results and memory depend on these: they are set wherever the job runs.
+_REQUIRED = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
-    # A batch to Python holds whole sequences: by default it would be ten thousand of them.
+    # A batch to Python holds whole sequences; the default is ten thousand of them.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
 }
 _DELTA = {
@@ -45,82 +44,90 @@ _ONE_MACHINE = {
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.sql.parquet.compression.codec": "zstd",
-    # A truncated plan text in a log line may hold values of the data: none is printed.
+    # A truncated plan in a log line may quote values of the data.
     "spark.sql.maxPlanStringLength": "0",
     "spark.sql.debug.maxToStringFields": "8",
-    # Nobody looks at the plans' texts here, and the long form costs the driver time with each query.
+    # The long form costs the driver time with each query.
     "spark.sql.ui.explainMode": "simple",
 }
 
 
-def kept_jars() -> list[Path]:
-    """What the set-up keeps, so that a session starts without a network: Delta's jars, PostgreSQL's driver."""
+def cached_jars() -> list[Path]:
+    """Jars that the set-up caches, so that a session starts without a network: Delta, PostgreSQL's driver."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    kept = (f"delta-{DELTA_VERSION}", f"postgresql-{POSTGRESQL_VERSION}")
-    return [jar for name in kept for jar in sorted((Path(cache) / "lam_spark" / "jars" / name).glob("*.jar"))]
+    folders = (f"delta-{DELTA_VERSION}", f"postgresql-{POSTGRESQL_VERSION}")
+    return [
+        jar for name in folders for jar in sorted((Path(cache) / "lam_spark" / "jars" / name).glob("*.jar"))
+    ]
 
 
-def added_jars(settings: SparkConfig) -> dict[str, str]:
-    """The kept jars, or else the packages that Spark fetches; beside those that the configuration names."""
-    jars = [str(jar) for jar in kept_jars()]
+def jar_settings(spark: SparkConfig) -> dict[str, str]:
+    """Settings that add the cached jars, or the packages that Spark downloads, to those of the configuration."""
+    jars = [str(jar) for jar in cached_jars()]
     sources = {"spark.jars": jars, "spark.jars.packages": [] if jars else [DELTA_PACKAGE, POSTGRESQL_PACKAGE]}
     for key, values in sources.items():
-        if key in settings.settings:
-            values.append(settings.settings[key])
+        if key in spark.settings:
+            values.append(spark.settings[key])
     return {key: ",".join(values) for key, values in sources.items() if values}
 
 
-def platform_gives_session() -> bool:
-    """True under spark-submit, in a cluster's notebook, or where a session is already active."""
+def active_session() -> SparkSession | None:
+    """The session that is active in this thread, if there is one."""
+    return SparkSession.getActiveSession()
+
+
+def is_provided_by_platform() -> bool:
+    """Whether a session exists or a platform provides one: spark-submit, a cluster's notebook."""
     return (
-        SparkSession.getActiveSession() is not None
+        active_session() is not None
         or "PYSPARK_GATEWAY_PORT" in os.environ
         or "DATABRICKS_RUNTIME_VERSION" in os.environ
         or "SPARK_REMOTE" in os.environ
     )
 
 
-def spark_session(settings: SparkConfig, app_name: str = "lam_spark") -> SparkSession:
-    """Give the platform's session, or start one on this machine.
+def spark_session(spark: SparkConfig, app_name: str = "lam_spark") -> SparkSession:
+    """Return the platform's session, or start one on this machine.
 
     Raises:
-        ConfigError: the platform's session was started without Delta, which cannot be added afterwards.
+        ConfigError: The platform's session was started without Delta, which cannot be added afterwards.
     """
-    # PySpark writes what a query failed by on stderr, the row and all, before anybody can catch it.
+    # PySpark logs the error of a failed query, with the row that it quotes, before the caller can catch it.
     for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         PySparkLogger.getLogger(name).disabled = not values_may_be_shown()
+    options = {**_DELTA, **_REQUIRED}
+    if is_provided_by_platform():
+        options |= spark.settings
+    else:
+        options |= _one_machine_settings(spark) | spark.settings | jar_settings(spark)
     builder = SparkSession.builder.appName(app_name)
-    given = platform_gives_session()
-    options = {**_DELTA, **_EVERYWHERE}
-    if not given:
-        os.environ["PYSPARK_PYTHON"] = sys.executable
-        os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-        # One worker, one core: torch in a UDF must not start a pool of threads of its own.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        options |= _ONE_MACHINE
-        log = Path(__file__).parent / "log4j2.properties"
-        shown = str(values_may_be_shown()).lower()
-        options["spark.driver.extraJavaOptions"] = (
-            f"-Dlog4j2.configurationFile={log} -Dlam_spark.exceptions={shown}"
-        )
-        options |= {
-            "spark.master": settings.master,
-            "spark.driver.memory": settings.driver_memory,
-            "spark.sql.shuffle.partitions": str(settings.shuffle_partitions),
-            "spark.default.parallelism": str(settings.shuffle_partitions),
-        }
-    jars = {} if given else added_jars(settings)
-    for key, value in (options | settings.settings | jars).items():
+    for key, value in options.items():
         builder = builder.config(key, value)
-    spark: SparkSession = builder.getOrCreate()
-    for key, value in _EVERYWHERE.items():
-        spark.conf.set(key, value)
-    if "DATABRICKS_RUNTIME_VERSION" not in os.environ and "io.delta" not in (
-        spark.conf.get("spark.sql.extensions", "") or ""
-    ):
+    session: SparkSession = builder.getOrCreate()
+    for key, value in _REQUIRED.items():
+        session.conf.set(key, value)
+    extensions = session.conf.get("spark.sql.extensions", "") or ""
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ and "io.delta" not in extensions:
         raise ConfigError(
-            "the running Spark session has no Delta: start it with "
-            f"--packages {DELTA_PACKAGE} "
+            f"the running Spark session has no Delta: start it with --packages {DELTA_PACKAGE} "
             + " ".join(f"--conf {key}={value}" for key, value in _DELTA.items())
         )
-    return spark
+    return session
+
+
+def _one_machine_settings(spark: SparkConfig) -> dict[str, str]:
+    """Settings of a session on this machine; also sets the environment of its Python workers."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    # One worker per core: torch in a UDF must not start a thread pool of its own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    log_settings = Path(__file__).parent / "log4j2.properties"
+    shown = str(values_may_be_shown()).lower()
+    return {
+        **_ONE_MACHINE,
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log_settings} -Dlam_spark.exceptions={shown}",
+        "spark.master": spark.master,
+        "spark.driver.memory": spark.driver_memory,
+        "spark.sql.shuffle.partitions": str(spark.shuffle_partitions),
+        "spark.default.parallelism": str(spark.shuffle_partitions),
+    }

@@ -1,1 +1,1 @@
-"""Batch prediction: a pure torch predictor and the Spark job around it."""
+"""Batch prediction: a predictor without Spark, the pandas UDF around it, and the stages `score` and `embed`."""

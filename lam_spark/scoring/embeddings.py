@@ -1,109 +1,141 @@
-"""Stage `embed`: a vector a customer at `as_of`, for people's own models.
+"""Stage `embed`: one embedding per customer at `as_of`, for models of the user's own.
 
-`lam-spark run` leaves it out: vectors say as much about a customer as the events do, so they are made when
-somebody has a use for them and not every night. Cost: one pass over the eligible customers' sequences, no
-shuffle but the one by which the eligible are picked.
+`lam-spark run` leaves it out: embeddings reveal as much about a customer as the events do. Cost: one pass over the
+eligible customers' sequences, no shuffle but the one that selects the eligible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from lam_spark.consent.eligibility import eligible
-from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
-from lam_spark.scoring.predictor import embed_customers, model_of_process
-from lam_spark.scoring.udf import Champion, champion, sequences_at
+from lam_spark.consent.eligibility import eligible_customers
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.runtime.jvm import Broadcast
+from lam_spark.runtime.results import StageResult
+from lam_spark.scoring.predictor import cached_artifact, embed_customers
+from lam_spark.scoring.udf import RegisteredModel, load_registered_model, visible_sequences
 from lam_spark.sequences.entries import local_hour_of_week
-from lam_spark.sequences.time_range import micros
-from lam_spark.storage.tables import NOT_A_NUMBER
+from lam_spark.storage.tables.store import NOT_A_NUMBER
+from lam_spark.storage.time import micros, sql_literal
 from lam_spark.training_data.columns import customers, event_columns, query_columns
 
 
+@dataclass(frozen=True)
+class EmbedResult(StageResult):
+    """Embeddings of one `as_of`.
+
+    Attributes:
+        customers_eligible: Customers eligible for the purpose.
+        without_sequence: Those of them without a sequence.
+        truncated: Those whose history before `as_of` is truncated too much to be read.
+        embeddings: Rows written.
+        d_model: Numbers of an embedding.
+    """
+
+    customers_eligible: int
+    without_sequence: int
+    truncated: int
+    embeddings: int
+    d_model: int
+    purpose: str
+    model_digest: str
+    model_version: int
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        return f"{self.embeddings:,} embeddings of {self.d_model} numbers, of customers who agreed to {self.purpose}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Customers and rows."""
+        names = ("customers_eligible", "without_sequence", "truncated", "embeddings")
+        return {name: getattr(self, name) for name in names}
+
+
 @stage
-def run(run: Run) -> StageResult:
+def embed(ctx: RunContext) -> EmbedResult:
     """Publish `embeddings` for this `as_of` (a rerun replaces them).
 
-    Grain: (customer_key, as_of), customers who are eligible for `embeddings.purpose` and have a sequence.
-    Columns: `vector ARRAY<FLOAT>` (as long as the model is wide), `model_digest, model_version,
-    consent_version, run_id`. Vectors of two models have nothing in common: compare within a digest.
+    Grain: (customer_key, as_of), customers who are eligible for `embeddings.purpose` and have a sequence. Embeddings of
+    two models are not comparable: compare within a digest.
 
-    A customer whose sequence begins after `as_of` gets the vector of an empty history. One of whose events
-    before `as_of` the sequence, made for a later day, holds too few, because `sequences.max_events` cut them
-    off, gets no row: the vector would say that little is known where much has happened.
+    A customer whose sequence begins after `as_of` gets the embedding of an empty history. A customer whose history
+    before `as_of` is truncated too much gets no row: the embedding would claim that little is known.
 
     Raises:
-        ConsentError: nobody is eligible for the purpose.
-        DataQualityError: no eligible customer has a sequence, the sequences were made for an earlier `as_of`, or a
-            vector is not a number.
-        ModelError: no fitting model.
+        ConsentError: No customer is eligible for the purpose.
+        DataQualityError: No eligible customer has a sequence, the sequences were built for an earlier `as_of`, or an
+            embedding is not a number.
+        ModelError: No model fits.
     """
-    config = run.config
-    model = champion(run, ())
+    config, tables = ctx.config, ctx.tables
+    model = load_registered_model(tables, config, ())
     purpose = config.embeddings.purpose or config.consent.training_purpose
-    allowed = eligible(run, purpose)
-    consent_version = run.tables.read_versions["consent"]
-    sequences = sequences_at(run, allowed, purpose, model.layout)
-    as_of = sql_literal(run.as_of)
-    result = vectors(run, sequences.rows, model).select(
+    allowed = eligible_customers(tables, ctx.cache, purpose, ctx.started_at)
+    consent_version = tables.read_versions["consent"]
+    sequences = visible_sequences(
+        tables, ctx.cache, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
+    )
+    hour_of_week = local_hour_of_week(ctx.as_of, config.time_zone)
+    as_of = sql_literal(ctx.as_of)
+    result = embeddings(sequences.rows, model, micros(ctx.as_of), hour_of_week).select(
         "customer_key",
         F.expr(as_of).alias("as_of"),
-        "vector",
+        "embedding",
         F.lit(model.digest).alias("model_digest"),
         F.lit(model.version).alias("model_version"),
         F.lit(consent_version).alias("consent_version"),
-        F.lit(run.run_id).alias("run_id"),
+        F.lit(ctx.run_id).alias("run_id"),
     )
-    written = run.tables.overwrite(result, "embeddings", where=f"as_of = {as_of}")
-    asked = allowed.count()
-    return StageResult(
-        says=f"{written:,} vectors of {model.d_model} numbers, of customers who agreed to {purpose}",
-        counts={
-            "customers_eligible": asked,
-            "without_sequence": asked - sequences.held,
-            "before_kept_events": sequences.lost,
-            "embeddings": written,
-        },
-        facts={
-            "purpose": purpose,
-            "d_model": model.d_model,
-            "digest": model.digest,
-            "model_version": model.version,
-        },
+    written = tables.overwrite(result, "embeddings", where=f"as_of = {as_of}")
+    customer_count = allowed.count()
+    return EmbedResult(
+        customers_eligible=customer_count,
+        without_sequence=customer_count - sequences.total,
+        truncated=sequences.truncated,
+        embeddings=written,
+        d_model=model.d_model,
+        purpose=purpose,
+        model_digest=model.digest,
+        model_version=model.version,
     )
 
 
-def vectors(run: Run, sequences: DataFrame, model: Champion) -> DataFrame:
-    """The model's vector of every customer at `as_of`.
+def embeddings(sequences: DataFrame, model: RegisteredModel, at: int, hour_of_week: int) -> DataFrame:
+    """The model's embedding of every customer at an instant.
+
+    Memory of a worker: the model, which is built once per Python process, and one Arrow batch.
 
     Args:
-        run: says `as_of` and the time zone.
-        sequences: rows of the table.
-        model: whose vectors.
+        sequences: Rows of the table `sequences`.
+        model: The model; it travels by broadcast.
+        at: The instant, microseconds UTC.
+        hour_of_week: Local hour of the week of the instant (0 = Sunday 00:00).
 
     Returns:
-        `customer_key`, `vector ARRAY<FLOAT>`; grain of `sequences`. The model travels by broadcast and is
-        built once a Python process; memory of a worker: the model and one Arrow batch.
+        `customer_key`, `embedding` ARRAY<FLOAT>; grain of `sequences`.
     """
-    parts = run.spark.sparkContext.broadcast((model.weights, model.card, model.digest))
+    parts = Broadcast(sequences.sparkSession, (model.weights, model.card, model.digest))
     layout, names = model.layout, event_columns(model.layout)
-    # The rows bring no queries: the one question is asked of everybody.
+    # The rows bring no queries: every customer gets the same empty query.
     no_queries = dict.fromkeys(query_columns(layout))
-    at, hour = micros(run.as_of), local_hour_of_week(run.as_of, run.config.time_zone)
 
-    def embedded(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
-        artifact = model_of_process(*parts.value)
+    def embed_batches(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:  # type: ignore[type-arg]
+        artifact = cached_artifact(*parts.value)
         for series in batches:
             batch = pd.DataFrame({**dict(zip(names, series, strict=True)), **no_queries})
-            yield pd.Series(list(embed_customers(artifact, customers(layout, batch), at, hour)))
+            yield pd.Series(list(embed_customers(artifact, customers(layout, batch), at, hour_of_week)))
 
-    embed: Callable[..., Column] = pandas_udf(embedded, "array<float>")  # type: ignore[call-overload]
-    made = sequences.select("customer_key", embed(*names).alias("vector"))
-    # A vector that is no number ends the job before anything is published.
-    damaged = F.col("vector").isNull() | F.exists("vector", F.isnan)
-    checked = F.when(damaged, F.raise_error(F.lit(NOT_A_NUMBER))).otherwise(F.col("vector"))
-    return made.select("customer_key", checked.alias("vector"))
+    udf: Callable[..., Column] = pandas_udf(embed_batches, "array<float>")  # type: ignore[call-overload]
+    rows = sequences.select("customer_key", udf(*names).alias("embedding"))
+    # An embedding that is not a number fails the job before anything is published.
+    is_damaged = F.col("embedding").isNull() | F.exists("embedding", F.isnan)
+    checked = F.when(is_damaged, F.raise_error(F.lit(NOT_A_NUMBER))).otherwise(F.col("embedding"))
+    return rows.select("customer_key", checked.alias("embedding"))

@@ -1,4 +1,4 @@
-"""Answers and vectors for a batch of customers: pack, one pass, unpack. Pure torch and numpy, no Spark."""
+"""Predictions and embeddings for batches of customers: pack, run the model, unpack. Pure torch and NumPy, no Spark."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lam_spark.training_data.layout import SPLIT_IDS, Layout
 from lam_spark.training_data.packing import Array, Block, Customer, pack_queries, unfold
 
 _BLOCKS_PER_PASS = 8
-# Of a batch, what is wanted: (B, Q, ...).
-_Read = Callable[[LargeActionModel, Batch], torch.Tensor]
+# Runs the model on a batch and returns one tensor per query, (B, Q, ...).
+_Inference = Callable[[LargeActionModel, Batch], torch.Tensor]
 
 _loaded: dict[str, Artifact] = {}
 
 
-def model_of_process(weights: bytes, card: bytes, digest: str) -> Artifact:
-    """The model, built once a Python process and digest."""
+def cached_artifact(weights: bytes, card: bytes, digest: str) -> Artifact:
+    """Open an artifact once per Python process and digest."""
     if digest not in _loaded:
         _loaded.clear()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -37,129 +37,122 @@ def model_of_process(weights: bytes, card: bytes, digest: str) -> Artifact:
 def predict_queries(
     artifact: Artifact, customers: Iterable[Customer], target: str
 ) -> list[npt.NDArray[np.float32]]:
-    """What the model answers to every customer's queries.
+    """Predict a target for every query of every customer.
 
     Args:
         artifact: the model.
-        customers: with their queries in any number; events after a query are not seen by it.
-        target: which answer.
+        customers: customers with any number of queries; a query does not see events after it.
+        target: name of the target.
 
     Returns:
-        For each customer the answers in the order of its queries, float32: (q,), or (q, outputs) of a target that is
-        not binary (`Predictions.answers`).
+        For each customer the predictions in the order of its queries, float32: (q,) of a binary target, else
+        (q, outputs) (`Predictions.targets`).
     """
-    answers, counts = _ask(artifact, customers, lambda model, batch: model(batch).answers[target])
-    return np.split(answers, np.cumsum(counts)[:-1]) if counts else []
+    predictions, counts = _infer(artifact, customers, lambda model, batch: model(batch).targets[target])
+    return np.split(predictions, np.cumsum(counts)[:-1]) if counts else []
+
+
+def prediction_values(
+    layout: Layout, target: str, predictions: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """Convert the output of `predict_queries` to (q, n): mean and median of a `value` target, else the logits."""
+    spec = next(one for one in layout.targets if one.name == target)
+    if spec.kind != "value":
+        return predictions.astype(np.float64).reshape(len(predictions), spec.outputs)
+    parameters = torch.from_numpy(predictions).double().reshape(-1, spec.outputs)
+    return torch.stack([expected_value(parameters), median_value(parameters)], dim=1).numpy()
 
 
 def embed_customers(
-    artifact: Artifact, customers: Iterable[Customer], at: int, hour_of_week: int
+    artifact: Artifact, customers: Iterable[Customer], as_of: int, hour_of_week: int
 ) -> npt.NDArray[np.float32]:
-    """A vector a customer: the model's hidden state where it is asked, of nothing in particular, what comes next.
+    """Compute customer embeddings: the hidden state of a query whose fields are all missing.
 
     Args:
         artifact: the model.
-        customers: their own queries are not looked at. Events at or after `at` are not seen.
-        at: the instant of the question, microseconds UTC.
-        hour_of_week: of that instant, by the clock of the data set (0 = Sunday 00:00).
+        customers: customers; their queries are ignored. Events at or after `as_of` are not seen.
+        as_of: time of the query, microseconds UTC.
+        hour_of_week: hour of the week at `as_of` in the data set's time zone (0 = Sunday 00:00).
 
     Returns:
-        (n, D) float32 in the order of the customers: after the output norm, before any head, so without the
-        aggregates. Whoever has no event before `at` gets the vector of an empty history, the same for all of
-        them: it is what the model expects of somebody it knows nothing about, and the order stays whole.
+        (n, D) float32 in the order of the customers: the hidden state after the output norm and before the heads, so
+        without the aggregates. All customers without events before `as_of` get the same embedding, that of an empty
+        history.
     """
-    query = _what_next(artifact.model.layout, at, hour_of_week)
-    asking = (dataclasses.replace(customer, queries=query) for customer in customers)
-    vectors, counts = _ask(
-        artifact, asking, lambda model, batch: model(batch, with_targets=False).query_hidden_BQD
+    query = _empty_query(artifact.model.layout, as_of, hour_of_week)
+    queried = (dataclasses.replace(customer, queries=query) for customer in customers)
+    embeddings, counts = _infer(
+        artifact, queried, lambda model, batch: model(batch, with_targets=False).query_hidden_BQD
     )
-    return vectors.reshape(len(counts), artifact.model.size.d_model)
+    return embeddings.reshape(len(counts), artifact.model.size.d_model)
 
 
-def _what_next(layout: Layout, at: int, hour_of_week: int) -> dict[str, Array]:
-    """One query whose fields are all missing."""
-    given = {
-        "query_time": at,
+def _empty_query(layout: Layout, as_of: int, hour_of_week: int) -> dict[str, Array]:
+    """Columns of one query whose fields are all missing."""
+    values = {
+        "query_time": as_of,
         "query_hour_of_week": hour_of_week,
         "query_split": SPLIT_IDS["score"],
         **{f"query_{name}": MISSING for name in layout.categorical},
     }
-    return {
-        name: np.full(
-            (1, layout.wide[name]) if name in layout.wide else 1,
-            given.get(name, np.nan if dtype == "float32" else 0),
-            dtype,
-        )
-        for name, (dtype, _) in layout.query_columns.items()
-    }
+    columns = {}
+    for name, (dtype, _) in layout.query_columns.items():
+        numbers = layout.values_per_query.get(name)
+        default = np.nan if dtype == "float32" else 0
+        columns[name] = np.full(1 if numbers is None else (1, numbers), values.get(name, default), dtype)
+    return columns
 
 
-def _ask(
-    artifact: Artifact, customers: Iterable[Customer], read: _Read
+def _infer(
+    artifact: Artifact, customers: Iterable[Customer], inference: _Inference
 ) -> tuple[npt.NDArray[np.float32], list[int]]:
-    """What the model says at every query.
-
-    Args:
-        artifact: the model.
-        customers: with their queries.
-        read: what is wanted of a pass, (B, Q, ...).
+    """Run the model on all queries of the customers, `_BLOCKS_PER_PASS` blocks at a time.
 
     Returns:
-        (N, ...) float32, by customer and query; how many queries each customer has (N in all).
+        (N, ...) float32 by customer and query, and the number of queries of each customer (N in total).
     """
-    counts: list[int] = []
-
-    def numbered() -> Iterator[Customer]:
-        first = 0
-        for customer in customers:
-            asked = len(customer.queries["query_time"])
-            counts.append(asked)
-            rows = np.arange(first, first + asked, dtype=np.int32)
-            first += asked
-            known = _known_ids(artifact.model.layout, customer)
-            yield dataclasses.replace(known, queries={**known.queries, "query_row": rows})
-
+    layout, counts = artifact.model.layout, list[int]()
+    blocks = pack_queries(layout, _numbered(layout, customers, counts))
     rows: list[npt.NDArray[np.int32]] = []
-    answers: list[npt.NDArray[np.float32]] = []
-    blocks = pack_queries(artifact.model.layout, numbered())
-    while waiting := list(itertools.islice(blocks, _BLOCKS_PER_PASS)):
-        _ask_blocks(artifact, waiting, read, rows, answers)
-    if not answers:
+    outputs: list[npt.NDArray[np.float32]] = []
+    while batch := list(itertools.islice(blocks, _BLOCKS_PER_PASS)):
+        block_rows, block_outputs = _run_blocks(artifact.model, batch, inference)
+        rows.append(block_rows)
+        outputs.append(block_outputs)
+    if not outputs:
         return np.zeros(0, np.float32), counts
-    ordered = np.full((sum(counts), *answers[0].shape[1:]), np.nan, np.float32)
-    ordered[np.concatenate(rows)] = np.concatenate(answers)
+    ordered = np.full((sum(counts), *outputs[0].shape[1:]), np.nan, np.float32)
+    ordered[np.concatenate(rows)] = np.concatenate(outputs)
     return ordered, counts
 
 
-def readable(layout: Layout, target: str, answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Answers of `predict_queries` as (q, n): of `value` mean and median amount, else the logits."""
-    asked = next(one for one in layout.targets if one.name == target)
-    if asked.kind != "value":
-        return answers.astype(np.float64).reshape(len(answers), asked.outputs)
-    raw = torch.from_numpy(answers).double().reshape(-1, asked.outputs)
-    return torch.stack([expected_value(raw), median_value(raw)], dim=1).numpy()
+def _numbered(layout: Layout, customers: Iterable[Customer], counts: list[int]) -> Iterator[Customer]:
+    """Number the queries of all customers in `query_row`, and append each customer's number of queries to `counts`."""
+    first = 0
+    for customer in customers:
+        n_queries = len(customer.queries["query_time"])
+        counts.append(n_queries)
+        rows = np.arange(first, first + n_queries, dtype=np.int32)
+        first += n_queries
+        known = _with_known_ids(layout, customer)
+        yield dataclasses.replace(known, queries={**known.queries, "query_row": rows})
 
 
-def _ask_blocks(
-    artifact: Artifact,
-    blocks: list[Block],
-    read: _Read,
-    rows: list[npt.NDArray[np.int32]],
-    answers: list[npt.NDArray[np.float32]],
-) -> None:
+def _run_blocks(
+    model: LargeActionModel, blocks: list[Block], inference: _Inference
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Run the model on some blocks; returns `query_row` and output of the query slots in use."""
     stacked = {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
     with torch.inference_mode():
-        batch = as_batch(unfold(artifact.model.layout, stacked))
-        told = read(artifact.model, batch).numpy()
-    asked = stacked["query_row"] >= 0
-    rows.append(stacked["query_row"][asked])
-    answers.append(told[asked])
+        output = inference(model, as_batch(unfold(model.layout, stacked))).numpy()
+    in_use = stacked["query_row"] >= 0
+    return stacked["query_row"][in_use], output[in_use]
 
 
-def _known_ids(layout: Layout, customer: Customer) -> Customer:
-    """Ids that the vocabulary gained after training are unknown to this model."""
+def _with_known_ids(layout: Layout, customer: Customer) -> Customer:
+    """Replace ids that the vocabulary gained after training by `UNKNOWN`."""
     events, queries = dict(customer.events), dict(customer.queries)
-    for name, size in zip(layout.categorical, layout.sizes, strict=True):
+    for name, size in layout.ids_in_use.items():
         for arrays, key in ((events, name), (queries, f"query_{name}")):
             ids = np.asarray(arrays[key])
             if len(ids) and ids.max() >= size:

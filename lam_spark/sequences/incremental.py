@@ -317,10 +317,9 @@ def _history_lengths(increment: Increment, customers: DataFrame, as_of: int) -> 
     """
     rows = increment.tables.read("sequences").select("customer_key", "events_seen")
     added = increment.changes_between(increment.lineage.as_of, as_of).where("_sign > 0")
-    added = added.join(customers, "customer_key", "left_semi").groupBy("customer_key")
-    lengths = customers.join(rows, "customer_key", "left").join(
-        added.agg(F.count("*").alias("_added")), "customer_key", "left"
-    )
+    added = added.join(customers, "customer_key", "left_semi")
+    counts = added.groupBy("customer_key").agg(F.count("*").alias("_added"))
+    lengths = customers.join(rows, "customer_key", "left").join(counts, "customer_key", "left")
     length = F.coalesce("events_seen", F.lit(0)) + F.coalesce("_added", F.lit(0))
     row = one_row(lengths.agg(F.count_if(F.col("events_seen").isNull()), F.sum(length), F.max(length)))
     without_row, total, longest = (int(value) for value in row)

@@ -1,4 +1,4 @@
-"""Token ids that mean the same in every categorical field; values follow from `FIRST_VALUE`."""
+"""Special token ids shared by all categorical fields; ids of values start at `FIRST_VALUE`."""
 
 PADDING, UNKNOWN, MISSING = 0, 1, 2
 FIRST_VALUE = 3

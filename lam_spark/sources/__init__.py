@@ -1,1 +1,1 @@
-"""Raw inputs to typed rows: readers, the identity map, and the data sets that ship with the project."""
+"""Raw inputs: readers of files, Delta tables and databases, schema checks, and the ingestion state."""

@@ -1,1 +1,4 @@
-"""The objective, the loop, and the ranks. `distributed` is the only module that knows Horovod."""
+"""Training of the model: losses, the training loop, process groups, checkpoints, experiment tracking and cost.
+
+`stage.py` is the only module here that reads tables; `process_group.py` is the only one that knows Horovod.
+"""

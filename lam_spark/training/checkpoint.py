@@ -1,7 +1,7 @@
-"""Where a training stands, on disk: a file a checkpoint, written whole or not at all, checked when it is read.
+"""Checkpoints of a training: one file each, written atomically and verified when read.
 
-`checkpoint-NUMBER-SHA256.safetensors`: the tensors and, in the file's header, the rest as JSON. Data and not code.
-The newest two stay, so that a damaged one costs the minutes since the one before.
+`checkpoint-NUMBER-SHA256.safetensors` holds the tensors and, in the header's metadata, the training state as JSON. No
+pickle. The newest two are kept, so that a damaged one costs only the time since the one before.
 """
 
 from __future__ import annotations
@@ -11,99 +11,158 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lam_spark.training.process_group import ProcessGroup
+from lam_spark.training.progress import Progress
+from lam_spark.training.state import TrainingState
+
 Weights = dict[str, Tensor]
 
-_KEPT = 2
+# Subfolder of the training folder.
+CHECKPOINTS = "checkpoints"
+_KEPT_FILES = 2
 _DRAFT = "checkpoint.draft"
+_GROUPS = ("model", "pretrained", "average", "optimiser")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on.
+    """Everything that a training needs to resume.
 
     Attributes:
-        state: plain JSON values.
-        tensors: name -> tensor, on the CPU when read.
+        fingerprint: `TrainingSpec.fingerprint` of the training.
+        state: the training state, summed over all processes.
+        model: state dict of the model.
+        pretrained: state dict after pre-training; empty before and after fine-tuning.
+        average: average weights (`WeightAverage.weights`).
+        optimiser: state of the optimiser (`optimiser_tensors`).
     """
 
-    state: dict[str, Any]
-    tensors: Weights
+    fingerprint: str
+    state: TrainingState
+    model: Weights
+    pretrained: Weights
+    average: Weights
+    optimiser: Weights
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write the next checkpoint, then remove those before the last two.
+    """Write the next checkpoint, then delete all but the newest two.
 
     Raises:
-        OSError: it could not be written (a full disk, say); the earlier ones are as they were.
+        OSError: the file could not be written, for example on a full disk; older checkpoints are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _files(folder)
+    older = _files(folder)
     draft = folder / _DRAFT
+    tensors = {
+        f"{group}.{name}": tensor.detach().cpu().contiguous()
+        for group in _GROUPS
+        for name, tensor in getattr(checkpoint, group).items()
+    }
+    header = {"fingerprint": checkpoint.fingerprint, "training_state": checkpoint.state.to_json()}
     try:
         try:
-            save_file(checkpoint.tensors, draft, metadata={"state": json.dumps(checkpoint.state)})
-        except SafetensorError as error:  # its own word for an OSError
+            save_file(tensors, draft, metadata={"header": json.dumps(header)})
+        except SafetensorError as error:  # safetensors wraps operating-system errors
             raise OSError(str(error)) from error
         with draft.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        number = _number(earlier[-1]) + 1 if earlier else 1
+        number = _number(older[-1]) + 1 if older else 1
         path = draft.rename(folder / f"checkpoint-{number:08d}-{digest}.safetensors")
         _sync_folder(folder)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
-    for old in [*earlier, path][:-_KEPT]:
-        old.unlink()
+    for file_path in [*older, path][:-_KEPT_FILES]:
+        file_path.unlink()
     return path
 
 
 def last_checkpoint(folder: Path, fingerprint: str) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a training, if there is one, and the names of damaged ones that are newer.
+    """Find the newest undamaged checkpoint of a training.
 
     Args:
-        folder: where `write_checkpoint` put them.
-        fingerprint: what `state["fingerprint"]` must be: another training's checkpoints are passed over.
+        folder: folder of `write_checkpoint`.
+        fingerprint: fingerprint of the training; checkpoints of other trainings are skipped.
+
+    Returns:
+        The path or None, and the names of newer, damaged checkpoints.
     """
     damaged: list[str] = []
     for path in reversed(_files(folder)):
         try:
             with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == path.stem.rsplit("-", 1)[1]
-            if whole:
+                intact = hashlib.file_digest(file, "sha256").hexdigest() == path.stem.rsplit("-", 1)[1]
+            if intact:
                 with safe_open(path, "pt") as opened:
-                    if json.loads(opened.metadata()["state"])["fingerprint"] == fingerprint:
+                    if json.loads(opened.metadata()["header"])["fingerprint"] == fingerprint:
                         return path, damaged
                 continue
         except OSError:
-            pass  # cannot be read: as good as damaged
+            pass  # an unreadable file counts as damaged
         damaged.append(path.name)
     return None, damaged
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """What `last_checkpoint` has found whole."""
+    """Read a checkpoint that `last_checkpoint` has verified; tensors are on the CPU."""
+    groups: dict[str, Weights] = {group: {} for group in _GROUPS}
     with safe_open(path, "pt") as opened:
-        state = json.loads(opened.metadata()["state"])
-        # Copies: what is given out are views of the file, which goes when two newer ones are there, and on a network
-        # file system takes its pages with it.
-        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        return Checkpoint(state, tensors)
+        header = json.loads(opened.metadata()["header"])
+        for key in opened.keys():  # noqa: SIM118
+            group, _, name = key.partition(".")
+            # A copy: the tensor is a view of the file, which is deleted after two newer checkpoints.
+            groups[group][name] = opened.get_tensor(key).clone()
+    state = TrainingState.from_json(header["training_state"])
+    return Checkpoint(header["fingerprint"], state, **groups)
+
+
+def resume_checkpoint(
+    folder: Path, fingerprint: str, group: ProcessGroup, progress: Progress
+) -> Checkpoint | None:
+    """Read the newest undamaged checkpoint on every process; collective.
+
+    The first process chooses the file, all read it from the shared folder. Processes other than the first get zero
+    `tokens`, `flops` and `loss_sum`: the first process holds the sums.
+
+    Args:
+        folder: folder of the checkpoints.
+        fingerprint: fingerprint of the training.
+        group: the process group.
+        progress: receives `checkpoint damaged` and `resumed`.
+
+    Returns:
+        The checkpoint, or None if there is none.
+    """
+    path: Path | None = None
+    if group.rank == 0:
+        path, damaged = last_checkpoint(folder, fingerprint)
+        for name in damaged:
+            progress({"event": "checkpoint damaged", "file": name})
+    path = group.share(path)
+    if path is None:
+        return None
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.state
+    if group.rank == 0:
+        place = {name: getattr(state, name) for name in ("phase", "epoch", "step", "seconds")}
+        progress({"event": "resumed", **place})
+    else:
+        state.tokens, state.flops, state.loss_sum = 0, 0.0, 0.0
+    return checkpoint
 
 
 def optimiser_tensors(optimiser: Optimizer) -> Weights:
-    """What an optimiser has gathered, by `NUMBER OF THE PARAMETER.NAME`; its settings are not in there."""
-    gathered = optimiser.state_dict()["state"]
-    return {
-        f"{number}.{name}": value for number, values in gathered.items() for name, value in values.items()
-    }
+    """State of an optimiser by `PARAMETER_NUMBER.NAME`, without its hyper-parameters."""
+    state = optimiser.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
 def load_optimiser(optimiser: Optimizer, tensors: Weights) -> None:
@@ -124,7 +183,7 @@ def _number(path: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename lasts through a power cut only when its folder is on the disk too."""
+    """Flush the folder: a rename survives a power failure only when its folder is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,9 +1,10 @@
-"""What is learned: the next moment of every window, and the answers to the queries.
+"""Training losses: the next timestamp group of every window, and the targets of labelled queries.
 
-Shapes: B blocks, T event slots, Q query slots, K targets, N moments that have a next one, M events in next moments.
+Shapes: B blocks, T event slots, Q query slots, K targets, N timestamp groups that have a next one, M events in next
+timestamp groups.
 
-Losses are sums with their counts, so that ranks and batches of any size add up to the same gradient as one
-process over everything.
+Losses are returned as sums and counts, so that any split into processes and batches gives the same total gradient as
+one process with all data.
 """
 
 from __future__ import annotations
@@ -15,24 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lam_spark.model.attention import window_begins
-from lam_spark.model.transformer import Batch, LargeActionModel, Predictions, entry, signed_log, standardise
+from lam_spark.model.attention import window_starts
+from lam_spark.model.transformer import (
+    Batch,
+    LargeActionModel,
+    Predictions,
+    module_key,
+    signed_log,
+    standardise,
+)
 from lam_spark.model.value import median_error, value_loss
 from lam_spark.training_data.layout import MICROS_PER_DAY, SPLIT_IDS, Target
 
-# Padding-like scale of time: a moment less than a minute after the last is as good as at once.
+# Added to gaps in time before the logarithm: a gap below a minute counts as none.
 _MINUTE_IN_DAYS = 1 / 1440
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over what was asked, and how much that was.
+    """Sums and counts of the losses of one batch.
 
     Attributes:
-        next_sum: over moments, the mean loss of a next moment's fields, numbers and time (nats).
-        next_count: moments that have a next one.
-        target_sums: (K,) a target, over its labelled queries (nats).
-        target_counts: (K,) labelled queries a target.
+        next_sum: sum over timestamp groups of the mean loss of the next group's fields, numbers and time (nats).
+        next_count: number of timestamp groups that have a next one.
+        target_sums: (K,) sums over the labelled queries (nats).
+        target_counts: (K,) number of labelled queries.
     """
 
     next_sum: Tensor
@@ -43,10 +51,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Period:
-    """Which part of the data a pass may learn from or is judged on.
+    """Part of the data that a phase trains on or is validated on.
 
     Attributes:
-        start, end: next moments in [start, end), microseconds UTC.
+        start, end: next timestamp groups in [start, end), microseconds UTC.
         splits: names of the queries' splits.
     """
 
@@ -58,7 +66,7 @@ class Period:
 def loss_of(
     model: LargeActionModel, batch: Batch, period: Period, with_next: bool, with_targets: bool
 ) -> Loss:
-    """One forward pass and its losses."""
+    """Run one forward pass and compute its losses."""
     return losses(model, batch, model(batch, with_targets), period, with_next, with_targets)
 
 
@@ -70,7 +78,7 @@ def losses(
     with_next: bool,
     with_targets: bool,
 ) -> Loss:
-    """The losses of a forward pass; a part that is not asked for costs nothing and is zero."""
+    """Losses of a forward pass; a part that is switched off is zero and costs nothing."""
     zero = predictions.event_hidden_BTD.new_zeros(())
     next_sum, next_count = next_group_loss(model, batch, predictions, period) if with_next else (zero, zero)
     none = zero.new_zeros(len(model.layout.targets))
@@ -81,26 +89,23 @@ def losses(
 
 
 def loss_counts(batch: Batch, period: Period, targets: Sequence[Target], with_targets: bool) -> Tensor:
-    """(1 + K,) float, on the host: moments that have a next one, and labelled queries a target.
-
-    What a batch has to teach is known from the data alone, before the model is asked.
-    """
+    """(1 + K,) float32 on the CPU: `next_count` and `target_counts`, from the data alone, before the forward pass."""
     group_source, counted = next_groups(batch, period)
     allowed = in_splits(batch, period.splits) & with_targets
-    moments = torch.unique(group_source[counted]).numel()
-    asked = [int(_asked(target, batch, allowed).sum()) for target in targets]
-    return torch.tensor([float(moments), *asked])
+    groups = torch.unique(group_source[counted]).numel()
+    labelled = [int(_labelled(target, batch, allowed).sum()) for target in targets]
+    return torch.tensor([float(groups), *labelled])
 
 
 def next_group_loss(
     model: LargeActionModel, batch: Batch, predictions: Predictions, period: Period
 ) -> tuple[Tensor, Tensor]:
-    """Predict the set of events of the next moment from the last event of the moment before.
+    """Loss of predicting the events of the next timestamp group from the last event of the group before.
 
-    Each event of a moment of k weighs 1 / k: with k = 1 this is the next-event cross-entropy.
+    Each event of a group of k events has weight 1 / k: with k = 1 this is the next-event cross-entropy.
 
     Returns:
-        Sum over moments and number of moments.
+        Sum over the timestamp groups, and their number.
     """
     group_source, counted = next_groups(batch, period)
     if not bool(counted.any()):
@@ -113,39 +118,39 @@ def next_group_loss(
     layout = model.layout
     total = hidden_ND.new_zeros(())
     for name in layout.categorical:
-        log_p_NV = F.log_softmax(model.next_value[entry(name)](hidden_ND), dim=-1)
-        happened_M = batch[f"event_{name}"].flatten()[counted].long()
-        total = total - (log_p_NV[row_M, happened_M] * weight_M).sum() / len(layout.categorical)
+        log_p_NV = F.log_softmax(model.next_value[module_key(name)](hidden_ND), dim=-1)
+        label_M = batch[f"event_{name}"].flatten()[counted].long()
+        total = total - (log_p_NV[row_M, label_M] * weight_M).sum() / len(layout.categorical)
     time = batch["event_time"].flatten()
-    first_M = time[counted]
-    days_M = (first_M - time[source_M]).double() / MICROS_PER_DAY
+    time_M = time[counted]
+    days_M = (time_M - time[source_M]).double() / MICROS_PER_DAY
     mean_N, log_std_N = model.next_days(hidden_ND).unbind(-1)
     log_std_N = log_std_N.clamp(-3, 3)
-    surprise_M = ((days_M + _MINUTE_IN_DAYS).log().float() - mean_N[row_M]) / log_std_N[row_M].exp()
-    total = total + ((0.5 * surprise_M.square() + log_std_N[row_M]) * weight_M).sum() * 0.1
+    z_M = ((days_M + _MINUTE_IN_DAYS).log().float() - mean_N[row_M]) / log_std_N[row_M].exp()
+    total = total + ((0.5 * z_M.square() + log_std_N[row_M]) * weight_M).sum() * 0.1
     if layout.numeric:
         numbers_MF = torch.stack([batch[f"event_{name}"].flatten()[counted] for name in layout.numeric], -1)
         known_MF = ~numbers_MF.isnan()
         logs_MF = signed_log(torch.where(known_MF, numbers_MF, 0.0))
-        wanted_MF = standardise(logs_MF, model.numeric_mean, model.numeric_std)
-        missed_MF = F.smooth_l1_loss(model.next_number(hidden_ND)[row_M], wanted_MF, reduction="none")
-        total = total + ((missed_MF * known_MF).sum(-1) * weight_M).sum() / len(layout.numeric)
+        labels_MF = standardise(logs_MF, model.numeric_mean, model.numeric_std)
+        error_MF = F.smooth_l1_loss(model.next_number(hidden_ND)[row_M], labels_MF, reduction="none")
+        total = total + ((error_MF * known_MF).sum(-1) * weight_M).sum() / len(layout.numeric)
     return total, torch.tensor(float(len(sources_N)), device=total.device)
 
 
 def next_groups(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
-    """Where each event is predicted from.
+    """Slot from which each event is predicted.
 
     Returns:
-        (B * T,) flat slot of the last event of the moment before (garbage where not counted), and (B * T,)
-        bool, True for events that count: in a moment with one before it, new here, and in the period.
+        (B * T,) flat slot of the last event of the timestamp group before (undefined where not counted), and (B * T,)
+        bool, True for events that count: new here, in the period, and in a group that has one before it.
     """
     window, time = batch["window"], batch["event_time"]
     rows, slots = window.shape
     order = torch.arange(slots, device=window.device).expand(rows, -1)
-    starts = window_begins(window)
-    starts[:, 1:] |= time[:, 1:] != time[:, :-1]
-    first = torch.where(starts, order, 0).cummax(dim=1).values
+    begins = window_starts(window)
+    begins[:, 1:] |= time[:, 1:] != time[:, :-1]
+    first = torch.where(begins, order, 0).cummax(dim=1).values
     source = first - 1
     same = (source >= 0) & (window.gather(1, source.clamp_min(0)) == window)
     counted = same & (window > 0) & (batch["is_new"] > 0) & (time >= period.start) & (time < period.end)
@@ -156,22 +161,22 @@ def next_groups(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
 def target_loss(
     model: LargeActionModel, batch: Batch, predictions: Predictions, period: Period
 ) -> tuple[Tensor, Tensor]:
-    """Losses of the labelled queries of the period's splits: (K,) sums and counts a target.
+    """Losses of the labelled queries of the period's splits: (K,) sums and (K,) counts.
 
-    `binary`: cross-entropy; `value`: likelihood of how much, and how far the median is off in usual amounts; `next`:
-    mean cross-entropy of the values asked for.
+    `binary`: cross-entropy. `value`: negative log-likelihood of the amount, plus the error of the median in units of
+    the usual amount. `next`: mean cross-entropy over the target's values.
     """
     allowed = in_splits(batch, period.splits)
     sums, counts = [], []
     for target in model.layout.targets:
-        answers, labels = labelled_predictions(target, batch, predictions, allowed)
+        outputs, labels = labelled_predictions(target, batch, predictions, allowed)
         if target.kind == "value":
-            missed = median_error(answers, labels) / model.usual_amount[target.name]
-            losses = value_loss(answers, labels) + missed
+            error = median_error(outputs, labels) / model.typical_amount[target.name]
+            losses = value_loss(outputs, labels) + error
         else:
-            losses = F.binary_cross_entropy_with_logits(answers, labels, reduction="none")
-        # The zero keeps a batch without such a query a part of the graph.
-        sums.append(losses.sum() / target.values + answers.sum() * 0)
+            losses = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        # Adding zero keeps a batch without labelled queries in the autograd graph.
+        sums.append(losses.sum() / target.values + outputs.sum() * 0)
         counts.append(torch.tensor(float(len(labels)), device=labels.device))
     return torch.stack(sums), torch.stack(counts)
 
@@ -179,25 +184,28 @@ def target_loss(
 def labelled_predictions(
     target: Target, batch: Batch, predictions: Predictions, allowed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Answers, (n,) or (n, outputs) float32, and labels, (n,) or (n, values), of the queries that ask this.
+    """Predictions and labels of the examples of one target.
 
     Args:
-        target: which question.
-        batch: with its labels.
-        predictions: of the batch.
-        allowed: (B, Q) bool, queries that may be looked at.
+        target: the target.
+        batch: batch with labels.
+        predictions: predictions for the batch.
+        allowed: (B, Q) bool, queries to consider.
+
+    Returns:
+        (n,) or (n, outputs) float32 predictions, and (n,) or (n, values) labels.
     """
-    asked = _asked(target, batch, allowed)
-    return predictions.answers[target.name][asked].float(), batch[f"label_{target.name}"][asked]
+    labelled = _labelled(target, batch, allowed)
+    return predictions.targets[target.name][labelled].float(), batch[f"label_{target.name}"][labelled]
 
 
-def _asked(target: Target, batch: Batch, allowed: Tensor) -> Tensor:
-    """(B, Q) bool: the allowed queries that ask this."""
+def _labelled(target: Target, batch: Batch, allowed: Tensor) -> Tensor:
+    """(B, Q) bool: the allowed queries that have a label of the target."""
     label = batch[f"label_{target.name}"]
     return allowed & ~(label.isnan().any(dim=-1) if target.kind == "next" else label.isnan())
 
 
 def in_splits(batch: Batch, splits: Collection[str]) -> Tensor:
     """(B, Q) bool: queries of these splits."""
-    numbers = torch.tensor([SPLIT_IDS[name] for name in splits], device=batch["query_split"].device)
-    return torch.isin(batch["query_split"], numbers)
+    split_ids = torch.tensor([SPLIT_IDS[name] for name in splits], device=batch["query_split"].device)
+    return torch.isin(batch["query_split"], split_ids)

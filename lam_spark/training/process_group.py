@@ -1,4 +1,4 @@
-"""Ranks that train together. The loop knows only `ProcessGroup`: Horovod and torch.distributed stay behind it."""
+"""Process groups of data-parallel training. The training loop knows only `ProcessGroup`."""
 
 from __future__ import annotations
 
@@ -17,83 +17,87 @@ from torch import Tensor, nn
 from lam_spark.errors import ModelError
 
 Shared = TypeVar("Shared")
-# A rank that does not come ends the others after this. One that died is noticed at once, by its launcher and its
-# broken connections; one that reads through more files than another before they meet may take long.
-PATIENCE = dt.timedelta(hours=1)
-# Between two looks whether Horovod is done.
-_LOOK_SECONDS = 0.0003
-# Scaled by these powers of two, the ranks' sum stays below 2**15, which a float16 holds, and the scale is a float32.
-_HALF_EXPONENT, _LEAST_EXPONENT = 15, -100
+# Timeout of a collective call. Dead processes are noticed at once through the launcher and broken connections, but a
+# process with more files may read for a long time before it joins.
+COLLECTIVE_TIMEOUT = dt.timedelta(hours=1)
+# Pause between two polls of a Horovod operation.
+_POLL_SECONDS = 0.0003
+# Scaled by these powers of two, the sum over processes stays below 2**15 (float16), and the scale is a float32.
+_FLOAT16_EXPONENT, _MIN_EXPONENT = 15, -100
 
 
 class ProcessGroup(Protocol):
-    """The ranks of one training run.
+    """The processes of one training.
 
-    Every method is collective: all ranks call it in the same order.
+    Every method is collective: all processes call the same methods in the same order.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     rank: int
     size: int
 
     def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """Begin an elementwise sum over the ranks; what it returns waits for it and gives it.
+        """Start an elementwise sum over the processes and return a function that waits for the result.
 
-        Sums that are under way at once must differ in their number of elements.
+        Sums that run at the same time must differ in their number of elements.
         """
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the ranks."""
+        """Elementwise sum over the processes."""
         return self.begin_sum(values)()
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' values."""
+        """Maximum over the processes."""
 
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The ranks' rows, one after the other; their numbers may differ."""
+        """Rows of all processes, concatenated in the order of ranks; their numbers may differ."""
 
     def share(self, value: Shared) -> Shared:
-        """Rank 0's value, on every rank."""
+        """Value of rank 0, on every process."""
 
     def share_weights(self, model: nn.Module) -> None:
-        """Give every rank the weights of rank 0, of a model that is still on the CPU.
+        """Copy the weights of rank 0 to every process. The model must be on the CPU.
 
-        A Horovod that was built for CPUs cannot broadcast what is on a GPU.
+        A Horovod build for CPUs cannot broadcast tensors on a GPU.
         """
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the group."""
 
 
 class LocalGroup(ProcessGroup):
-    """One process on its own."""
+    """A single process."""
 
     rank, size = 0, 1
 
     def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """The values themselves."""
+        """Return the values."""
         return lambda: values
 
     def largest(self, value: int) -> int:
-        """The value itself."""
+        """Return the value."""
         return value
 
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The rows themselves."""
+        """Return the rows."""
         return values
 
     def share(self, value: Shared) -> Shared:
-        """The value itself."""
+        """Return the value."""
         return value
 
     def share_weights(self, model: nn.Module) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class HorovodGroup(ProcessGroup):
-    """Ranks that horovodrun (or Spark) started; gloo on CPUs, NCCL where Horovod was built with it."""
+    """Processes started by horovodrun or Spark; gloo on CPUs, NCCL where Horovod was built with it."""
 
     def __init__(self) -> None:
         import horovod.torch as hvd
@@ -103,34 +107,34 @@ class HorovodGroup(ProcessGroup):
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
         if torch.cuda.is_available():
-            _take_gpu(hvd.local_rank())
+            _select_gpu(hvd.local_rank())
 
     def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """One allreduce; between the GPUs themselves where Horovod was built with NCCL."""
-        given = values if self._hvd.nccl_built() else values.cpu()
-        under_way = self._hvd.allreduce_async(given, op=self._hvd.Sum, name=f"sum_{values.numel()}")
+        """Start an allreduce, between the GPUs themselves where Horovod was built with NCCL."""
+        tensor = values if self._hvd.nccl_built() else values.cpu()
+        handle = self._hvd.allreduce_async(tensor, op=self._hvd.Sum, name=f"sum_{values.numel()}")
 
-        def end() -> Tensor:
-            # Horovod waits in a loop that takes a whole core, from the ranks that it waits for.
-            while not self._hvd.poll(under_way):
-                time.sleep(_LOOK_SECONDS)
-            return torch.as_tensor(self._hvd.synchronize(under_way)).to(values.device)
+        def wait() -> Tensor:
+            # `synchronize` alone waits in a busy loop, which takes a core from the other processes.
+            while not self._hvd.poll(handle):
+                time.sleep(_POLL_SECONDS)
+            return torch.as_tensor(self._hvd.synchronize(handle)).to(values.device)
 
-        return end
+        return wait
 
     def largest(self, value: int) -> int:
-        """An allgather of one number."""
+        """Allgather one number."""
         return int(self._hvd.allgather(torch.tensor([value]), name="largest").max())
 
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """An allgather along the first axis."""
+        """Allgather along the first axis."""
         gathered: npt.NDArray[np.float64] = self._hvd.allgather(
             torch.from_numpy(values), name="gather"
         ).numpy()
         return gathered
 
     def share(self, value: Shared) -> Shared:
-        """A broadcast of the value in bytes."""
+        """Broadcast the serialised value."""
         shared: Shared = self._hvd.broadcast_object(value, root_rank=0, name="share")
         return shared
 
@@ -144,7 +148,7 @@ class HorovodGroup(ProcessGroup):
 
 
 class TorchGroup(ProcessGroup):
-    """Ranks that torchrun or TorchDistributor started; gloo on CPUs, NCCL between GPUs."""
+    """Processes started by torchrun or TorchDistributor; gloo on CPUs, NCCL between GPUs."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -152,39 +156,39 @@ class TorchGroup(ProcessGroup):
         self._dist = dist
         gpus = torch.cuda.is_available()
         if gpus:
-            _take_gpu(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+            _select_gpu(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()
 
     def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """One all-reduce."""
-        summed = values.clone()
-        under_way = self._dist.all_reduce(summed, async_op=True)
+        """Start an all-reduce."""
+        total = values.clone()
+        work = self._dist.all_reduce(total, async_op=True)
 
-        def end() -> Tensor:
-            under_way.wait()
-            return summed
+        def wait() -> Tensor:
+            work.wait()
+            return total
 
-        return end
+        return wait
 
     def largest(self, value: int) -> int:
-        """An all-reduce of one number."""
-        found = torch.tensor([value])
-        self._dist.all_reduce(found, op=self._dist.ReduceOp.MAX)
-        return int(found)
+        """All-reduce one number."""
+        maximum = torch.tensor([value])
+        self._dist.all_reduce(maximum, op=self._dist.ReduceOp.MAX)
+        return int(maximum)
 
     def gather(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """An all-gather of the arrays."""
+        """All-gather the arrays."""
         parts: list[Any] = [None] * self.size
         self._dist.all_gather_object(parts, values)
         return np.concatenate(parts)
 
     def share(self, value: Shared) -> Shared:
-        """A broadcast of the value in bytes."""
-        held: list[Any] = [value]
-        self._dist.broadcast_object_list(held, src=0)
-        shared: Shared = held[0]
+        """Broadcast the serialised value."""
+        values: list[Any] = [value]
+        self._dist.broadcast_object_list(values, src=0)
+        shared: Shared = values[0]
         return shared
 
     def share_weights(self, model: nn.Module) -> None:
@@ -198,71 +202,77 @@ class TorchGroup(ProcessGroup):
 
 
 def process_group_of(launcher: str) -> ProcessGroup:
-    """The ranks that a launcher has started, joined by this process."""
+    """Join the process group that a launcher has started."""
     if launcher == "in_process":
         return LocalGroup()
     return HorovodGroup() if launcher.startswith("horovod") else TorchGroup()
 
 
-def _take_gpu(local_rank: int) -> None:
-    """Each rank of a machine has a GPU of its own."""
+def _select_gpu(local_rank: int) -> None:
+    """Use one GPU per process of a machine.
+
+    Raises:
+        ModelError: the machine has fewer GPUs than processes.
+    """
     gpus = torch.cuda.device_count()
     if local_rank >= gpus:
         raise ModelError(
-            f"rank {local_rank} of this machine finds {gpus} GPU(s), and each rank needs one of its own: set "
-            "training.world_size to their number (with one, training.launcher=in_process), or hide them with "
-            "CUDA_VISIBLE_DEVICES= to train on the CPU"
+            f"expected one GPU for each process, but this machine has {gpus} GPU(s) and a process with local rank "
+            f"{local_rank}: set training.world_size to the number of GPUs (with one, training.launcher=in_process), or "
+            "hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     torch.cuda.set_device(local_rank)
 
 
-def run_on_spark(work: Callable[[], None], ranks: int, environment: Mapping[str, str], log: IO[str]) -> None:
-    """Run `work` as Horovod's ranks in tasks of the active Spark session; what they print goes to `log`.
+def run_on_spark(
+    work: Callable[[], None], world_size: int, environment: Mapping[str, str], log: IO[str]
+) -> None:
+    """Run `work` in Horovod processes that are tasks of the active Spark session; their output goes to `log`.
 
     Raises:
-        Exception: a rank failed, or there are not as many free slots as ranks.
+        Exception: a process failed, or fewer task slots are free than processes.
     """
     import horovod.spark
 
     horovod.spark.run(
-        work, num_proc=ranks, use_gloo=True, env=dict(environment), stdout=log, stderr=log, verbose=0
+        work, num_proc=world_size, use_gloo=True, env=dict(environment), stdout=log, stderr=log, verbose=0
     )
 
 
 def sum_gradients(
-    world: ProcessGroup, parameters: Sequence[nn.Parameter], compress: bool = False
+    group: ProcessGroup, parameters: Sequence[nn.Parameter], compress: bool = False
 ) -> list[Tensor]:
-    """Replace each gradient by its sum over the ranks, in one flat collective.
+    """Replace each gradient by its sum over the processes, in one flat collective call.
 
-    Where a rank's batch had nothing to say, or it had no batch, it adds zeros. With `compress`, float16 is what travels
-    and what is summed, scaled so that the largest sum fits: what is below some 1e-12 of the largest gradient is lost.
-    One that is not finite stays so.
+    A parameter without gradient adds zeros. With `compress`, float16 is sent and summed, scaled so that the largest sum
+    fits: values below about 1e-12 of the largest gradient are lost. Values that are not finite stay so.
 
     Returns:
-        The rank's own gradients.
+        The gradients of this process.
     """
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     own = [p.grad for p in parameters if p.grad is not None]
-    if world.size == 1:
+    if group.size == 1:
         return own
     flat = torch.cat([gradient.reshape(-1) for gradient in own])
     if compress:
-        # Below 3e-8 a float16 is zero, and a gradient is a share of that of all ranks' moments.
-        scale = 2.0 ** (_HALF_EXPONENT - world.size.bit_length() - world.largest(_exponent(flat)))
-        summed = world.sum((flat * scale).half()).float() / scale
+        # float16 rounds values below 3e-8 to zero, and gradients are divided by the counts of all processes.
+        exponent = _FLOAT16_EXPONENT - group.size.bit_length() - group.largest(_exponent(flat))
+        scale = 2.0**exponent
+        total = group.sum((flat * scale).half()).float() / scale
     else:
-        summed = world.sum(flat)
+        total = group.sum(flat)
     start = 0
     for p in parameters:
-        p.grad = summed[start : start + p.numel()].view_as(p)
+        p.grad = total[start : start + p.numel()].view_as(p)
         start += p.numel()
     return own
 
 
 def _exponent(values: Tensor) -> int:
-    """The least e with all finite values below 2**e, though not so small that a scale by it would not be a float32."""
+    """The least e >= -100 with all finite values below 2**e."""
     largest = float(values.abs().max())
-    # Of zero `frexp` says 0, and a rank without a batch would decide for those that have one.
-    return max(math.frexp(largest)[1], _LEAST_EXPONENT) if largest else _LEAST_EXPONENT
+    # `frexp(0)` gives 0: a process without a batch would then decide the scale for the others.
+    return max(math.frexp(largest)[1], _MIN_EXPONENT) if largest else _MIN_EXPONENT

@@ -1,280 +1,219 @@
-"""Stage `train`: pins a version of the snapshot, starts the ranks, follows them in MLflow, registers the model.
+"""Stage `train`: pins a version of the snapshot, starts the processes, follows them in MLflow, registers the model.
 
-Spark is only asked for the files' names and a few sums; the ranks read Parquet and know nothing of Spark.
+Spark only provides the files' names and a few sums; the training processes read Parquet and know nothing of Spark.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pyspark.sql import functions as F
-
-from lam_spark.consent.eligibility import Asked, count_withdrawn, eligible
-from lam_spark.errors import ConsentError, ModelError
-from lam_spark.model.card import TEST_START, VOCABULARY
-from lam_spark.runtime.context import Run, StageResult, sql_literal, stage
-from lam_spark.sequences.freshness import EVENTS, NUMBERING, PERIODS, periods_of, require_owned
-from lam_spark.sequences.vocabulary import is_numbered_by, vocabulary_digest
-from lam_spark.storage.files import whole_records
+from lam_spark.errors import ModelError
+from lam_spark.runtime.context import RunContext, stage
+from lam_spark.runtime.log import RunLog
+from lam_spark.runtime.results import StageResult
+from lam_spark.sources.inputs import Inputs
+from lam_spark.storage.files import read_json_lines, write_atomically
 from lam_spark.training.launch.launchers import launch
 from lam_spark.training.launch.worker import PROGRESS_FILE
-from lam_spark.training.spec import SPEC_FILE, TrainingSpec, size_of
+from lam_spark.training.preparation import specification
+from lam_spark.training.registry import register_model, set_alias
+from lam_spark.training.spec import SPEC_FILE, TrainingSpec
+from lam_spark.training.summary import TrainingSummary
 from lam_spark.training.tracking import Tracking
-from lam_spark.training.value_embeddings import digest_of, packed_vectors, save_vectors
+from lam_spark.training.value_embeddings import (
+    pack_value_embeddings,
+    save_value_embeddings,
+    value_embeddings_digest,
+)
 from lam_spark.training_data.columns import layout_of
-from lam_spark.training_data.layout import Layout
-from lam_spark.training_data.stage import ASKED, QUERIED
-from lam_spark.training_data.value_embeddings import read_vectors
+from lam_spark.training_data.value_embeddings import read_value_embeddings
 
-# Beside the specification: one that an earlier version wrote, or half wrote, need not be read to be told apart.
+# Kept next to the specification, so that one of another version, or a torn one, need not be read to be recognised.
 _FINGERPRINT_FILE = "fingerprint"
 CONFIGURATION_FILE = "configuration.json"
-_ABOUT_CHECKPOINTS = ("resumed", "checkpoint failed", "checkpoint damaged")
+_CHECKPOINT_EVENTS = ("resumed", "checkpoint failed", "checkpoint damaged")
+
+
+Phase = Literal["pre-training", "fine-tuning", "refit"]
+Metric = Literal["loss", "validation loss", "validation AUC"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One measurement of a training curve: nats for losses, a fraction for AUC."""
+
+    phase: Phase
+    epoch: int
+    metric: Metric
+    value: float
+
+
+@dataclass(frozen=True)
+class TrainResult(StageResult):
+    """A trained and registered model.
+
+    Attributes:
+        model_name, model_version, model_alias: In the model registry.
+        model_digest: sha256 of the model's files.
+        training: Size, cost and validation metrics of the training.
+        curves: A few points per epoch.
+    """
+
+    model_name: str
+    model_version: int
+    model_alias: str
+    model_digest: str
+    training: TrainingSummary
+    curves: tuple[CurvePoint, ...]
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        training = self.training
+        return (
+            f"{training.parameters:,} parameters, {training.tokens:,} events in {training.seconds:.0f} s in "
+            f"{training.world_size} processes; validation AUC {training.validation['AUC']:.3f} (epoch "
+            f"{training.best_epoch})"
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Parameters and events."""
+        return {"parameters": self.training.parameters, "tokens": self.training.tokens}
 
 
 @stage
-def run(run: Run) -> StageResult:
-    """Train and register a model; the alias of `scoring.alias` then points to it.
+def train(ctx: RunContext) -> TrainResult:
+    """Train and register a model; the alias `scoring.alias` then points to it.
 
-    A training that was cut off goes on from its last checkpoint, if it would be the same one: the same version of
-    the snapshot, the same vocabulary, the same settings and sizes.
+    An interrupted training resumes from its last checkpoint if it would be the same one: the same version of the
+    snapshot, vocabulary, settings and sizes.
 
     Raises:
-        ConfigError, DataQualityError: what is wrong with the vectors of a field (`dataset.vectors`).
-        ConsentError: somebody whose events are in the snapshot has withdrawn since, or a link has moved events of it
-            to somebody who does not agree; also where the training is only to be resumed or registered.
-        ModelError: a rank failed, with why and where its log is; the snapshot does not fit; or MLflow does not take
-            the model, which then waits in the folder.
+        ConfigError, DataQualityError: Value embeddings are wrong (`training_data.value_embeddings`).
+        ConsentError: A customer whose events are in the snapshot is not eligible any more, or a link has reassigned
+            events to one who is not; also if the training only has to be resumed or registered.
+        ModelError: A process failed, with its reason and the place of its log; the snapshot does not fit; or MLflow
+            refuses the model, which then waits in the folder.
     """
-    config = run.config
-    # A working folder: what is worth keeping goes to MLflow. It stays when the training does not end.
+    config = ctx.config
+    # Working folder: what is worth keeping goes to MLflow. It stays if the training does not end.
     folder = config.workspace / "training"
-    vocabulary = run.keep(run.tables.read("vocabulary"))
+    vocabulary = ctx.cache(ctx.tables.read("vocabulary"))
     layout = layout_of(config, vocabulary)
-    vectors = packed_vectors(read_vectors(run, layout, vocabulary))
-    spec = specification(run, folder, layout, digest_of(vectors))
-    spec = _prepare_folder(run, spec, folder)
-    save_vectors(folder, vectors)
-    (folder / CONFIGURATION_FILE).write_text(config.model_dump_json(indent=1), encoding="utf-8")
-    with Tracking(config, run.run_id, folder, run.journal) as tracking:
-        tracking.start(spec, run.tables.read_versions)
-        done = _trained(run, tracking, spec)
-        version = tracking.register(folder, done["digest"])
+    inputs = Inputs(ctx.spark, config.inputs, config.views)
+    packed = pack_value_embeddings(read_value_embeddings(inputs, config.fields, layout, vocabulary))
+    spec = specification(
+        ctx.tables,
+        ctx.cache,
+        config,
+        folder=folder,
+        layout=layout,
+        value_embeddings_digest=value_embeddings_digest(packed),
+        run_id=ctx.run_id,
+        at=ctx.started_at,
+    )
+    spec = _prepare_folder(spec, folder, ctx.log)
+    save_value_embeddings(folder, packed)
+    write_atomically(folder / CONFIGURATION_FILE, config.model_dump_json(indent=1))
+    with Tracking(config, ctx.run_id, folder, ctx.log) as tracking:
+        tracking.start(spec, ctx.tables.read_versions)
+        last = _train(spec, tracking, ctx.log)
+        version = register_model(tracking, folder, last["digest"])
+        set_alias(tracking, version)
         curves = _curves(folder)
-    # First: what is left of a folder that could not be swept whole is then no training to go on with.
+    # Removed first: a folder that cannot be removed completely is then no training to resume.
     (folder / _FINGERPRINT_FILE).unlink()
     shutil.rmtree(folder)
-    facts = done["facts"]
-    return StageResult(
-        says=(
-            f"{facts['parameters']:,} parameters, {facts['tokens']:,} events in {facts['seconds']:.0f} s on "
-            f"{facts['ranks']} ranks; validation AUC {facts['validation_AUC']:.3f} (epoch {facts['chosen_epoch']})"
-        ),
-        counts={"parameters": facts["parameters"], "tokens": facts["tokens"]},
-        facts={
-            "model": {"name": config.name, "version": version, "alias": config.scoring.alias},
-            "digest": done["digest"],
-            "training": facts,
-            "curves": curves,
-        },
+    return TrainResult(
+        model_name=config.name,
+        model_version=version,
+        model_alias=config.scoring.alias,
+        model_digest=last["digest"],
+        training=TrainingSummary.from_json(last["summary"]),
+        curves=curves,
     )
 
 
-def _trained(run: Run, tracking: Tracking, spec: TrainingSpec) -> dict[str, Any]:
-    """The last record of the training; it is not trained again if it ended and only could not be registered."""
-    done = _finished(Path(spec.folder))
-    if done:
-        tracking.log(done)  # its run may have ended before it heard of it
-        return done
+def _train(spec: TrainingSpec, tracking: Tracking, log: RunLog) -> dict[str, Any]:
+    """Last record of the training; a training that has ended and was not registered is not repeated."""
+    last = _last_record(Path(spec.folder))
+    if last:
+        tracking.log(last)  # its MLflow run may have ended before
+        return last
 
     def follow(record: dict[str, Any]) -> None:
-        _follow(run, tracking, record)
+        _follow(record, tracking, log)
         if record["event"] == "done":
-            done.update(record)
+            last.update(record)
 
     launch(spec, follow)
-    # On a network file system the last line may come after the ranks' end: read anew, the file has it.
-    done = done or _finished(Path(spec.folder))
-    if not done:
+    # On a network file system the last line may arrive after the processes' end: the file has it.
+    last = last or _last_record(Path(spec.folder))
+    if not last:
         raise ModelError(
-            f"all ranks ended well, but {Path(spec.folder) / PROGRESS_FILE} does not say that the training is done: "
-            "run the stage 'train' again, and it goes on from the last checkpoint"
+            f"all training processes ended without an error, but {Path(spec.folder) / PROGRESS_FILE} lacks the last "
+            "record: run the stage 'train' again, it resumes from the last checkpoint"
         )
-    return done
+    return last
 
 
-def _finished(folder: Path) -> dict[str, Any]:
-    """The last record of a training that ended but could not be registered; else nothing."""
-    records = whole_records(folder / PROGRESS_FILE)
+def _last_record(folder: Path) -> dict[str, Any]:
+    """Last record of a training that has ended but was not registered; else empty."""
+    records = read_json_lines(folder / PROGRESS_FILE)
     last = records[-1] if records else {}
     return last if last.get("event") == "done" else {}
 
 
-def _prepare_folder(run: Run, spec: TrainingSpec, folder: Path) -> TrainingSpec:
-    """Keep what a training of the same specification left, its very numbers too; sweep what another one left."""
-    mark, fingerprint = folder / _FINGERPRINT_FILE, spec.fingerprint()
-    if folder.exists() and not (mark.exists() and mark.read_text() == fingerprint):
-        run.journal.event(
-            "training swept",
-            why="what is left of an earlier one has another snapshot or other settings, or is registered",
+def _prepare_folder(spec: TrainingSpec, folder: Path, log: RunLog) -> TrainingSpec:
+    """Keep the folder of a training with the same fingerprint, its numbers included; remove any other."""
+    fingerprint_file, fingerprint = folder / _FINGERPRINT_FILE, spec.fingerprint()
+    if folder.exists() and not (fingerprint_file.exists() and fingerprint_file.read_text() == fingerprint):
+        log.event(
+            "training folder removed",
+            why="it is of another snapshot or other settings, or its model is registered",
         )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if mark.exists():
+    if fingerprint_file.exists():
         begun = TrainingSpec.load(folder / SPEC_FILE)
         spec = dataclasses.replace(begun, settings=spec.settings, facts=spec.facts, secrets=spec.secrets)
     spec.save(folder / SPEC_FILE)
-    mark.write_text(fingerprint)
+    fingerprint_file.write_text(fingerprint)
     return spec
 
 
-def specification(run: Run, folder: Path, layout: Layout, vectors_digest: str) -> TrainingSpec:
-    """How the newest snapshot is to be trained on, as the configuration says.
-
-    Args:
-        run: of the stage.
-        folder: where the training works.
-        layout: of the snapshot's blocks.
-        vectors_digest: of the fixed vectors in the folder (`training.vectors`).
-
-    Raises:
-        ConsentError: somebody whose events are in the snapshot does not agree to be learned from (any more).
-        ModelError: the snapshot was packed for another layout, for other periods or with another vocabulary.
-    """
-    config = run.config
-    tables = run.tables
-    version = tables.version("training_blocks")
-    _require_consent(run)
-    _require_fitting_blocks(run, layout, version)
-    mean, std, edges = _numeric_scales(run)
-    settings = config.training.model_dump(mode="json")
-    vocabulary = vocabulary_digest(tables.read("vocabulary"), layout.ids_in_use)
-    return TrainingSpec(
-        layout=layout,
-        size=size_of(config),
-        settings=settings,
-        all_urls=tuple(tables.files("training_blocks", version)),
-        queried_urls=tuple(tables.files("training_blocks", version, f"block_kind = '{QUERIED}'")),
-        validation_start=config.micros(config.split.validation_start),
-        test_start=config.micros(config.split.test_start),
-        numeric_mean=mean,
-        numeric_std=std,
-        numeric_edges=edges,
-        target=config.scoring.target,
-        target_weights=tuple(target.weight for target in config.targets.values()),
-        folder=str(folder),
-        facts={
-            "data_set": config.name,
-            "target": config.scoring.target,
-            "config_digest": config.digest(),
-            "table_versions": {"training_blocks": version},
-            "run_id": run.run_id,
-            VOCABULARY: vocabulary,
-            TEST_START: config.instant(config.split.test_start).isoformat(),
-        },
-        vectors_digest=vectors_digest,
-        vocabulary_digest=vocabulary,
-        secrets=tuple(sorted(config.secret_variables)),
-    )
-
-
-def _require_consent(run: Run) -> None:
-    """Ask the ledger once more: the snapshot may be days old, and a training may be resumed after as many."""
-    purpose, again = run.config.consent.training_purpose, "run the stage 'snapshot' again"
-    note = run.tables.note_of("training_blocks") or {}
-    asked = note.get(ASKED)
-    withdrawn = None if asked is None else count_withdrawn(run, Asked(**asked), purpose)
-    if withdrawn is None:
-        raise ConsentError(
-            "the training snapshot does not say which version of the consent ledger was asked for it, or the ledger "
-            f"does not hold that version any more (VACUUM): who has withdrawn since cannot be told; {again}"
-        )
-    if withdrawn:
-        raise ConsentError(
-            f"{withdrawn:,} customers whose events may be in the training snapshot no longer agree to {purpose!r}: "
-            f"{again}"
-        )
-    require_owned(
-        run,
-        note.get(EVENTS),
-        run.config.instant(run.config.split.test_start),
-        purpose,
-        "the training snapshot",
-        "run the stages 'sequences', 'examples' and 'snapshot' again",
-    )
-
-
-def _require_fitting_blocks(run: Run, layout: Layout, version: int) -> None:
-    blocks = run.tables.read("training_blocks", version)
-    first = blocks.select("packing").first() if "packing" in blocks.columns else None
-    if first is None or first["packing"] != layout.packing:
-        raise ModelError(
-            "the training snapshot was packed for other fields, targets, windows or sizes than the configuration and "
-            "the vocabulary now give: run the stage 'snapshot' again"
-        )
-    note = run.tables.note_of("training_blocks") or {}
-    if not is_numbered_by(run.tables.read("vocabulary"), note.get(NUMBERING)):
-        raise ModelError(
-            "the training snapshot holds the ids of another vocabulary than the present one, or does not say of which: "
-            "run the stages 'sequences' (with sequences.rebuild=true), 'examples' and 'snapshot' again"
-        )
-    if note.get(PERIODS) != periods_of(run.config):
-        raise ModelError(
-            "the training snapshot was packed for other dates of split than configured, and may hold what happened in "
-            "the test period: run the stages 'examples' and 'snapshot' again"
-        )
-
-
-def _numeric_scales(run: Run) -> tuple[tuple[float, ...], tuple[float, ...], tuple[tuple[float, ...], ...]]:
-    """Mean, deviation and edges of bins of each numeric field's signed log, over consented events before validation."""
-    config = run.config
-    if not config.numeric:
-        return (), (), ()
-    allowed = eligible(run, config.consent.training_purpose)
-    cut = sql_literal(config.instant(config.split.validation_start))
-    events = run.tables.read("events").where(F.col("event_time") < F.expr(cut))
-    logs = [F.signum(name) * F.log1p(F.abs(F.col(name))) for name in config.numeric]
-    bins = config.model.numeric_bins
-    shares = F.lit([number / max(bins, 1) for number in range(bins + 1)])
-    row = (
-        events.join(allowed, "customer_key", "left_semi")
-        .agg(
-            *(F.coalesce(F.avg(log), F.lit(0.0)) for log in logs),
-            *(F.coalesce(F.stddev_pop(log), F.lit(0.0)) for log in logs),
-            *(F.percentile_approx(log, shares) for log in logs),
-        )
-        .first()
-    )
-    assert row is not None  # an aggregate without keys gives one row
-    count = len(logs)
-    mean, std, quantiles = row[:count], row[count : 2 * count], row[2 * count :]
-    edges = tuple(tuple(sorted(set(found or ()))) for found in quantiles)
-    return tuple(mean), tuple(value if value > 1e-4 else 1.0 for value in std), edges
-
-
-def _follow(run: Run, tracking: Tracking, record: dict[str, Any]) -> None:
-    if record["event"] in _ABOUT_CHECKPOINTS:
-        run.journal.event(**record)
+def _follow(record: dict[str, Any], tracking: Tracking, log: RunLog) -> None:
+    if record["event"] in _CHECKPOINT_EVENTS:
+        log.event(**record)
         return
     tracking.log(record)
     if record["event"] in ("step", "epoch end"):
-        run.journal.note(
+        log.progress(
             f"{record['phase']} epoch {record['epoch']}, step {record['step']}/{record['steps']}, "
             f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} events/s, "
             f"{record['seconds_left']:.0f} s left in the epoch"
         )
     elif record["event"] == "epoch":
-        run.journal.event("epoch", **{k: v for k, v in record.items() if k != "event"})
+        log.event("epoch", **{k: v for k, v in record.items() if k != "event"})
 
 
-def _curves(folder: Path) -> list[dict[str, Any]]:
-    """The few records an epoch that the report draws; what a resumed training told twice counts once."""
-    drawn = [
-        record
-        for record in whole_records(folder / PROGRESS_FILE)
-        if record["event"] in ("epoch", "epoch end")
-    ]
-    return list({(record["event"], record["phase"], record["epoch"]): record for record in drawn}.values())
+def _curves(folder: Path) -> tuple[CurvePoint, ...]:
+    """Points of the training curves; records that a resumed training repeats count once."""
+    metrics: dict[str, tuple[Metric, ...]] = {
+        "epoch end": ("loss",),
+        "epoch": ("validation loss", "validation AUC"),
+    }
+    points = {
+        (record["phase"], record["epoch"], metric): CurvePoint(
+            record["phase"], record["epoch"], metric, record[metric]
+        )
+        for record in read_json_lines(folder / PROGRESS_FILE)
+        for metric in metrics.get(record["event"], ())
+        if metric in record
+    }
+    return tuple(points.values())

@@ -1,4 +1,4 @@
-"""How far a training is: what a checkpoint holds beside the tensors."""
+"""Training state: the part of a checkpoint that is not tensors."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Self
 
 @dataclass
 class TrainingState:
-    """Plain values; all ranks agree but on their own `tokens`, `flops` and `losses`.
+    """Position and results of a training. All processes agree on it, except on `tokens`, `flops` and `loss_sum`.
 
     Attributes:
-        phase: the pass that is under way; empty before the first.
-        epoch: the one that is under way, from 1.
-        step: steps of the epoch that are done.
-        tokens: events that this rank has trained on.
-        flops: of this rank's forward and backward passes over them (`plan.block_flops`).
-        losses: sum over the epoch's steps of this rank's part of the loss.
-        seconds: that earlier processes spent on this training.
-        chosen: the fine-tuning epoch with the best validation loss so far.
-        best: that loss: of all targets, by weight, beyond the best constant answers.
-        calibration: target -> slope and intercept for that epoch.
-        validation: what else was measured for it.
+        phase: name of the current phase; empty before the first.
+        epoch: current epoch of the phase, from 1.
+        step: finished steps of the epoch.
+        tokens: events that this process has trained on.
+        flops: FLOPs of this process, forward and backward passes (`cost.block_flops`).
+        loss_sum: sum of this process's share of the loss over the epoch's steps.
+        seconds: seconds that earlier processes spent on this training.
+        best_epoch: fine-tuning epoch with the best validation loss so far; 0 before the first.
+        best_loss: its weighted excess loss over all targets (`ValidationMetrics.excess`).
+        calibration: target -> slope and intercept of that epoch.
+        validation: validation metrics of that epoch by name.
     """
 
     phase: str = ""
@@ -30,28 +30,30 @@ class TrainingState:
     step: int = 0
     tokens: int = 0
     flops: float = 0.0
-    losses: float = 0.0
+    loss_sum: float = 0.0
     seconds: float = 0.0
-    chosen: int = 0
-    best: float = math.inf
+    best_epoch: int = 0
+    best_loss: float = math.inf
     calibration: dict[str, tuple[float, float]] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
 
     def enter(self, phase: str) -> None:
-        """Begin a pass."""
+        """Start a phase."""
         self.phase = phase
         self.begin_epoch(1)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Nothing of the epoch is done yet."""
-        self.epoch, self.step, self.losses = epoch, 0, 0.0
+        """Start an epoch."""
+        self.epoch, self.step, self.loss_sum = epoch, 0, 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        calibration = {target: (slope, add) for target, (slope, add) in values["calibration"].items()}
+        calibration = {
+            target: (slope, intercept) for target, (slope, intercept) in values["calibration"].items()
+        }
         return cls(**{**values, "calibration": calibration})

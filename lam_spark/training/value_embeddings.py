@@ -1,4 +1,4 @@
-"""The file of fixed vectors beside a training's specification."""
+"""File of value embeddings in the training folder: pre-computed vectors of categorical values."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from torch import Tensor
 
 from lam_spark.errors import ModelError
 
-VECTORS_FILE = "vectors.safetensors"
+VALUE_EMBEDDINGS_FILE = "value_embeddings.safetensors"
 
 
-def packed_vectors(tables: dict[str, npt.NDArray[np.float32]]) -> bytes:
-    """What `save_vectors` writes: safetensors; nothing where no field has any."""
+def pack_value_embeddings(tables: dict[str, npt.NDArray[np.float32]]) -> bytes:
+    """Content of the file (safetensors) for field -> (values, dim) table; empty without tables."""
     return safetensors.numpy.save(tables) if tables else b""
 
 
-def digest_of(vectors: bytes) -> str:
-    """sha256 (hex) of what `packed_vectors` gave; empty where no field has any."""
-    return hashlib.sha256(vectors).hexdigest() if vectors else ""
+def value_embeddings_digest(content: bytes) -> str:
+    """sha256 (hex) of the file's content; empty for empty content."""
+    return hashlib.sha256(content).hexdigest() if content else ""
 
 
-def save_vectors(folder: Path, vectors: bytes) -> None:
-    """Put them where the ranks find them."""
-    if vectors:
-        draft = folder / f"{VECTORS_FILE}.draft"
-        draft.write_bytes(vectors)
-        draft.rename(folder / VECTORS_FILE)
+def save_value_embeddings(folder: Path, content: bytes) -> None:
+    """Write the file into the training folder, atomically; empty content writes no file."""
+    if content:
+        draft = folder / f"{VALUE_EMBEDDINGS_FILE}.draft"
+        draft.write_bytes(content)
+        draft.rename(folder / VALUE_EMBEDDINGS_FILE)
 
 
-def load_vectors(folder: Path, digest: str) -> dict[str, Tensor]:
-    """Inverse of `save_vectors`.
+def load_value_embeddings(folder: Path, digest: str) -> dict[str, Tensor]:
+    """Field -> (values, dim) table of the file in the folder; empty for an empty digest.
 
     Raises:
-        ModelError: the file is not the one that the training began with.
+        ModelError: the file is missing or does not have the digest.
     """
     if not digest:
         return {}
-    path = folder / VECTORS_FILE
-    vectors = path.read_bytes() if path.exists() else b""
-    if digest_of(vectors) != digest:
+    path = folder / VALUE_EMBEDDINGS_FILE
+    content = path.read_bytes() if path.exists() else b""
+    if value_embeddings_digest(content) != digest:
         raise ModelError(f"{path} is missing or damaged: remove {folder} and run the stage 'train' again")
-    return safetensors.torch.load(vectors)
+    return safetensors.torch.load(content)

@@ -1,8 +1,8 @@
-"""The average of a model's weights over the last steps of a pass (polynomial decay: Shamir and Zhang 2013, 1212.1824).
+"""Running average of a model's weights (polynomial-decay averaging: Shamir and Zhang 2013, arXiv 1212.1824).
 
-While the learning rate is high, the weights of a single step are off in some direction or other, and so is what a
-validation after an epoch says of them. The average over about the last tenth of the steps taken is not: epochs can be
-told apart by it, and a pass may stop before its rate has come down.
+At a high learning rate the weights of a single step are noisy, and so is their validation loss. The average over about
+the last tenth of the steps is less noisy: epochs can be compared by it, and a phase may stop before its learning rate
+has decayed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import nn
 
 from lam_spark.training.checkpoint import Weights
 
-# A step's weight in the average is this over so many and the steps before it.
+# The weight of a step is `_SPAN / (_SPAN + steps before it)`.
 _SPAN = 10
 
 
 class WeightAverage:
-    """Memory: the model's parameters once more.
+    """Average of the parameters of a model. Memory: one more copy of the parameters.
 
     Attributes:
-        weights: name of a parameter -> its average so far; empty before the first step.
+        weights: parameter name -> average; empty before the first step.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,9 +31,9 @@ class WeightAverage:
         self.weights: Weights = {}
 
     @torch.no_grad()
-    def follow(self, done: int) -> None:
-        """Take in what a step made of the weights; `done` steps of the pass were before it."""
-        share = _SPAN / (_SPAN + done)
+    def update(self, steps_before: int) -> None:
+        """Add the model's present weights; `steps_before` counts the phase's steps before this one."""
+        share = _SPAN / (_SPAN + steps_before)
         for name, parameter in self._model.named_parameters():
             if name in self.weights:
                 self.weights[name].lerp_(parameter, share)
@@ -41,8 +41,8 @@ class WeightAverage:
                 self.weights[name] = parameter.detach().clone()
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """The model with its average weights; afterwards with those of the last step."""
+    def applied(self) -> Iterator[None]:
+        """Give the model its average weights inside the context, and its own weights again afterwards."""
         self.swap()
         try:
             yield
@@ -51,8 +51,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """The model's weights and their average change places."""
+        """Swap the model's weights with their average."""
         for name, parameter in self._model.named_parameters():
-            held = parameter.detach().clone()
+            own = parameter.detach().clone()
             parameter.copy_(self.weights[name])
-            self.weights[name].copy_(held)
+            self.weights[name].copy_(own)

@@ -1,1 +1,1 @@
-"""Sequences and examples to packed blocks, a pinned training snapshot, and batches."""
+"""Turns sequences and examples into packed blocks, a pinned training snapshot, and batches."""

@@ -1,7 +1,7 @@
-"""Summary aggregates of what a customer did before a query: recency, frequency and money by window.
+"""Summary aggregates of a customer's events before a query: recency, frequency and amounts by time window.
 
-Published comparisons find that sequence embeddings alone lose to aggregates, so the heads see both. The same
-code serves training and scoring. One cumulative sum a customer: linear in events, whatever the windows.
+Published comparisons find that sequence embeddings alone are worse than aggregates, so the target heads read both. The
+same code serves training and scoring. Cost: cumulative sums per customer, linear in events for any number of windows.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from lam_spark.training_data.layout import MICROS_PER_DAY, Layout
 Float = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
+# Recency of a value that never occurred, in days.
 _NEVER_DAYS = 3650.0
 
 
 @dataclass(frozen=True)
 class TruncatedHistory:
-    """What is known of the events that a customer's arrays no longer hold; they lie before those held.
+    """Summary of the earliest events of a customer, which the customer's arrays no longer hold.
 
     Attributes:
-        events: how many there are.
-        first_time: of the customer's very first event, microseconds UTC.
+        events: number of these events.
+        first_time: time of the customer's first event, microseconds UTC.
     """
 
     events: int = 0
@@ -38,132 +39,136 @@ class TruncatedHistory:
 NOTHING_TRUNCATED = TruncatedHistory()
 
 
-def first_known(
-    layout: Layout, times: npt.NDArray[np.int64], at: npt.NDArray[np.int64], older: TruncatedHistory
+def first_counted_event(
+    layout: Layout, times: npt.NDArray[np.int64], at: npt.NDArray[np.int64], truncated: TruncatedHistory
 ) -> npt.NDArray[np.intp]:
-    """For each instant, the number of the first event that may count then: 0 where the arrays hold all events.
+    """Return, for each instant, the index of the first event that counts; 0 if the history is complete.
 
-    Where they do not, how far back they reach depends on how much happened after the instant: whatever is counted
-    from their start on would tell the future. So what lies within `layout.reach` counts, and nothing before it.
+    In a truncated history, the first event in the arrays depends on how many events follow the instant. Counting from
+    there would leak the future, so only events within `layout.lookback` count.
 
     Args:
-        layout: says the reach.
-        times: (n,) microseconds of the customer's events, ascending.
-        at: (q,) instants, microseconds.
-        older: of the events before these.
+        layout: gives the lookback.
+        times: (n,) event times in microseconds, ascending.
+        at: (q,) instants in microseconds.
+        truncated: summary of the events before these.
     """
-    if not older.events:
+    if not truncated.events:
         return np.zeros(len(at), np.intp)
-    return np.searchsorted(times, at - layout.reach, side="left")
+    return np.searchsorted(times, at - layout.lookback, side="left")
 
 
 def signed_log(values: Float) -> Float:
-    """sign(x) log(1 + |x|): keeps zero, order and sign, tames tails."""
+    """sign(x) log(1 + |x|): keeps zero, order and sign, compresses tails."""
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
 def aggregates(
-    layout: Layout, events: Arrays, queries: Arrays, older: TruncatedHistory = NOTHING_TRUNCATED
+    layout: Layout, events: Arrays, queries: Arrays, truncated: TruncatedHistory = NOTHING_TRUNCATED
 ) -> npt.NDArray[np.float32]:
-    """Aggregates of one customer's queries.
+    """Compute the aggregates of one customer's queries.
 
     Args:
-        layout: names and windows.
-        events: `event_time` (n,) int64 microseconds ascending, and a (n,) array a field.
-        queries: `query_time` (q,) int64 and a (q,) array a categorical field.
-        older: events before these. Where there are some, only the last `layout.reach` before a query counts, but for
-            how many events came before it and since when. The callers leave out queries from which `events` do not
-            reach back so far (`columns.answerable`); one that lies before all of them gets zeros.
+        layout: names and time windows.
+        events: `event_time` (n,) int64 microseconds ascending, and one (n,) array per field.
+        queries: `query_time` (q,) int64 microseconds and one (q,) array per categorical field.
+        truncated: summary of the events before these. If there are any, only the last `layout.lookback` before a query
+            counts, except for the number of events and the time since the first one. Callers leave out queries whose
+            lookback begins before `events` (`columns.answerable`); a query before all of them gets zeros.
 
     Returns:
-        (q, len(layout.aggregate_names)) float32. Counts and sums are signed logs, recencies log days. Only
-        events with `event_time < query_time` count.
+        (q, len(layout.aggregate_names)) float32. Counts and sums are signed logs, recencies are log days. Only events
+        with `event_time < query_time` count.
     """
     times = np.asarray(events["event_time"], dtype=np.int64)
-    asked = np.asarray(queries["query_time"], dtype=np.int64)
-    upto = np.searchsorted(times, asked, side="left")  # events before the query
-    known = first_known(layout, times, asked, older)
-    running = _running_sums(layout, events, times)
-    blocks = [_history(times, asked, upto, older), _recency(layout, events, times, asked, known)]
-    counts = len(layout.counted_ids)
-    in_window = []
+    query_times = np.asarray(queries["query_time"], dtype=np.int64)
+    events_before = np.searchsorted(times, query_times, side="left")
+    first_counted = first_counted_event(layout, times, query_times, truncated)
+    cumulative = _cumulative_sums(layout, events, times)
+    parts = [
+        _history(times, query_times, events_before, truncated),
+        _recency(layout, events, times, query_times, first_counted),
+    ]
+    n_ids = len(layout.counted_ids)
+    by_window = []
     for days in layout.window_days:
-        since = np.searchsorted(times, asked - days * MICROS_PER_DAY, side="left")
-        in_window.append(signed_log(running[upto] - running[np.minimum(since, upto)]))
-    blocks += [part[:, :counts] for part in in_window]
-    blocks += [part[:, counts : 2 * counts] for part in in_window]
-    blocks += [part[:, 2 * counts :] for part in in_window]
-    blocks.append(_same_value(layout, events, queries, known, upto))
-    return np.concatenate(blocks, axis=1).astype(np.float32)
+        start = np.searchsorted(times, query_times - days * MICROS_PER_DAY, side="left")
+        sums = cumulative[events_before] - cumulative[np.minimum(start, events_before)]
+        by_window.append(signed_log(sums))
+    parts += [part[:, :n_ids] for part in by_window]
+    parts += [part[:, n_ids : 2 * n_ids] for part in by_window]
+    parts += [part[:, 2 * n_ids :] for part in by_window]
+    parts.append(_same_value(layout, events, queries, first_counted, events_before))
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _running_sums(layout: Layout, events: Arrays, times: npt.NDArray[np.int64]) -> Float:
-    """(n + 1, K): sums over the first i events of: counted events, their moments, numeric fields."""
-    counted = np.asarray(events[layout.count_by])
-    ids = np.asarray(layout.counted_ids, dtype=counted.dtype)
-    is_value = counted[:, None] == ids[None, :]
-    moments = np.zeros(is_value.shape)
-    for column in range(len(ids)):
-        where = np.flatnonzero(is_value[:, column])
-        if len(where):
-            moments[where[np.concatenate([[True], np.diff(times[where]) > 0])], column] = 1.0
+def _cumulative_sums(layout: Layout, events: Arrays, times: npt.NDArray[np.int64]) -> Float:
+    """(n + 1, columns): sums over the first i events: events by id, timestamp groups by id, numeric fields."""
+    field_ids = np.asarray(events[layout.count_by])
+    counted_ids = np.asarray(layout.counted_ids, dtype=field_ids.dtype)
+    is_id = field_ids[:, None] == counted_ids[None, :]
+    starts_group = np.zeros(is_id.shape)
+    for column in range(len(counted_ids)):
+        rows = np.flatnonzero(is_id[:, column])
+        if len(rows):
+            starts_group[rows[np.concatenate([[True], np.diff(times[rows]) > 0])], column] = 1.0
     numbers = [np.nan_to_num(np.asarray(events[name], dtype=np.float64)) for name in layout.numeric]
-    columns = np.concatenate(
-        [is_value, moments, np.stack(numbers, 1)] if numbers else [is_value, moments], axis=1
-    )
-    return np.concatenate([np.zeros((1, columns.shape[1])), np.cumsum(columns, axis=0)])
+    columns = [is_id, starts_group, np.stack(numbers, 1)] if numbers else [is_id, starts_group]
+    summands = np.concatenate(columns, axis=1)
+    return np.concatenate([np.zeros((1, summands.shape[1])), np.cumsum(summands, axis=0)])
 
 
 def _history(
     times: npt.NDArray[np.int64],
-    asked: npt.NDArray[np.int64],
-    upto: npt.NDArray[np.intp],
-    older: TruncatedHistory,
+    query_times: npt.NDArray[np.int64],
+    events_before: npt.NDArray[np.intp],
+    truncated: TruncatedHistory,
 ) -> Float:
+    """(q, 2): log number of all events before the query, and log days since the customer's first event."""
     if not len(times):
-        return np.zeros((len(asked), 2))
-    first = older.first_time if older.events else times[0]
-    known = np.where(upto > 0, (asked - first) / MICROS_PER_DAY, 0.0)
-    before = np.where(upto > 0, upto + older.events, 0)
-    return np.stack([np.log1p(before), np.log1p(np.maximum(known, 0.0))], axis=1)
+        return np.zeros((len(query_times), 2))
+    first_time = truncated.first_time if truncated.events else times[0]
+    days = np.where(events_before > 0, (query_times - first_time) / MICROS_PER_DAY, 0.0)
+    count = np.where(events_before > 0, events_before + truncated.events, 0)
+    return np.stack([np.log1p(count), np.log1p(np.maximum(days, 0.0))], axis=1)
 
 
 def _recency(
     layout: Layout,
     events: Arrays,
     times: npt.NDArray[np.int64],
-    asked: npt.NDArray[np.int64],
-    known: npt.NDArray[np.intp],
+    query_times: npt.NDArray[np.int64],
+    first_counted: npt.NDArray[np.intp],
 ) -> Float:
-    """Log days since the last known event of each counted value; ten years where there is none."""
+    """(q, ids): log days since the last counted event of each id; `_NEVER_DAYS` if there is none."""
     columns = []
     for value in layout.counted_ids:
-        where = np.flatnonzero(np.asarray(events[layout.count_by]) == value)
-        at = times[where]
-        last = np.searchsorted(at, asked, side="left") - 1
-        days = np.full(len(asked), _NEVER_DAYS)
-        found = np.searchsorted(where, known, side="left") <= last
-        days[found] = (asked[found] - at[last[found]]) / MICROS_PER_DAY
+        rows = np.flatnonzero(np.asarray(events[layout.count_by]) == value)
+        row_times = times[rows]
+        last = np.searchsorted(row_times, query_times, side="left") - 1
+        days = np.full(len(query_times), _NEVER_DAYS)
+        occurred = np.searchsorted(rows, first_counted, side="left") <= last
+        days[occurred] = (query_times[occurred] - row_times[last[occurred]]) / MICROS_PER_DAY
         columns.append(np.log1p(days))
-    return np.stack(columns, axis=1) if columns else np.zeros((len(asked), 0))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(query_times), 0))
 
 
 def _same_value(
     layout: Layout,
     events: Arrays,
     queries: Arrays,
-    known: npt.NDArray[np.intp],
-    upto: npt.NDArray[np.intp],
+    first_counted: npt.NDArray[np.intp],
+    events_before: npt.NDArray[np.intp],
 ) -> Float:
-    """Log count of known earlier events that share the query's value, a categorical field; 0 where it has none."""
+    """(q, fields): log number of counted events with the query's value; 0 for a query without a value."""
     columns = []
     for name in layout.categorical:
-        wanted = np.asarray(queries[f"query_{name}"])
-        happened = np.asarray(events[name])
-        count = np.zeros(len(wanted))
-        for value in np.unique(wanted[wanted >= FIRST_VALUE]):
-            rows = wanted == value
-            running = np.concatenate([[0], np.cumsum(happened == value)])
-            count[rows] = running[upto[rows]] - running[known[rows]]
+        query_ids = np.asarray(queries[f"query_{name}"])
+        event_ids = np.asarray(events[name])
+        count = np.zeros(len(query_ids))
+        for value in np.unique(query_ids[query_ids >= FIRST_VALUE]):
+            rows = query_ids == value
+            cumulative = np.concatenate([[0], np.cumsum(event_ids == value)])
+            count[rows] = cumulative[events_before[rows]] - cumulative[first_counted[rows]]
         columns.append(np.log1p(count))
     return np.stack(columns, axis=1)

@@ -47,7 +47,7 @@ def layout_with(config: Config, sizes: Mapping[str, int]) -> Layout:
         ),
         value_embedding_dims=tuple(0 if spec is None else spec.dim for spec in embeddings.values()),
         half_life_days=config.model.half_life_days,
-        who=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
+        who_fields=tuple(n for n in (*config.categorical, *config.numeric) if config.fields[n].role == "who"),
     )
 
 
@@ -90,8 +90,9 @@ def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:
 
     A row holds the latest events before the build's `as_of`, so how far it reaches back from a query would reveal how
     much happened after the query. For queries after `_complete_after` (microseconds UTC) the row holds all events that
-    the prediction uses, whatever followed: the last `layout.reach` before the query's block (`first_known`). A query
-    preceded by fewer events than a row holds is left out, too: its prediction would use all events, and some are gone.
+    the prediction uses, whatever followed: the last `layout.lookback` before the query's block
+    (`first_counted_event`). A query preceded by fewer events than a row holds is left out, too: its prediction would
+    use all events, and some are gone.
     """
     after = complete_after(layout).alias("_complete_after")
     return sequences.where("truncated_events > 0").select("customer_key", after)
@@ -100,7 +101,7 @@ def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:
 def complete_after(layout: Layout) -> Column:
     """`_complete_after` of a truncated row of `sequences`; see `truncated_rows`."""
     times, length = F.col("event_time"), F.size("event_time")
-    covered = F.element_at("event_time", 1) + F.lit(layout.reach)
+    covered = F.element_at("event_time", 1) + F.lit(layout.lookback)
     # A block of events before the query starts at or after `covered`; and more events than a row holds.
     reached = F.size(F.filter(times, lambda time: time < covered)) + layout.block_events
     needed = F.greatest(reached, length - F.col("truncated_events") + 1)
@@ -183,14 +184,17 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         name: kinds[name if name in kinds else f"event_{name}"][0]
         for name in (*_event_arrays(layout), *query_columns(layout))
     }
-    owners = batch["owner"].to_numpy() if "owner" in batch else np.zeros(len(batch), np.int32)
+    owners = (
+        batch["customer_index"].to_numpy() if "customer_index" in batch else np.zeros(len(batch), np.int32)
+    )
     truncated_events = batch["truncated_events"].to_numpy()
     first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}
     for row in range(len(batch)):
         # Arrow turns a null inside an array of numbers into NaN; a customer without queries has null arrays.
         arrays = {
-            name: _array(values[row], dtypes[name], layout.wide.get(name)) for name, values in series.items()
+            name: _array(values[row], dtypes[name], layout.values_per_query.get(name))
+            for name, values in series.items()
         }
         queries = {name: arrays[name] for name in query_columns(layout)}
         queries["query_row"] = np.full(len(arrays["query_time"]), -1, np.int32)

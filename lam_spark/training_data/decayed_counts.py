@@ -1,9 +1,8 @@
-"""What decayed_counts were before a window begins: faded counts of the events that its block does not hold.
+"""Initial counts: decayed counts of the events before a window, which its block does not hold.
 
-A block holds the latest events; how often somebody did a thing over a year is in those before. An exponential fades
-the same wherever it is cut, so one set of counts stands for any number of them. Linear in events, whatever their
-number and the number of windows; but where a customer's oldest events are cut off, each window counts anew what lies
-within reach.
+A block holds the latest events; how often a customer did something over a year depends on the earlier ones. The decay
+is exponential, so the counts at one time summarise any number of earlier events. Cost: linear in events, independent
+of the number of windows. For a truncated history, each window recounts the events within `Layout.lookback`.
 """
 
 from __future__ import annotations
@@ -14,59 +13,63 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lam_spark.training_data.aggregates import NOTHING_TRUNCATED, TruncatedHistory, first_known
+from lam_spark.training_data.aggregates import NOTHING_TRUNCATED, TruncatedHistory, first_counted_event
 from lam_spark.training_data.layout import HOURS_OF_DAY, MICROS_PER_DAY, Layout
 
-_MOST_COUNT = float(np.finfo(np.float16).max)
+_MAX_COUNT = float(np.finfo(np.float16).max)
 
 
 def initial_counts(
     layout: Layout,
     events: Mapping[str, npt.NDArray[Any]],
     starts: Iterable[int],
-    older: TruncatedHistory = NOTHING_TRUNCATED,
+    truncated: TruncatedHistory = NOTHING_TRUNCATED,
 ) -> dict[int, npt.NDArray[np.float32]]:
-    """The decayed_counts of one customer before some of the events.
+    """Compute one customer's decayed counts at the start of windows.
 
     Args:
         layout: fields and half-lives.
-        events: `event_time` (n,) int64 microseconds ascending, `hour_of_week` and a (n,) array a categorical field.
-        starts: numbers of events, 0 to n - 1.
-        older: of the events before these; where there are some, only what `first_known` lets count does.
+        events: `event_time` (n,) int64 microseconds ascending, `hour_of_week` and one (n,) array per categorical field.
+        starts: indices of the windows' first events, 0 to n - 1.
+        truncated: summary of the events before these. If there are any, counts start at `first_counted_event`.
 
     Returns:
-        start -> (half-lives, `Layout.initial_count_rows`): what the events before it count at its time, to a 2,000th.
+        start -> (half-lives, `Layout.num_initial_counters`): counts of the events before it, decayed to its time, with
+        a relative error of at most 1/2000.
     """
-    found: dict[int, npt.NDArray[np.float32]] = {}
-    wanted = sorted(set(starts))
-    if not wanted:  # most customers: all that they did fits into a block
-        return found
+    counts_at: dict[int, npt.NDArray[np.float32]] = {}
+    ordered_starts = sorted(set(starts))
+    if not ordered_starts:  # common case: the whole history fits into one block
+        return counts_at
     half_lives = np.asarray(layout.half_life_days)[:, None] * MICROS_PER_DAY
-    times, rows, width = events["event_time"], _rows(layout, events), layout.initial_count_rows
-    counts, before, at = np.zeros((len(half_lives), width)), 0, int(times[wanted[0]])
-    known = first_known(layout, times, times[wanted], older)
-    for start, first in zip(wanted, known, strict=True):
+    times, counters, n_counters = events["event_time"], _counters(layout, events), layout.num_initial_counters
+    counts = np.zeros((len(half_lives), n_counters))
+    counted_until, counts_time = 0, int(times[ordered_starts[0]])
+    first_counted = first_counted_event(layout, times, times[ordered_starts], truncated)
+    for start, first in zip(ordered_starts, first_counted, strict=True):
+        time = int(times[start])
         if first:
-            counts, before, at = np.zeros_like(counts), int(first), int(times[start])
-        time, new = int(times[start]), slice(before, start)
-        counts *= np.exp2((at - time) / half_lives)
-        weights = np.exp2((times[new] - time) / half_lives)
+            counts, counted_until, counts_time = np.zeros_like(counts), int(first), time
+        added = slice(counted_until, start)
+        counts *= np.exp2((counts_time - time) / half_lives)
+        weights = np.exp2((times[added] - time) / half_lives)
         for number, weight in enumerate(weights):
-            each = np.repeat(weight, rows.shape[1])
-            # One more than are initial: what is not counted.
-            counts[number] += np.bincount(rows[new].ravel(), each, width + 1)[:width]
-        # A logarithm is taken of them: half precision does, and a third of the snapshot's bytes for them goes.
-        found[start] = counts.clip(max=_MOST_COUNT).astype(np.float16).astype(np.float32)
-        before, at = start, time
-    return found
+            per_counter = np.repeat(weight, counters.shape[1])
+            # The extra last counter collects the ids that are not counted.
+            sums = np.bincount(counters[added].ravel(), per_counter, n_counters + 1)
+            counts[number] += sums[:n_counters]
+        # The model takes their logarithm, so half precision suffices; it saves a third of their bytes on disk.
+        counts_at[start] = counts.clip(max=_MAX_COUNT).astype(np.float16).astype(np.float32)
+        counted_until, counts_time = start, time
+    return counts_at
 
 
-def _rows(layout: Layout, events: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
-    """(n, fields + 1): the row of each field's id, or the one after the last; that of the hour."""
-    last, columns = layout.initial_count_rows, []
-    for name, place in layout.initial_count_slices.items():
-        row = events[name] + place.start
-        columns.append(np.where(row < place.stop, row, last))
-    columns.append(events["hour_of_week"] % HOURS_OF_DAY + last - HOURS_OF_DAY)
-    rows: npt.NDArray[np.int64] = np.stack(columns, axis=1).astype(np.int64)
-    return rows
+def _counters(layout: Layout, events: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """(n, fields + 1): counter of each field's id (the one after the last if not counted), and of the hour."""
+    n_counters, columns = layout.num_initial_counters, []
+    for name, part in layout.initial_count_slices.items():
+        counter = events[name] + part.start
+        columns.append(np.where(counter < part.stop, counter, n_counters))
+    columns.append(events["hour_of_week"] % HOURS_OF_DAY + n_counters - HOURS_OF_DAY)
+    counters: npt.NDArray[np.int64] = np.stack(columns, axis=1).astype(np.int64)
+    return counters

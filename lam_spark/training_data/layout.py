@@ -1,7 +1,7 @@
-"""What the model reads: the fields, their sizes, and the columns of a packed block.
+"""Fields, sizes and targets of the model, and the columns of a packed block.
 
-A block is `block_events` event slots and `queries_per_block` query slots that several customers' windows
-share. Plain data, saved as JSON beside the weights; no Spark and no torch in here.
+A block has `block_events` event slots and `queries_per_block` query slots, shared by the windows of several customers.
+The layout is plain data and is saved as JSON with the weights. No Spark and no torch in this module.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ MICROS_PER_DAY = 86_400_000_000
 HOURS_OF_WEEK = 168
 HOURS_OF_DAY = 24
 
-# Ids follow the frequency of their values: of a field with more, decayed_counts are of the commonest.
-_MOST_COUNTED_IDS = 64
+# Ids are ordered by frequency: only the most frequent ids of a large field have decayed counts.
+_MAX_COUNTED_IDS = 64
 
-# Splits of a query in a block. 0 marks an empty slot.
+# Splits of a query in a block; 0 marks an empty slot.
 SPLIT_IDS = {"train": 1, "validation": 2, "straddling": 3, "test": 4, "score": 5}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A question that the model answers.
+    """A quantity that the model predicts for each query.
 
     Attributes:
-        name: of the target in the configuration.
-        kind: `binary`, does it happen; `value`, how much (0 or more); `next`, which values of `field` occur.
-        field: of `next`: a categorical field.
-        values: of `next`: how many of the field's values are asked for, from the first token id of a value on.
+        name: name of the target in the configuration.
+        kind: `binary`, whether an outcome occurs; `value`, an amount of 0 or more; `next`, which values of `field`
+            occur.
+        field: the categorical field of a `next` target.
+        values: number of the field's values that a `next` target predicts, starting at token id `FIRST_VALUE`.
     """
 
     name: str
@@ -45,26 +46,29 @@ class Target:
 
     @property
     def outputs(self) -> int:
-        """Numbers that an answer consists of: a logit; a logit, a mean and a log deviation; a logit a value."""
+        """Numbers per prediction: one logit; logit, mean and log standard deviation; or one logit per value."""
         return 3 if self.kind == "value" else self.values
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Fields and shapes that sequences, blocks and model agree on.
+    """Fields and shapes that sequences, blocks and model share.
 
     Attributes:
-        categorical: field names; `sizes` gives each one's ids in use (rows of its embedding).
-        numeric: field names.
+        categorical: names of the categorical fields.
+        sizes: ids in use of each categorical field (rows of its embedding).
+        numeric: names of the numeric fields.
         count_by: categorical field whose values (`counted_ids`) the aggregates count.
-        window_days: windows of the aggregates, before the query.
-        block_events: event slots of a block; also the most events that a query sees.
+        counted_ids: token ids that the aggregates count.
+        window_days: time windows of the aggregates, in days before the query.
+        block_events: event slots of a block; also the maximum number of events that a query sees.
         queries_per_block: query slots of a block.
-        targets: the questions, in the order of the label columns.
-        value_embedding_dims: of the fixed vectors of each categorical field's values, 0 where it has none; empty: no field.
-        half_life_days: of decayed_counts: an event counts as one, after so many days as a half.
-        who: those of the fields that say who the customer is. What an event says of them holds until another says
-            otherwise, so a query that does not say them is asked of what was last said (`packing.prepare`).
+        targets: targets, in the order of the label columns.
+        value_embedding_dims: dimension of each categorical field's value embeddings, 0 for a field without; an empty
+            tuple means no field has any.
+        who_fields: fields that describe the customer (role `who`). A value holds until a later event sets another, so
+            a query without a value gets the last one (`packing.prepare`).
+        half_life_days: half-lives of the decayed counts, in days.
     """
 
     categorical: tuple[str, ...]
@@ -77,30 +81,31 @@ class Layout:
     queries_per_block: int
     targets: tuple[Target, ...]
     value_embedding_dims: tuple[int, ...] = ()
-    who: tuple[str, ...] = ()
+    who_fields: tuple[str, ...] = ()
     half_life_days: tuple[float, ...] = (3.0, 14.0, 60.0, 240.0)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        tupled: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        tupled["targets"] = tuple(Target(**target) for target in values["targets"])
-        return cls(**tupled)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        fields["targets"] = tuple(Target(**target) for target in values["targets"])
+        return cls(**fields)
 
     @property
     def ids_in_use(self) -> dict[str, int]:
-        """`sizes` by the fields' names."""
+        """Categorical field -> its entry of `sizes`."""
         return dict(zip(self.categorical, self.sizes, strict=True))
 
     @property
-    def packing(self) -> str:
-        """Digest of what decides what a block holds.
+    def packing_digest(self) -> str:
+        """Digest of everything that determines the content of a block.
 
-        Not among it: how many ids are in use, vectors, and the targets' order (a label's column has its name).
+        It excludes the number of ids in use, the value embeddings and the order of the targets (label columns are
+        found by name).
         """
         parts = self.to_json()
         del parts["sizes"], parts["value_embedding_dims"]
@@ -108,24 +113,24 @@ class Layout:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def reach(self) -> int:
-        """How far back (microseconds) an answer looks where a customer's oldest events are cut off (`first_known`)."""
+    def lookback(self) -> int:
+        """Microseconds before a query that count where a customer's history is truncated (`first_counted_event`)."""
         return max(self.window_days, default=0) * MICROS_PER_DAY
 
     @property
-    def vectors(self) -> dict[str, tuple[int, int]]:
-        """Categorical field -> (ids, width) of its values' fixed vectors, for the fields that have them."""
-        widths = self.value_embedding_dims or (0,) * len(self.categorical)
-        shapes = zip(self.sizes, widths, strict=True)
+    def value_embedding_shapes(self) -> dict[str, tuple[int, int]]:
+        """Categorical field -> (ids, dimension) of its value embeddings, for the fields that have them."""
+        dims = self.value_embedding_dims or (0,) * len(self.categorical)
+        shapes = zip(self.sizes, dims, strict=True)
         return {name: shape for name, shape in zip(self.categorical, shapes, strict=True) if shape[1]}
 
     @property
     def aggregate_names(self) -> tuple[str, ...]:
-        """Names of the aggregates of a query, in the order that `aggregates` computes them."""
+        """Names of a query's aggregates, in the order in which `aggregates` computes them."""
         windows = self.window_days
         return (
             "events_before",
-            "days_known",
+            "days_since_first_event",
             *(f"days_since_{self.count_by}_{value}" for value in self.counted_ids),
             *(f"{self.count_by}_{value}_events_{w}d" for w in windows for value in self.counted_ids),
             *(f"{self.count_by}_{value}_groups_{w}d" for w in windows for value in self.counted_ids),
@@ -135,78 +140,80 @@ class Layout:
 
     @property
     def decayed_count_ids(self) -> dict[str, int]:
-        """Categorical field -> how many of its ids decayed_counts are of, at most; all that a `next` target asks for.
+        """Categorical field -> maximum number of ids with decayed counts; includes all values of a `next` target.
 
-        Who somebody is, is no decayed count: those fields are left out, unless a target asks for their values. However many
-        ids are in use: a vocabulary that grows leaves the blocks as they are.
+        Fields that describe the customer are excluded unless a target predicts their values. The numbers do not depend
+        on the ids in use, so a growing vocabulary does not change the blocks.
         """
-        most = dict.fromkeys((name for name in self.categorical if name not in self.who), _MOST_COUNTED_IDS)
+        max_ids = dict.fromkeys(
+            (name for name in self.categorical if name not in self.who_fields), _MAX_COUNTED_IDS
+        )
         for target in self.targets:
             if target.kind == "next":
-                most[target.field] = max(most.get(target.field, 0), FIRST_VALUE + target.values)
-        return {name: most[name] for name in self.categorical if name in most}
+                max_ids[target.field] = max(max_ids.get(target.field, 0), FIRST_VALUE + target.values)
+        return {name: max_ids[name] for name in self.categorical if name in max_ids}
 
     @property
     def initial_count_slices(self) -> dict[str, slice]:
-        """Categorical field -> where the counts of its `decayed_count_ids` stand among the initial ones."""
+        """Categorical field -> slice of its `decayed_count_ids` within the initial counts."""
         ends = itertools.accumulate(self.decayed_count_ids.values())
         return {
-            name: slice(end - most, end)
-            for (name, most), end in zip(self.decayed_count_ids.items(), ends, strict=True)
+            name: slice(end - max_ids, end)
+            for (name, max_ids), end in zip(self.decayed_count_ids.items(), ends, strict=True)
         }
 
     @property
-    def initial_count_rows(self) -> int:
-        """How many counts a half-life are initial over: `initial_count_slices`, then the hours of the day."""
+    def num_initial_counters(self) -> int:
+        """Initial counts per half-life: those of `initial_count_slices`, then those of the hours of the day."""
         return sum(self.decayed_count_ids.values()) + HOURS_OF_DAY
 
     @property
     def event_columns(self) -> dict[str, tuple[str, int]]:
-        """Column -> (numpy dtype, length): event slots of a block."""
+        """Column -> (NumPy dtype, length) of a block's event slots."""
         length = self.block_events
         return {
-            "window": ("int32", length),  # 0 = empty slot, 1, 2, ... = a customer's window
-            "owner": ("int32", length),  # tells customers apart, and says nothing else of them
+            "window": ("int32", length),  # number of the window in the block, from 1; 0 = empty slot
+            "customer_index": ("int32", length),  # distinguishes customers; carries no other information
             "event_time": ("int64", length),  # microseconds UTC
             "hour_of_week": ("int32", length),
-            "is_new": ("int32", length),  # 0 where an overlapping earlier window already trained on it
+            "is_new": ("int32", length),  # 0 if an earlier, overlapping window trains on the event
             **{f"event_{name}": ("int32", length) for name in self.categorical},
             **{f"event_{name}": ("float32", length) for name in self.numeric},  # NaN = missing
         }
 
     @property
     def query_columns(self) -> dict[str, tuple[str, int]]:
-        """Column -> (numpy dtype, length): query slots of a block."""
+        """Column -> (NumPy dtype, length) of a block's query slots."""
         length = self.queries_per_block
         return {
             "query_window": ("int32", length),
-            "query_index": ("int32", length),  # sees the window's events at slots below this one
-            "query_time": ("int64", length),
+            "query_index": ("int32", length),  # the query sees its window's events in slots below this one
+            "query_time": ("int64", length),  # microseconds UTC
             "query_hour_of_week": ("int32", length),
             "query_split": ("int32", length),
-            "query_row": ("int32", length),  # where the caller finds it again; -1 = empty slot
+            "query_row": ("int32", length),  # row number that the caller assigned; -1 = empty slot
             **{f"query_{name}": ("int32", length) for name in self.categorical},
             **{f"query_{name}": ("float32", length) for name in self.numeric},
-            **{f"label_{target.name}": ("float32", length) for target in self.targets},  # NaN = not asked
-            **{name: ("float32", length * inner) for name, inner in self.wide.items()},
+            **{f"label_{target.name}": ("float32", length) for target in self.targets},  # NaN = no label
+            **{name: ("float32", length * values) for name, values in self.values_per_query.items()},
         }
 
     @property
-    def wide(self) -> dict[str, int]:
-        """Columns with several numbers a query -> how many."""
-        nexts = {f"label_{target.name}": target.values for target in self.targets if target.kind == "next"}
-        return {**nexts, "aggregates": len(self.aggregate_names)}
+    def values_per_query(self) -> dict[str, int]:
+        """Query column with several numbers per query -> how many: `aggregates` and the labels of `next` targets."""
+        labels = {f"label_{target.name}": target.values for target in self.targets if target.kind == "next"}
+        return {**labels, "aggregates": len(self.aggregate_names)}
 
     @property
     def initial_columns(self) -> dict[str, tuple[str, int]]:
-        """Column -> (numpy dtype, length): the decayed_counts from before a window that does not begin at the beginning.
+        """Column -> (NumPy dtype, length): decayed counts at the start of a window that is not a customer's first.
 
-        Of one window: such a one fills more than half a block.
+        A block holds at most one such window, because it fills more than half of the block.
         """
         return {
-            "initial_window": ("int32", 1),  # 0 = there is none
-            "initial_time": ("int64", 1),  # when the counts were as they are
-            "initial_counts": ("float32", len(self.half_life_days) * self.initial_count_rows),
+            "initial_window": ("int32", 1),  # number of that window; 0 = none
+            "initial_time": ("int64", 1),  # time of the counts, microseconds UTC
+            "initial_counts": ("float32", len(self.half_life_days) * self.num_initial_counters),
         }
 
     @property

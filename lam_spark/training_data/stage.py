@@ -121,7 +121,7 @@ def build_snapshot(ctx: RunContext) -> SnapshotResult:
     rows = _packer_rows(sequences, queries, layout, config.snapshot.files)
     # The sequences may have been built for a later as_of.
     until = min(config.micros(config.split.test_start), micros(ctx.as_of))
-    blocks = _pack(rows, layout, until).withColumn("packing", F.lit(layout.packing))
+    blocks = _pack(rows, layout, until).withColumn("packing", F.lit(layout.packing_digest))
     written = _write(tables, blocks, config.snapshot, metadata)
     slots_filled, events_new, query_count = _count_slots(tables.read("training_blocks"))
     return SnapshotResult(written, layout.block_events, slots_filled, events_new, query_count, incomplete)
@@ -130,7 +130,9 @@ def build_snapshot(ctx: RunContext) -> SnapshotResult:
 def _packer_rows(sequences: DataFrame, queries: DataFrame, layout: Layout, partitions: int) -> DataFrame:
     """Events and queries by customer, ordered by customer within partitions; without the key."""
     return (
-        sequences.select("customer_key", F.hash("customer_key").alias("owner"), *event_columns(layout))
+        sequences.select(
+            "customer_key", F.hash("customer_key").alias("customer_index"), *event_columns(layout)
+        )
         .join(queries.drop("query_ids"), "customer_key", "left")
         # By a hash of the key: partitioned by the key itself, Spark would reuse and merge the join's partitions.
         .repartition(partitions, F.xxhash64("customer_key"))
@@ -179,7 +181,7 @@ def _pack(rows: DataFrame, layout: Layout, until: int) -> DataFrame:
                     prepared = prepare(layout, customer)
                     for window in prepared.windows:
                         kind = QUERIED if len(window.queries) else PLAIN
-                        for block in packers[kind].place(prepared, window, with_loss=True):
+                        for block in packers[kind].add_window(prepared, window, with_loss=True):
                             yield block, kind
             for kind, packer in packers.items():
                 for block in packer.flush():

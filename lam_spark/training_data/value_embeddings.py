@@ -45,7 +45,7 @@ def read_value_embeddings(
             two vectors, or no value has one.
     """
     tables = {}
-    for name, shape in layout.vectors.items():
+    for name, shape in layout.value_embedding_shapes.items():
         embeddings = fields[name].value_embeddings
         assert embeddings is not None  # the layout has a dimension only for such fields
         key = f"fields.{name}.value_embeddings"

@@ -367,7 +367,7 @@ def test_no_accepted_field_overwrites_a_column_of_a_block() -> None:
 def test_what_the_model_reads_of_the_role_who_stays_known() -> None:
     config = load_config(SHIPPED)
     sizes = dict.fromkeys(config.categorical, 9)
-    assert layout_with(config, sizes).who == (
+    assert layout_with(config, sizes).who_fields == (
         *("age", "income", "home_ownership", "marital_status"),
         *("household_size", "household_comp", "kids_count"),
     )
@@ -375,7 +375,7 @@ def test_what_the_model_reads_of_the_role_who_stays_known() -> None:
         *("fields.visits={role: who, kind: numeric}", "fields.card={role: who, kind: reference}"),
         "fields.age={role: what, kind: categorical}",
     )
-    who = layout_with(load_config(SHIPPED, overrides=more), sizes).who
+    who = layout_with(load_config(SHIPPED, overrides=more), sizes).who_fields
     assert who[0] == "income"
     assert who[-1] == "visits"
 

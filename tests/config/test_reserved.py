@@ -15,23 +15,23 @@ import pytest
 from pyspark.sql import SparkSession
 
 import lam_spark
-from lam_spark.config import RESERVED_COLUMNS
-from lam_spark.consent import stage as ledger
-from lam_spark.delivery import stage as deliver
-from lam_spark.evaluation import stage as evaluate
-from lam_spark.events import stage as ingest
-from lam_spark.labels import stage as examples
-from lam_spark.runtime.context import Run
-from lam_spark.scoring import embeddings as embed
-from lam_spark.scoring import stage as score
+from lam_spark.consent.stage import update_consent
+from lam_spark.delivery.stage import deliver
+from lam_spark.evaluation.stage import evaluate
+from lam_spark.events.stage import ingest
+from lam_spark.labels.stage import build_examples
+from lam_spark.runtime.context import RunContext
+from lam_spark.scoring.embeddings import embed
+from lam_spark.scoring.stage import score
 from lam_spark.sequences import incremental as increment
-from lam_spark.sequences import stage as assemble
+from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.vocabulary import MISSING
-from lam_spark.training_data import stage as snapshot
+from lam_spark.storage.tables.registry import RESERVED_COLUMNS
 from lam_spark.training_data.columns import layout_of
-from tests.support.shop import PURPOSES, STARTED_AT, raw_id, run_builder, settings
+from lam_spark.training_data.stage import build_snapshot
+from tests.support.shop import PURPOSES, STARTED_AT, context_builder, raw_id, settings
 from tests.support.tables import register
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 Row = dict[str, Any]
 FOLDERS = ("consent", "dataset", "delivery", "evaluation", "events", "scoring", "sequences", "sources")
@@ -143,8 +143,8 @@ def history(number: int) -> list[tuple[str, dt.datetime, str, str | None]]:
     ]
 
 
-def check_events(run: Run, count: int) -> None:
-    events = run.tables.read("events")
+def check_events(ctx: RunContext, count: int) -> None:
+    events = ctx.tables.read("events")
     assert events.count() == count
     kept = events.selectExpr(
         *(f"count_if({name} = 7.5) AS {name}" for name in NUMERIC),
@@ -154,8 +154,8 @@ def check_events(run: Run, count: int) -> None:
     assert {name: found for name, found in kept.asDict().items() if found != count} == {}
 
 
-def check_sequences(run: Run) -> None:
-    for row in run.tables.read("sequences").collect():
+def check_sequences(ctx: RunContext) -> None:
+    for row in ctx.tables.read("sequences").collect():
         assert {name for name in NUMERIC if set(row[name]) != {7.5}} == set()
         assert {name for name in TEXTS if len(set(row[name])) != 1 or MISSING in row[name]} == set()
 
@@ -182,27 +182,27 @@ def test_a_field_may_have_the_name_of_a_column_that_a_stage_makes_on_its_way(
         "customer,purpose,state,effective_at,recorded_at,source\n" + "".join(stated)
     )
     monkeypatch.setattr(increment, "_MOST_REMADE", 10)
-    build = run_builder(spark, root)
+    build = context_builder(spark, root)
 
-    def night(number: int) -> Run:
+    def night(number: int) -> RunContext:
         return build(started_at=STARTED_AT + dt.timedelta(days=number), **sections(root))
 
-    run = night(0)
-    for stage in (ingest, ledger, assemble):
-        stage.run(run)
-    check_events(run, 2 * len(first))
-    check_sequences(run)
+    ctx = night(0)
+    for stage in (ingest, update_consent, build_sequences):
+        stage(ctx)
+    check_events(ctx, 2 * len(first))
+    check_sequences(ctx)
     deliver_rows(root, 2, later + first[::5])  # some come again
-    run = night(1)
-    counts = ingest.run(run).counts
+    ctx = night(1)
+    counts = ingest(ctx).counts
     assert (counts["duplicates"], counts["conflicting"]) == (2 * len(first[::5]), 0)
-    check_events(run, 2 * len(rows))
-    assert assemble.run(run).facts["mode"] == "update"
-    check_sequences(run)
-    for stage in (examples, snapshot):
-        stage.run(run)
-    register(run, lively_model(layout_of(run.config, run.tables.read("vocabulary"))), tmp_path / "model")
-    stages: list[Callable[[Run], Any]] = [score.run, evaluate.run, embed.run, deliver.run]
+    check_events(ctx, 2 * len(rows))
+    assert build_sequences(ctx).facts["mode"] == "update"
+    check_sequences(ctx)
+    for stage in (build_examples, build_snapshot):
+        stage(ctx)
+    register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), tmp_path / "model")
+    stages: list[Callable[[RunContext], Any]] = [score, evaluate, embed, deliver]
     for each in stages:
-        each(run)
-    assert run.tables.read("contact_list").count() == len(everyone)
+        each(ctx)
+    assert ctx.tables.read("contact_list").count() == len(everyone)

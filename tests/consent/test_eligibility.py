@@ -9,22 +9,24 @@ from pathlib import Path
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from lam_spark.consent import stage as ledger
-from lam_spark.consent.eligibility import count_standings, eligible, standing
+from lam_spark.consent import ledger
+from lam_spark.consent.eligibility import StatusCounts, consent_status, count_by_status, eligible_customers
+from lam_spark.consent.stage import update_consent
 from lam_spark.errors import ConfigError, ConsentError
-from lam_spark.events import stage as ingest
-from lam_spark.identity.pseudonyms import keyed_pseudonym, resolve
-from lam_spark.runtime.context import Run
+from lam_spark.events.stage import ingest
+from lam_spark.identity.pseudonyms import Secret, keyed_pseudonym
+from lam_spark.runtime.context import RunContext
 from lam_spark.storage.dataframes import local_frame
+from lam_spark.storage.tables.store import Tables
 from tests.support.shop import SECRET, purchase, raw_id, settings, statement, write_inputs
-from tests.support.tables import ledger_frame, publish, table_versions
+from tests.support.tables import ledger_frame, publish
 
 CONTACT = "direct_marketing"
 NO_BREAK_SPACE = "\u00a0"
 JAN, FEB, MAR, LATER = (f"2023-{month:02d}-01T00:00:00" for month in (1, 2, 3, 9))
 AT = dt.datetime(2023, 6, 1, tzinfo=dt.UTC)
 
-# Customer -> statements (state, effective, recorded), and where they stand.
+# Customer -> statements (state, effective, recorded), and the consent status that follows.
 CASES: dict[str, tuple[list[tuple[str | None, str, str]], str | None]] = {
     "in": ([("opt_in", JAN, JAN)], "opt_in"),
     "out": ([("opt_out", JAN, JAN)], "opt_out"),
@@ -43,34 +45,36 @@ CASES: dict[str, tuple[list[tuple[str | None, str, str]], str | None]] = {
 }
 
 
-def test_where_each_customer_stands(spark: SparkSession) -> None:
+def test_the_newest_effective_statement_decides(spark: SparkSession) -> None:
     rows = [
         (name, CONTACT, state, effective, recorded)
         for name, (statements, _) in CASES.items()
         for state, effective, recorded in statements
     ]
     rows.append(("another purpose", "model_training", "opt_in", JAN, JAN))
-    stands = standing(ledger_frame(spark, rows), AT).collect()
-    found = {row["customer_key"]: row["standing"] for row in stands if row["purpose"] == CONTACT}
-    assert found == {name: wanted for name, (_, wanted) in CASES.items() if wanted}
-    assert [row["customer_key"] for row in stands if row["purpose"] != CONTACT] == ["another purpose"]
-    assert len(stands) == len(found) + 1
+    statuses = consent_status(ledger_frame(spark, rows), AT).collect()
+    of_purpose = {row["customer_key"]: row["status"] for row in statuses if row["purpose"] == CONTACT}
+    assert of_purpose == {name: expected for name, (_, expected) in CASES.items() if expected}
+    assert [row["customer_key"] for row in statuses if row["purpose"] != CONTACT] == ["another purpose"]
+    assert len(statuses) == len(of_purpose) + 1
 
 
-def test_an_opt_out_counts_from_its_fraction_of_a_second(spark: SparkSession) -> None:
+def test_an_opt_out_holds_from_its_fraction_of_a_second(spark: SparkSession) -> None:
     frame = ledger_frame(
         spark,
         [("one", CONTACT, "opt_in", JAN, JAN), ("one", CONTACT, "opt_out", "2023-06-01T00:00:00.500", MAR)],
     )
     before, after = AT + dt.timedelta(seconds=0.4), AT + dt.timedelta(seconds=0.9)
-    assert [row["standing"] for row in standing(frame, before).collect()] == ["opt_in"]
-    assert [row["standing"] for row in standing(frame, after).collect()] == ["opt_out"]
+    assert [row["status"] for row in consent_status(frame, before).collect()] == ["opt_in"]
+    assert [row["status"] for row in consent_status(frame, after).collect()] == ["opt_out"]
 
 
-def test_eligible_is_who_opted_in_to_that_purpose(make_run: Callable[..., Run]) -> None:
-    run = make_run()
+def test_customers_are_eligible_for_the_purpose_they_opted_in_to(
+    make_context: Callable[..., RunContext],
+) -> None:
+    ctx = make_context()
     publish(
-        run,
+        ctx,
         [],
         {
             "both": ("opt_in", "opt_in"),
@@ -81,23 +85,26 @@ def test_eligible_is_who_opted_in_to_that_purpose(make_run: Callable[..., Run]) 
     )
 
     def keys(purpose: str) -> list[str]:
-        return sorted(row["customer_key"] for row in eligible(run, purpose).collect())
+        customers = eligible_customers(ctx.tables, ctx.cache, purpose, ctx.started_at)
+        return sorted(row["customer_key"] for row in customers.collect())
 
     assert keys("model_training") == ["both", "training"]
     assert keys(CONTACT) == ["both", "contact"]
-    assert run.tables.read_versions["consent"] == run.tables.version("consent")
+    assert ctx.tables.read_versions["consent"] == ctx.tables.version("consent")
     with pytest.raises(ConsentError, match="no customer is eligible for the purpose 'profiling'") as caught:
-        eligible(run, "profiling")
+        eligible_customers(ctx.tables, ctx.cache, "profiling", ctx.started_at)
     assert caught.value.exit_code == 4
     with pytest.raises(ConsentError, match="no customer is eligible"):
-        eligible(run, CONTACT, at=dt.datetime(2022, 12, 31, tzinfo=dt.UTC))
-    known = local_frame(run.spark, [("both",), ("none",), ("stranger",)], "customer_key STRING")
-    everybody = count_standings(run, (CONTACT, "model_training"), known)
-    assert everybody[CONTACT] == {"opted_in": 1, "opted_out": 1, "unclear": 0, "never_asked": 1}
-    assert everybody["model_training"] == everybody[CONTACT]
+        eligible_customers(ctx.tables, ctx.cache, CONTACT, dt.datetime(2022, 12, 31, tzinfo=dt.UTC))
+    known = local_frame(ctx.spark, [("both",), ("none",), ("stranger",)], "customer_key STRING")
+    counts = count_by_status(ctx.tables, (CONTACT, "model_training"), ctx.started_at, known)
+    assert counts[CONTACT] == StatusCounts(opted_in=1, opted_out=1, unclear=0, never_asked=1)
+    assert counts["model_training"] == counts[CONTACT]
 
 
-def test_the_ledger_only_grows_and_a_rerun_adds_nothing(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_the_ledger_only_grows_and_a_rerun_adds_nothing(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     first = [
         statement(raw_id(1), CONTACT, "opt_in", JAN),
         statement(raw_id(1), CONTACT, "opt_in", JAN),
@@ -105,45 +112,51 @@ def test_the_ledger_only_grows_and_a_rerun_adds_nothing(make_run: Callable[..., 
     ]
     raw = tmp_path / "shop" / "raw"
     write_inputs(raw, statements=first)
-    run = make_run()
-    assert ledger.run(run).counts == {"statements_in": 3, "statements_new": 2}
-    assert ledger.run(run).counts == {"statements_in": 3, "statements_new": 0}
-    # The source forgets what it said and says something new: what was stated stays.
+    ctx = make_context()
+    assert update_consent(ctx).counts == {"statements_in": 3, "statements_new": 2}
+    assert update_consent(ctx).counts == {"statements_in": 3, "statements_new": 0}
+    # The source loses old statements and has a new one: the ledger keeps all.
     write_inputs(raw, statements=[statement(raw_id(1), CONTACT, "opt_out", FEB)])
-    assert ledger.run(run).counts == {"statements_in": 1, "statements_new": 1}
+    assert update_consent(ctx).counts == {"statements_in": 1, "statements_new": 1}
     keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2)}
-    kept = [(keys[row["customer_key"]], row["state"]) for row in run.tables.read("consent").collect()]
+    kept = [(keys[row["customer_key"]], row["state"]) for row in ctx.tables.read("consent").collect()]
     assert sorted(kept, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
 
 
-def test_what_is_checked_is_what_is_taken(
-    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_checked_statements_are_the_inserted_ones(
+    make_context: Callable[..., RunContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A live source states more, and worse, between the check and the insertion: the next night's check sees it."""
+    """A live source changes between the check and the insertion: the next run checks the new statements."""
     good = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2)]
     raw = tmp_path / "shop" / "raw"
     write_inputs(raw, statements=good)
 
-    def meanwhile(run: Run, stated: DataFrame) -> DataFrame:
+    resolve = ledger.resolve_customers
+
+    def change_source(tables: Tables, statements: DataFrame, secret: Secret) -> DataFrame:
         write_inputs(raw, statements=[good[0] | {"effective_at": None}, good[1] | {"effective_at": None}])
-        return resolve(run, stated)
+        return resolve(tables, statements, secret)
 
-    monkeypatch.setattr(ledger, "resolve", meanwhile)
-    run = make_run()
-    assert ledger.run(run).counts == {"statements_in": 2, "statements_new": 2}
-    assert run.tables.read("consent").where("effective_at IS NULL").isEmpty()
+    monkeypatch.setattr(ledger, "resolve_customers", change_source)
+    ctx = make_context()
+    assert update_consent(ctx).counts == {"statements_in": 2, "statements_new": 2}
+    assert ctx.tables.read("consent").where("effective_at IS NULL").isEmpty()
     with pytest.raises(ConsentError, match="2 of 2 consent statements lack"):
-        ledger.run(run)
+        update_consent(ctx)
 
 
-def test_a_ledger_without_statements_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_ledger_without_statements_is_refused(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     write_inputs(tmp_path / "shop" / "raw")
     with pytest.raises(ConsentError, match="the consent ledger has no statements"):
-        ledger.run(make_run())
+        update_consent(make_context())
     assert not (tmp_path / "shop" / "tables").exists()
 
 
-def test_one_incomplete_statement_refuses_all(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_one_incomplete_statement_refuses_all(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     good = statement(raw_id(1), CONTACT, "opt_in", JAN)
     bad = [good | {"customer": text} for text in (None, "  ", " \t", NO_BREAK_SPACE, "RAW-\ufffd")]
     bad += [good | {"purpose": None}, good | {"purpose": " "}, good | {"effective_at": None}]
@@ -151,15 +164,17 @@ def test_one_incomplete_statement_refuses_all(make_run: Callable[..., Run], tmp_
     with pytest.raises(
         ConsentError, match="8 of 9 consent statements lack a readable customer, purpose or time"
     ):
-        ledger.run(make_run())
+        update_consent(make_context())
     assert not (tmp_path / "shop" / "tables").exists()
 
 
-def test_white_space_around_an_id_hides_no_opt_out(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_white_space_around_an_id_does_not_hide_an_opt_out(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     padded = [f" {raw_id(2)}", f"{raw_id(3)}\t", f"{NO_BREAK_SPACE}{raw_id(4)} "]
     statements = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2, 3, 4)]
     statements += [statement(customer, CONTACT, "opt_out", FEB) for customer in padded]
-    # Padded everywhere, as a column of fixed width is: the events' customer is the same one.
+    # Padded everywhere, as in a column of fixed width: events and statements have the same customer.
     statements += [statement(f"{raw_id(5)}  ", f" {CONTACT} ", "opt_in", JAN)]
     write_inputs(
         tmp_path / "shop" / "raw",
@@ -168,40 +183,28 @@ def test_white_space_around_an_id_hides_no_opt_out(make_run: Callable[..., Run],
         [],
         statements,
     )
-    run = make_run(channels={"shop": settings(tmp_path / "shop")["channels"]["shop"]})
-    ledger.run(run)
-    ingest.run(run)
+    ctx = make_context(channels={"shop": settings(tmp_path / "shop")["channels"]["shop"]})
+    update_consent(ctx)
+    ingest(ctx)
     keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2, 3, 4, 5)}
-    assert sorted(keys[row["customer_key"]] for row in eligible(run, CONTACT).collect()) == [1, 5]
-    assert [keys[row["customer_key"]] for row in run.tables.read("events").collect()] == [5, 5]
+    customers = eligible_customers(ctx.tables, ctx.cache, CONTACT, ctx.started_at).collect()
+    assert sorted(keys[row["customer_key"]] for row in customers) == [1, 5]
+    assert [keys[row["customer_key"]] for row in ctx.tables.read("events").collect()] == [5, 5]
 
 
-def test_pseudonyms_of_ids_with_white_space_are_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    """Of an earlier version: events stand under them, whose customer may have opted out under the bare id."""
-    write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
-    run = make_run()
-    ledger.run(run)
-    known = run.tables.read("identity").limit(1)
-    run.tables.append(
-        known.selectExpr("id_kind", "raw_id || ' ' AS raw_id", "id_key", "key_check"), "identity"
-    )
-    before = table_versions(run)
-    with pytest.raises(
-        ConfigError, match=r"expected ids without white space around them, .* holds 1 with it"
-    ):
-        ledger.run(run)
-    assert table_versions(run) == before
-
-
-def test_a_ledger_select_that_lacks_a_column(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_ledger_select_without_a_required_column_is_refused(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
     select = "SELECT customer AS customer_id, purpose, state, effective_at, source FROM consent_statements"
     with pytest.raises(ConfigError, match=r"consent\.select must yield .*; it lacks recorded_at"):
-        ledger.run(make_run(consent={"select": select}))
+        update_consent(make_context(consent={"select": select}))
 
 
-def test_statements_without_a_source_are_taken_once(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    """A missing part of a statement is like any other: a night without news writes none and counts none."""
+def test_statements_without_a_source_are_inserted_once(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
+    """A missing part of a statement is a value like any other: a night without new statements makes no commit."""
     known = settings(tmp_path / "shop")["consent"]["select"]
     select = known.replace("recorded_at, source", "recorded_at, CAST(NULL AS STRING) AS source")
     assert select != known
@@ -209,8 +212,8 @@ def test_statements_without_a_source_are_taken_once(make_run: Callable[..., Run]
     for number in (1, 2, 2):
         stated = [statement(raw_id(n), CONTACT, "opt_in", f"{JAN}Z") for n in range(number)]
         write_inputs(tmp_path / "shop" / "raw", statements=stated)
-        run = make_run(consent={"select": select})
-        new.append(ledger.run(run).counts["statements_new"])
-        versions.append(run.tables.version("consent"))
+        ctx = make_context(consent={"select": select})
+        new.append(update_consent(ctx).counts["statements_new"])
+        versions.append(ctx.tables.version("consent"))
     assert new == [1, 1, 0]
     assert versions[1] == versions[2]

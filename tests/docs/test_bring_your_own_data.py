@@ -17,7 +17,8 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from lam_spark.config import RESERVED_COLUMNS, Config, Section
+from lam_spark.config import Config, Section
+from lam_spark.storage.tables.registry import RESERVED_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "bring-your-own-data.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 
 from lam_spark.cli import ON_REQUEST, STAGES
 from lam_spark.config.load import load_config
-from lam_spark.storage.tables import TABLES
+from lam_spark.storage.tables.registry import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pandas as pd
 from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.model.artifact import open_artifact
 from lam_spark.scoring.predictor import embed_customers
-from lam_spark.training.tracking import registered_model
+from lam_spark.training.registry import registered_model
 from lam_spark.training_data.columns import customers, query_columns
 from tests.support.runs import Finished, rows
 from tests.support.shop import SECRET

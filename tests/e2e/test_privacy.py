@@ -114,7 +114,7 @@ def test_no_block_is_of_somebody_who_did_not_agree(finished: Finished, spark: Sp
     owners = {
         owner
         for block in rows(finished.root, "training_blocks")
-        for owner, segment in zip(block["owner"], block["segment"], strict=True)
+        for owner, segment in zip(block["customer_index"], block["window"], strict=True)
         if segment  # 0 is an empty slot
     }
     others = set(finished.data.everyone) - finished.data.training

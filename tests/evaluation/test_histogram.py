@@ -1,4 +1,4 @@
-"""A ranking's histogram: as exact as the ranking needs, and small whatever the scores are."""
+"""The histogram of scores: exact enough for a ranking, and bounded in size for any scores."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ Float = npt.NDArray[np.float64]
 ROWS = 60_000
 
 
-def made(spark: SparkSession, folder: Path, score: Float, label: Float) -> Histogram:
-    """Of scores (NaN: none), whose probability is 0.5."""
+def histogram_from(spark: SparkSession, folder: Path, score: Float, label: Float) -> Histogram:
+    """Count scores (NaN is a missing score), each with a predicted probability of 0.5."""
     table = pa.table({"score": pa.array(score, from_pandas=True), "label": label})
-    pq.write_table(table, folder / "held.parquet")
-    return histogram_of(spark.read.parquet(str(folder / "held.parquet")), F.col("score"), F.lit(0.5))
+    pq.write_table(table, folder / "examples.parquet")
+    return histogram_of(spark.read.parquet(str(folder / "examples.parquet")), F.col("score"), F.lit(0.5))
 
 
-def times(rng: np.random.Generator) -> tuple[Float, Float]:
-    """Seconds: nearly one an example."""
+def draw_times(rng: np.random.Generator) -> tuple[Float, Float]:
+    """Times in seconds: nearly unique per example."""
     seconds = rng.integers(1_700_000_000, 1_730_000_000, ROWS).astype(float)
     return seconds, rng.random(ROWS) < (seconds - 1.69e9) / 6e7
 
 
-def tiny(rng: np.random.Generator) -> tuple[Float, Float]:
-    """All below a ten-thousandth."""
+def draw_tiny(rng: np.random.Generator) -> tuple[Float, Float]:
+    """All scores are below 1e-4."""
     score = rng.random(ROWS) * 1e-5
     return score, rng.random(ROWS) < score * 3e4
 
 
-def heavy_tailed(rng: np.random.Generator) -> tuple[Float, Float]:
-    """Half of the examples share 0, others share whole numbers, the tail reaches far, some have no score."""
+def draw_heavy_tailed(rng: np.random.Generator) -> tuple[Float, Float]:
+    """Half of the scores are 0, many tie at whole numbers, the tail is heavy, and some scores are missing."""
     score = rng.pareto(0.7, ROWS) * 10
     score[rng.random(ROWS) < 0.3] = 7.5
     score[: ROWS // 4] = np.round(score[: ROWS // 4])
@@ -53,38 +53,38 @@ def heavy_tailed(rng: np.random.Generator) -> tuple[Float, Float]:
     return score, label
 
 
-def rare_beside_a_tie(rng: np.random.Generator) -> tuple[Float, Float]:
-    """The few positives lie just above the score that most of the examples share."""
+def draw_rare_positives_above_a_tie(rng: np.random.Generator) -> tuple[Float, Float]:
+    """The few positives score just above a value that most of the examples share."""
     score = np.where(rng.random(ROWS) < 0.6, 0, 1 + rng.random(ROWS))
     label = np.zeros(ROWS)
     score[:4], label[:4] = 1e-9 * np.arange(1, 5), 1
     return score, label
 
 
-@pytest.mark.parametrize("draw", [times, tiny, heavy_tailed, rare_beside_a_tie])
-def test_many_distinct_scores_rank_as_they_do_one_by_one(
+@pytest.mark.parametrize("draw", [draw_times, draw_tiny, draw_heavy_tailed, draw_rare_positives_above_a_tie])
+def test_many_distinct_scores_keep_the_auc(
     spark: SparkSession,
     tmp_path: Path,
     draw: Callable[[np.random.Generator], tuple[Float, Float]],
 ) -> None:
     score, label = draw(np.random.default_rng(3))
     label = label.astype(float)
-    found = made(spark, tmp_path, score, label)
+    result = histogram_from(spark, tmp_path, score, label)
     assert len(np.unique(score)) > histogram._QUANTILES
-    assert 5_000 < len(found.score) <= 2 * histogram._QUANTILES + 1
-    assert found.rows.sum() == ROWS
-    assert found.positives.sum() == label.sum()
-    assert found.predicted.sum() == ROWS / 2
+    assert 5_000 < len(result.score) <= 2 * histogram._QUANTILES + 1
+    assert result.rows.sum() == ROWS
+    assert result.positives.sum() == label.sum()
+    assert result.predicted.sum() == ROWS / 2
     lowest = np.nan_to_num(score, nan=-1)
-    assert found.auc == pytest.approx(roc_auc_score(label, lowest), abs=1e-4)
+    assert result.auc == pytest.approx(roc_auc_score(label, lowest), abs=1e-4)
 
 
-def test_few_distinct_scores_stay_as_they_are_and_none_is_the_lowest(
+def test_few_distinct_scores_are_exact_and_a_missing_score_is_lowest(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     score = np.array([-2e-5, np.nan, -1e-5, -1e-5, 3.0, np.nan])
     label = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-    found = made(spark, tmp_path, score, label)
+    result = histogram_from(spark, tmp_path, score, label)
     expected: dict[str, list[Any]] = {
         "score": [-np.inf, -2e-5, -1e-5, 3.0],
         "rows": [2, 1, 2, 1],
@@ -92,10 +92,10 @@ def test_few_distinct_scores_stay_as_they_are_and_none_is_the_lowest(
         "predicted": [1, 0.5, 1, 0.5],
     }
     for name, values in expected.items():
-        assert getattr(found, name).tolist() == values
-    assert found.auc == roc_auc_score(label, np.nan_to_num(score, nan=-9))
+        assert getattr(result, name).tolist() == values
+    assert result.auc == roc_auc_score(label, np.nan_to_num(score, nan=-9))
 
 
-def test_the_rows_that_intervals_are_drawn_from_rank_the_same(spark: SparkSession) -> None:
+def test_a_missing_score_becomes_the_lowest_number(spark: SparkSession) -> None:
     frame = spark.sql("SELECT * FROM VALUES (1.5D), (NULL), (-7D) AS scores(score)")
     assert [row[0] for row in frame.select(ranked(F.col("score"))).collect()] == [1.5, -np.inf, -7.0]

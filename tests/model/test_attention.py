@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from lam_spark.model import attention
-from lam_spark.model.attention import ByHistory, Dense, attention_of, seen_events
+from lam_spark.model.attention import Dense, WindowedAttention, query_event_mask, select_attention
 from lam_spark.model.transformer import Batch
 from lam_spark.training.losses import Period, loss_of
-from tests.support.tiny import DAY, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, START, batch_of, customer, layout, random_model
 
 WHOLE = Period(0, START + 10_000 * DAY, ("train",))
 # Lengths of a block's windows, 0 an empty slot: long and short ones, one event alone, a gap, nothing at the end.
@@ -40,14 +40,14 @@ def blocks_of_lengths(lengths: list[list[int]]) -> Batch:
     return {"window": window, "query_window": asked, "query_index": index}
 
 
-def attended(way: type[Dense] | type[ByHistory], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+def attended(way: type[Dense] | type[WindowedAttention], batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """What each slot that is in use takes, and the gradients of queries, keys and values."""
     draw = torch.Generator().manual_seed(1)
     blocks = len(batch["window"])
     given = [
         torch.randn(blocks, EVENTS + QUERIES, 2, 8, generator=draw, requires_grad=True) for _ in range(3)
     ]
-    mixed = way(batch["window"], seen_events(batch))(*given)
+    mixed = way(batch["window"], query_event_mask(batch))(*given)
     assert mixed.shape == given[0].shape
     used = torch.cat([batch["window"], batch["query_window"]], dim=1) > 0
     weights = torch.randn(mixed.shape, generator=draw)
@@ -58,7 +58,7 @@ def attended(way: type[Dense] | type[ByHistory], batch: Batch) -> tuple[Tensor, 
 @pytest.mark.parametrize("lengths", BLOCKS.values(), ids=BLOCKS)
 def test_by_history_gives_what_all_pairs_give(lengths: list[list[int]]) -> None:
     batch = blocks_of_lengths(lengths)
-    dense, by_history = attended(Dense, batch), attended(ByHistory, batch)
+    dense, by_history = attended(Dense, batch), attended(WindowedAttention, batch)
     torch.testing.assert_close(by_history[0], dense[0], atol=1e-5, rtol=1e-5)
     assert len(dense[1]) == 3
     for theirs, ours in zip(dense[1], by_history[1], strict=True):
@@ -80,7 +80,7 @@ def test_the_model_learns_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -
     found = []
     for most in (10_000, 0):
         monkeypatch.setattr(attention, "_DENSE_EVENTS", most)
-        model = lively_model(shape)
+        model = random_model(shape)
         loss = loss_of(model, batch, WHOLE, with_next=True, with_targets=True)
         total = loss.next_sum + loss.target_sums.sum()
         total.backward()  # type: ignore[no-untyped-call]
@@ -94,11 +94,11 @@ def test_the_model_learns_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -
 def test_short_blocks_and_compilers_get_one_call_and_long_blocks_their_histories() -> None:
     batch = blocks_of_lengths(BLOCKS["mixed"])
     short = {name: values[:, :256] for name, values in batch.items()}
-    assert isinstance(attention_of(batch, seen_events(batch)), ByHistory)
-    assert isinstance(attention_of(short, seen_events(short)), Dense)
+    assert isinstance(select_attention(batch, query_event_mask(batch)), WindowedAttention)
+    assert isinstance(select_attention(short, query_event_mask(short)), Dense)
 
     def is_dense(values: Batch) -> Tensor:
-        way = attention_of(values, seen_events(values))
+        way = select_attention(values, query_event_mask(values))
         return values["window"] + isinstance(way, Dense)
 
     compiled = torch.compile(is_dense, backend="eager", fullgraph=True)

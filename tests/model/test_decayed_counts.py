@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lam_spark.model.attention import seen_events
-from lam_spark.model.decayed_counts import DecayedCounts, counted_rows, field_rows
+from lam_spark.model.attention import query_event_mask
+from lam_spark.model.decayed_counts import DecayedCounts, counter_slices, num_counters
 from lam_spark.model.transformer import Batch
 from lam_spark.training_data.decayed_counts import initial_counts
 from lam_spark.training_data.layout import HOURS_OF_DAY, Layout, Target
 from lam_spark.training_data.packing import Customer
-from tests.support.tiny import DAY, LAYOUT, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, LAYOUT, START, batch_of, customer, layout, random_model
 
 HALF_LIVES = (2.0, 30.0)
 
 
 def habits_of(shape: Layout, batch: Batch) -> Tensor:
     """The decayed_counts of a batch's queries, each of what it sees."""
-    counts: Tensor = DecayedCounts(shape)(batch, seen_events(batch))
+    counts: Tensor = DecayedCounts(shape)(batch, query_event_mask(batch))
     return counts
 
 
@@ -33,8 +33,8 @@ def test_an_event_counts_less_the_longer_ago() -> None:
     seen = torch.zeros(1, LAYOUT.queries_per_block, LAYOUT.block_events, dtype=torch.bool)
     seen[0, 0, :2] = True  # the third is not seen
     counts = DecayedCounts(layout(half_life_days=(10.0,)))(batch, seen)
-    assert counts.shape == (1, LAYOUT.queries_per_block, 1, counted_rows(LAYOUT))
-    first = field_rows(LAYOUT)["item"].start
+    assert counts.shape == (1, LAYOUT.queries_per_block, 1, num_counters(LAYOUT))
+    first = counter_slices(LAYOUT)["item"].start
     expected = [math.log1p(0.25), math.log1p(0.5)]
     assert counts[0, 0, 0, first + 3 : first + 5].tolist() == pytest.approx(expected, rel=1e-5)
     assert not counts[0, 1:].any()
@@ -52,7 +52,7 @@ def test_all_fields_and_hours_are_counted_as_a_slow_count_does() -> None:
     counts = habits_of(shape, batch).numpy()
     columns = {name: batch[f"event_{name}"].numpy() for name in LAYOUT.categorical}
     hour = batch["hour_of_week"].numpy() % HOURS_OF_DAY
-    rows, end = field_rows(LAYOUT), counted_rows(LAYOUT)
+    rows, end = counter_slices(LAYOUT), num_counters(LAYOUT)
     asked = batch["query_window"].numpy()
     assert (asked > 0).sum() > 5
     for block, query in zip(*np.nonzero(asked), strict=True):
@@ -69,33 +69,33 @@ def test_all_fields_and_hours_are_counted_as_a_slow_count_does() -> None:
 
 def test_rare_values_of_a_large_field_are_not_counted() -> None:
     shape = dataclasses.replace(LAYOUT, sizes=tuple(500 for _ in LAYOUT.categorical))
-    assert counted_rows(shape) == 64 * len(shape.categorical) + HOURS_OF_DAY
+    assert num_counters(shape) == 64 * len(shape.categorical) + HOURS_OF_DAY
     one = customer(shape, [START, START + DAY], [START + 2 * DAY], action=[63, 64], item=[7, 8])
     seen = torch.zeros(1, shape.queries_per_block, shape.block_events, dtype=torch.bool)
     seen[0, 0, :2] = True
     counts = DecayedCounts(dataclasses.replace(shape, half_life_days=(10.0,)))(batch_of(shape, [one]), seen)[
         0, 0, 0
     ]
-    rows = field_rows(shape)
+    rows = counter_slices(shape)
     assert counts[rows["action"]].nonzero().flatten().tolist() == [63]
     assert counts[rows["item"]].nonzero().flatten().tolist() == [7, 8]
 
 
 def test_who_somebody_is_is_no_habit_unless_a_target_asks_for_it() -> None:
-    shape = dataclasses.replace(LAYOUT, who=("item",))
-    assert list(field_rows(shape)) == ["action"]
-    assert counted_rows(shape) == LAYOUT.sizes[0] + HOURS_OF_DAY
+    shape = dataclasses.replace(LAYOUT, who_fields=("item",))
+    assert list(counter_slices(shape)) == ["action"]
+    assert num_counters(shape) == LAYOUT.sizes[0] + HOURS_OF_DAY
     batch = batch_of(shape, [customer(shape, [START], [START + DAY], action=[4])])
     counts = habits_of(dataclasses.replace(shape, half_life_days=(10.0,)), batch)
     assert counts[0, 0, 0, : LAYOUT.sizes[0]].nonzero().flatten().tolist() == [4]
     asked = dataclasses.replace(shape, targets=(Target("items", "next", "item", 4),))
-    assert field_rows(asked)["item"] == slice(LAYOUT.sizes[0], LAYOUT.sizes[0] + 7)
+    assert counter_slices(asked)["item"] == slice(LAYOUT.sizes[0], LAYOUT.sizes[0] + 7)
 
 
 def test_what_a_target_asks_for_is_counted_however_rare() -> None:
     sizes = tuple(500 for _ in LAYOUT.categorical)
     shape = dataclasses.replace(LAYOUT, sizes=sizes, targets=(Target("items", "next", "item", 200),))
-    rows = field_rows(shape)["item"]
+    rows = counter_slices(shape)["item"]
     assert rows.stop - rows.start == 203
 
 
@@ -103,12 +103,12 @@ def test_what_a_target_asks_for_is_counted_however_rare() -> None:
 def test_the_answers_know_of_them(shape: Layout) -> None:
     """An answer changes with a half-life alone: everything else that goes in is the same."""
     one = customer(shape, [START, START + DAY], [START + 9 * DAY])
-    batch, model = batch_of(shape, [one]), lively_model(shape)
+    batch, model = batch_of(shape, [one]), random_model(shape)
     before = model(batch)
     model.decayed_counts.half_life_days *= 2
     after = model(batch)
     assert torch.equal(before.query_hidden_BQD, after.query_hidden_BQD)
-    assert not torch.equal(before.answers["reply"][0, 0], after.answers["reply"][0, 0])
+    assert not torch.equal(before.targets["reply"][0, 0], after.targets["reply"][0, 0])
 
 
 def habits_by_row(shape: Layout, people: list[Customer]) -> dict[int, Tensor]:
@@ -145,8 +145,8 @@ def test_a_vocabulary_that_grows_leaves_the_carried_counts_where_they_are() -> N
     grown = layout(sizes=tuple(size + 2 for size in LAYOUT.sizes))
     assert grown.columns == LAYOUT.columns
     before, after = habits_of(LAYOUT, block), habits_of(grown, block)
-    for name, rows in field_rows(LAYOUT).items():
-        wider = field_rows(grown)[name]
+    for name, rows in counter_slices(LAYOUT).items():
+        wider = counter_slices(grown)[name]
         torch.testing.assert_close(after[..., wider.start : wider.stop - 2], before[..., rows])
         assert not after[..., wider.stop - 2 : wider.stop].any()
     torch.testing.assert_close(after[..., -HOURS_OF_DAY:], before[..., -HOURS_OF_DAY:])

@@ -28,12 +28,12 @@ from lam_spark.model.artifact import (
     read_artifact,
     save_artifact,
 )
-from lam_spark.model.attention import seen_events, visibility
+from lam_spark.model.attention import attention_mask, query_event_mask
 from lam_spark.model.transformer import Batch, LargeActionModel, _Bins
 from lam_spark.scoring.predictor import predict_queries
 from lam_spark.training.losses import Period, loss_of
 from lam_spark.training_data.packing import Customer
-from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, layout, random_model
 
 WHOLE = Period(0, START + 1000 * DAY, ("train",))
 
@@ -53,7 +53,7 @@ def answers(model: LargeActionModel, customers: list[Customer]) -> list[Any]:
 
 @pytest.fixture
 def model() -> LargeActionModel:
-    return lively_model()
+    return random_model()
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def batch() -> Batch:
 
 
 def sees(batch: Batch) -> Tensor:
-    mask = visibility(batch["window"], seen_events(batch))
+    mask = attention_mask(batch["window"], query_event_mask(batch))
     assert mask.shape == (1, 20, 20)
     return mask[0]
 
@@ -109,7 +109,7 @@ def test_a_changed_event_changes_what_follows_in_its_segment_and_nothing_else(
     after = model(changed)
     moved = (before.event_hidden_BTD != after.event_hidden_BTD).any(-1)[0].nonzero().flatten().tolist()
     assert moved == [4, 5]
-    logits = (before.answers["reply"] != after.answers["reply"])[0].nonzero().flatten().tolist()
+    logits = (before.targets["reply"] != after.targets["reply"])[0].nonzero().flatten().tolist()
     assert logits == [1]  # the query after all six events; not the one after three, not the other customer's
 
 
@@ -123,7 +123,7 @@ def test_a_changed_query_changes_its_own_answer_only(
     changed[column][0, 1] += 1
     after = model(changed)
     assert torch.equal(before.event_hidden_BTD, after.event_hidden_BTD)
-    moved = before.answers["reply"] != after.answers["reply"]
+    moved = before.targets["reply"] != after.targets["reply"]
     assert moved[0].tolist() == [False, True, False, False]
 
 
@@ -138,7 +138,7 @@ def test_an_answer_does_not_depend_on_who_shares_the_block(model: LargeActionMod
 
 
 def test_padding_does_not_change_an_answer() -> None:
-    wide = lively_model(layout(block_events=40, queries_per_block=9))
+    wide = random_model(layout(block_events=40, queries_per_block=9))
     narrow = LargeActionModel(LAYOUT, wide.size, wide.normaliser).eval()
     narrow.load_state_dict(wide.state_dict())
     one = daily(7, (2, 7))
@@ -157,12 +157,12 @@ def test_events_after_a_query_do_not_change_its_answer(model: LargeActionModel, 
 @torch.no_grad()
 def test_the_order_of_events_matters(layers: int) -> None:
     """Even one layer, to which the events before a query would be a mere set without positions."""
-    model = lively_model(size=dataclasses.replace(SIZE, layers=layers))
+    model = random_model(size=dataclasses.replace(SIZE, layers=layers))
     batch = batch_of(LAYOUT, [daily(6, (6,))])
     swapped = {name: values.clone() for name, values in batch.items()}
     for name in ("hour_of_week", "event_action", "event_item", "event_amount"):
         swapped[name][0, [1, 4]] = batch[name][0, [4, 1]]
-    before, after = (model(b).answers["reply"][0, 0] for b in (batch, swapped))
+    before, after = (model(b).targets["reply"][0, 0] for b in (batch, swapped))
     assert abs(float(before - after)) > 1e-3
 
 
@@ -170,7 +170,7 @@ def test_the_time_since_the_last_event_matters(model: LargeActionModel) -> None:
     with torch.no_grad():
         batch = batch_of(LAYOUT, [daily(6, (6,))])
         later = dict(batch, query_time=batch["query_time"] + 30 * DAY)
-        before, after = (model(b).answers["reply"][0, 0] for b in (batch, later))
+        before, after = (model(b).targets["reply"][0, 0] for b in (batch, later))
     assert abs(float(before - after)) > 1e-3
 
 
@@ -207,11 +207,11 @@ def test_an_empty_history_gives_a_finite_answer(model: LargeActionModel) -> None
     for given in ([daily(0, (0,))], [full, daily(0, (0,))]):
         assert np.isfinite(answers(model, given)[-1]).all()
     with torch.no_grad():
-        assert bool(model(batch_of(LAYOUT, [full, daily(0, (0,))])).answers["reply"].isfinite().all())
+        assert bool(model(batch_of(LAYOUT, [full, daily(0, (0,))])).targets["reply"].isfinite().all())
 
 
 def test_a_fresh_model_knows_nothing() -> None:
-    model = LargeActionModel(LAYOUT, lively_model().size, lively_model().normaliser).eval()
+    model = LargeActionModel(LAYOUT, random_model().size, random_model().normaliser).eval()
     assert answers(model, [daily(6, (3, 6))])[0].tolist() == [0.0, 0.0]
 
 
@@ -287,7 +287,7 @@ def test_a_missing_file_is_a_model_error(saved: tuple[Path, str], name: str) -> 
 
 def test_weights_of_another_shape_do_not_fit(saved: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = saved
-    save_artifact(tmp_path / "other", lively_model(layout(sizes=(6, 12))), {}, {})
+    save_artifact(tmp_path / "other", random_model(layout(sizes=(6, 12))), {}, {})
     weights = (tmp_path / "other" / WEIGHTS).read_bytes()
     card = (folder / CARD).read_bytes()
     with pytest.raises(ModelError, match="do not fit each other"):

@@ -17,45 +17,45 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError
-from lam_spark.report import stage as report
+from lam_spark.report.stage import report
 from lam_spark.runtime.audit import AuditError, Chain, Cost, latest_entries, verify_chain
-from lam_spark.runtime.context import Run, StageResult, sql_literal
+from lam_spark.runtime.context import RunContext, StageResult, sql_literal
 from lam_spark.storage.dataframes import local_frame
-from tests.support.shop import run_builder
+from tests.support.shop import context_builder
 
 
 @pytest.fixture(scope="module")
-def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     """A workspace with three entries; the last is of a stage that failed."""
-    run = run_builder(spark, tmp_path_factory.mktemp("audit") / "shop")()
-    run.tables.read_versions["events"] = 7
-    chain = Chain(run)
+    ctx = context_builder(spark, tmp_path_factory.mktemp("audit") / "shop")()
+    ctx.tables.read_versions["events"] = 7
+    chain = Chain(ctx)
     chain.append("ingest", StageResult("", {"events": 5}), Cost(1.0, 0.5))
     chain.append("train", StageResult("", {"tokens": 9}, {"digest": "abc"}), Cost(2.0, None))
-    Chain(run).append("ingest", None, Cost(3.0, None), error="DataQualityError: too much")
+    Chain(ctx).append("ingest", None, Cost(3.0, None), error="DataQualityError: too much")
     return run
 
 
 @contextlib.contextmanager
-def rewritten(run: Run, frame: DataFrame) -> Iterator[None]:
+def rewritten(ctx: RunContext, frame: DataFrame) -> Iterator[None]:
     """The chain has other rows inside; however that ends, those of before are put back."""
-    kept = run.tables.read("audit", run.tables.version("audit"))
-    run.tables.overwrite(frame, "audit")
+    kept = ctx.tables.read("audit", ctx.tables.version("audit"))
+    ctx.tables.overwrite(frame, "audit")
     try:
         yield
     finally:
-        run.tables.overwrite(kept, "audit")
+        ctx.tables.overwrite(kept, "audit")
 
 
-def test_an_entry_tells_what_the_stage_did(run: Run) -> None:
-    assert verify_chain(run) == 3
-    entries = latest_entries(run)
+def test_an_entry_tells_what_the_stage_did(ctx: RunContext) -> None:
+    assert verify_chain(ctx) == 3
+    entries = latest_entries(ctx)
     assert set(entries) == {"ingest", "train"}  # of ingest the one that went well
     assert entries["ingest"]["counts"] == {"events": 5}
     assert entries["ingest"]["tables_read"] == {"events": 7}
     assert entries["train"]["facts"] == {"digest": "abc"}
     assert entries["train"]["config"]["name"] == "small_shop"
-    statuses = run.tables.read("audit").orderBy("sequence").select("status", "entry").collect()
+    statuses = ctx.tables.read("audit").orderBy("sequence").select("status", "entry").collect()
     assert [row["status"] for row in statuses] == ["done", "done", "failed"]
     assert json.loads(statuses[2]["entry"])["error"] == "DataQualityError: too much"
 
@@ -71,12 +71,12 @@ def test_an_entry_tells_what_the_stage_did(run: Run) -> None:
     ],
     ids=["changed", "removed", "added", "called done", "of another time"],
 )
-def test_a_chain_that_was_touched_is_found(run: Run, change: Any, first_broken: int) -> None:
-    with rewritten(run, change(run.tables.read("audit"))):
-        for reader in (verify_chain, report.run):
+def test_a_chain_that_was_touched_is_found(ctx: RunContext, change: Any, first_broken: int) -> None:
+    with rewritten(ctx, change(ctx.tables.read("audit"))):
+        for reader in (verify_chain, report):
             with pytest.raises(AuditError, match=f"the audit chain breaks at entry {first_broken} "):
-                reader(run)
-    assert verify_chain(run) == 3
+                reader(ctx)
+    assert verify_chain(ctx) == 3
 
 
 DAY = dt.date(2023, 12, 2)
@@ -86,11 +86,11 @@ class Nights:
     """Stages that say in the audit that they ran, and leave a row in their table."""
 
     def __init__(self, spark: SparkSession, root: Path) -> None:
-        self._run = run_builder(spark, root)()
+        self._run = context_builder(spark, root)()
         # One for all: each that is made asks Spark for the newest entry.
         self._chain = Chain(self._run)
 
-    def of(self, target: str = "response", run_id: str = "", day: dt.date = DAY) -> Run:
+    def of(self, target: str = "response", run_id: str = "", day: dt.date = DAY) -> RunContext:
         scoring = self._run.config.scoring.model_copy(update={"target": target})
         config = self._run.config.model_copy(update={"as_of": day, "scoring": scoring})
         return dataclasses.replace(self._run, run_id=run_id, config=config)
@@ -102,11 +102,11 @@ class Nights:
         self._chain.append(stage, StageResult(stage, facts=facts), Cost(1.0, None))
 
     def publish(self, table: str, run_id: str, target: str = "response", day: dt.date = DAY) -> None:
-        run = self.of(target, run_id, day)
-        frame = local_frame(run.spark, [(target, run_id)], "target STRING, run_id STRING")
-        frame = frame.withColumn("as_of", F.expr(sql_literal(run.as_of)))
+        ctx = self.of(target, run_id, day)
+        frame = local_frame(ctx.spark, [(target, run_id)], "target STRING, run_id STRING")
+        frame = frame.withColumn("as_of", F.expr(sql_literal(ctx.as_of)))
         of_target = f"target = '{target}' AND " if table == "scores" else ""
-        run.tables.overwrite(frame, table, where=f"{of_target}as_of = {sql_literal(run.as_of)}")
+        ctx.tables.overwrite(frame, table, where=f"{of_target}as_of = {sql_literal(ctx.as_of)}")
 
     def score(self, run_id: str, digest: str, **of: Any) -> None:
         self.publish("scores", run_id, **of)
@@ -118,7 +118,7 @@ class Nights:
 
     def refusal(self, **of: Any) -> str:
         with pytest.raises(ConfigError) as raised:
-            report.run(self.of(**of))
+            report(self.of(**of))
         return str(raised.value)
 
     def shown(self, **of: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lam_spark.runtime.log import Journal
+from lam_spark.runtime.log import RunLog
 
 # Erases a line above: how a terminal is told that the live line goes.
 ERASED = "\x1b[1A\x1b[2K"
@@ -57,7 +57,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_who_is_spoken_to(monkeypatch: pytest.MonkeyPatch, wish: str, terminal: bool, human: bool) -> None:
     stderr(monkeypatch, terminal)
     monkeypatch.setenv("LAM_SPARK_LOG", wish)
-    assert Journal("r1", None).human is human
+    assert RunLog("r1", None).human is human
 
 
 def test_people_get_the_lines_and_the_file_the_records(
@@ -65,12 +65,12 @@ def test_people_get_the_lines_and_the_file_the_records(
 ) -> None:
     seen = stderr(monkeypatch, terminal=False)
     monkeypatch.setenv("LAM_SPARK_LOG", "human")
-    journal = Journal("r1", tmp_path / "logs")
-    journal.event("stage started", stage="train", note="größer")
-    journal.say("[green]✓[/] [bold]train[/]  longer than a terminal is wide: " + 20 * "word ")
-    journal.live("[bold]train[/] 3 s")  # there is no terminal to take a line away from
-    journal.live(None)
-    journal.close()
+    log = RunLog("r1", tmp_path / "logs")
+    log.event("stage started", stage="train", note="größer")
+    log.echo("[green]✓[/] [bold]train[/]  longer than a terminal is wide: " + 20 * "word ")
+    log.status("[bold]train[/] 3 s")  # there is no terminal to take a line away from
+    log.status(None)
+    log.close()
     assert seen.getvalue() == "✓ train  longer than a terminal is wide: " + 20 * "word " + "\n"
     (record,) = records(tmp_path / "logs")
     assert record.pop("at").endswith("+00:00")
@@ -89,11 +89,11 @@ def test_machines_get_the_records_and_nothing_else(
 ) -> None:
     seen = stderr(monkeypatch, terminal)
     monkeypatch.setenv("LAM_SPARK_LOG", "json")
-    journal = Journal("r1", tmp_path / "logs")
-    journal.event("mlflow run lost", level="warning", at_path=tmp_path)
-    journal.say("✓ train")
-    journal.live("train 3 s")
-    journal.close()
+    log = RunLog("r1", tmp_path / "logs")
+    log.event("mlflow run lost", level="warning", at_path=tmp_path)
+    log.echo("✓ train")
+    log.status("train 3 s")
+    log.close()
     lines = [json.loads(line) for line in seen.getvalue().splitlines()]
     assert lines == records(tmp_path / "logs")
     assert [(line["event"], line["level"], line["at_path"]) for line in lines] == [
@@ -105,19 +105,19 @@ def test_on_a_terminal_a_live_line_shows_where_a_stage_is_and_goes_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = stderr(monkeypatch, terminal=True)
-    journal = Journal("r1", None)
-    journal.live("[bold]train[/] 3 s")
-    journal.note("epoch 2")
-    journal.live("[bold]train[/] 5 s")
-    journal.say("✓ a line that stays")
-    journal.live(None)
+    log = RunLog("r1", None)
+    log.status("[bold]train[/] 3 s")
+    log.progress("epoch 2")
+    log.status("[bold]train[/] 5 s")
+    log.echo("✓ a line that stays")
+    log.status(None)
     shown = seen.getvalue()
     assert "\x1b[1mtrain\x1b[0m 5 s · epoch 2" in shown
     assert "✓ a line that stays\n" in shown
     assert shown.rstrip("\r").endswith(ERASED)
     # The next stage begins without what the one before it was at.
-    journal.live("score 1 s")
-    journal.close()
+    log.status("score 1 s")
+    log.close()
     assert "score 1 s" in seen.getvalue()
     assert "score 1 s · " not in seen.getvalue()
     assert seen.getvalue().rstrip("\r").endswith(ERASED)
@@ -126,9 +126,9 @@ def test_on_a_terminal_a_live_line_shows_where_a_stage_is_and_goes_away(
 def test_a_dry_run_keeps_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = stderr(monkeypatch, terminal=False)
     monkeypatch.chdir(tmp_path)
-    journal = Journal("r1", None)
-    journal.event("run started")
-    journal.close()
+    log = RunLog("r1", None)
+    log.event("run started")
+    log.close()
     assert json.loads(seen.getvalue())["event"] == "run started"
     assert list(tmp_path.iterdir()) == []
 
@@ -136,9 +136,9 @@ def test_a_dry_run_keeps_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_run_that_goes_on_adds_to_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And each record is there as soon as it was told: a run that is killed leaves them."""
     stderr(monkeypatch, terminal=False)
-    first, second = Journal("r1", tmp_path), Journal("r1", tmp_path)
-    for journal in (first, second):
-        journal.event("run started")
+    first, second = RunLog("r1", tmp_path), RunLog("r1", tmp_path)
+    for log in (first, second):
+        log.event("run started")
         assert records(tmp_path)[-1]["event"] == "run started"
     assert len(records(tmp_path)) == 2
     first.close()

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 GIVEN_WITHOUT_DELTA = """
 import sys
 from pyspark.sql import SparkSession
-from lam_spark.cli import run_stage
+from lam_spark.cli import run_job
 SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-sys.exit(run_stage("consent", sys.argv[1:]))
+sys.exit(run_job("consent", sys.argv[1:]))
 """
 
 

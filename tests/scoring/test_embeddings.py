@@ -1,4 +1,4 @@
-"""Who has no vector, and why: the stage on tables made by hand, with a model that nobody trained."""
+"""Customers with and without an embedding: the stage on small tables, with an untrained model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import DataQualityError, ModelError
-from lam_spark.runtime.context import Run
-from lam_spark.scoring import embeddings as embed
-from lam_spark.scoring.udf import champion
-from lam_spark.sequences import stage as assemble
+from lam_spark.runtime.context import RunContext
+from lam_spark.scoring.embeddings import embed
+from lam_spark.scoring.udf import load_registered_model
+from lam_spark.sequences.stage import build_sequences
 from lam_spark.training_data.columns import layout_of
-from tests.support.shop import ONE_TARGET, run_builder
+from tests.support.shop import ONE_TARGET, context_builder
 from tests.support.tables import event, publish, register
-from tests.support.tiny import lively_model
+from tests.support.tiny import random_model
 
 BOTH = ("opt_in", "opt_in")
 SECTIONS = {
@@ -31,7 +31,7 @@ SECTIONS = {
     },
 }
 EVENTS = [
-    # Its first four events fall out of its row: on 2 March nothing of what came before is kept.
+    # The row keeps its latest 16 events: on 2 March none of the earlier ones is kept.
     *[
         event("busy", f"2023-03-{day:02d}T12:00:00", f"b{day}", action="buy", amount=day)
         for day in range(1, 21)
@@ -41,90 +41,90 @@ EVENTS = [
     event("later", "2023-12-19T10:00:00", "l2", action="buy", amount=9),
     event("contact", "2023-02-01T10:00:00", "c1", action="buy"),
 ]
-STANDINGS = {
+STATUSES = {
     **dict.fromkeys(("busy", "early", "late", "later", "silent"), BOTH),
     "contact": ("opt_out", "opt_in"),
 }
 
-Build = Callable[..., Run]
+Build = Callable[..., RunContext]
 
 
 @pytest.fixture(scope="module")
 def build(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds runs over a workspace with sequences and a model."""
     folder = tmp_path_factory.mktemp("embed")
-    build = run_builder(spark, folder / "shop")
-    run = build(**SECTIONS)
-    publish(run, EVENTS, STANDINGS)
-    assemble.run(run)
-    register(run, lively_model(layout_of(run.config, run.tables.read("vocabulary"))), folder / "model")
+    build = context_builder(spark, folder / "shop")
+    ctx = build(**SECTIONS)
+    publish(ctx, EVENTS, STATUSES)
+    build_sequences(ctx)
+    register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), folder / "model")
     return build
 
 
-def vectors(run: Run) -> dict[str, list[float]]:
-    """By customer, at the run's `as_of`."""
-    rows = run.tables.read("embeddings").collect()
+def embeddings(ctx: RunContext) -> dict[str, list[float]]:
+    """Customer -> embedding at `as_of`."""
+    rows = ctx.tables.read("embeddings").collect()
     return {
-        row["customer_key"]: row["vector"]
+        row["customer_key"]: row["embedding"]
         for row in rows
-        if row["as_of"].timestamp() == run.as_of.timestamp()
+        if row["as_of"].timestamp() == ctx.as_of.timestamp()
     }
 
 
-def test_who_has_no_vector_is_counted(build: Build) -> None:
-    run = build(**SECTIONS, as_of="2023-03-02")
-    result = embed.run(run)
+def test_customers_without_an_embedding_are_counted(build: Build) -> None:
+    ctx = build(**SECTIONS, as_of="2023-03-02")
+    result = embed(ctx)
     assert result.counts == {
         "customers_eligible": 5,  # not "contact"
         "without_sequence": 1,  # "silent"
-        "before_kept_events": 1,  # "busy"
+        "truncated": 1,  # "busy"
         "embeddings": 3,
     }
-    found = vectors(run)
-    assert found.keys() == {"early", "late", "later"}
-    np.testing.assert_allclose(found["late"], found["later"], atol=1e-5)  # nobody has done anything yet
-    assert np.abs(np.subtract(found["early"], found["late"])).max() > 1e-3
+    embedding = embeddings(ctx)
+    assert embedding.keys() == {"early", "late", "later"}
+    np.testing.assert_allclose(embedding["late"], embedding["later"], atol=1e-5)  # both histories are empty
+    assert np.abs(np.subtract(embedding["early"], embedding["late"])).max() > 1e-3
 
 
-def test_whose_events_are_kept_has_one(build: Build) -> None:
-    run = build(**SECTIONS)
-    assert embed.run(run).counts["before_kept_events"] == 0
-    assert vectors(run).keys() == {"busy", "early", "late", "later"}
+def test_customers_whose_history_is_kept_have_an_embedding(build: Build) -> None:
+    ctx = build(**SECTIONS)
+    assert embed(ctx).counts["truncated"] == 0
+    assert embeddings(ctx).keys() == {"busy", "early", "late", "later"}
 
 
-def test_a_damaged_vector_publishes_nothing(build: Build, tmp_path: Path) -> None:
-    run = build(**SECTIONS)
-    embed.run(run)
-    before = run.tables.version("embeddings")
-    broken = lively_model(layout_of(run.config, run.tables.read("vocabulary")))
+def test_a_damaged_embedding_publishes_nothing(build: Build, tmp_path: Path) -> None:
+    ctx = build(**SECTIONS)
+    embed(ctx)
+    before = ctx.tables.version("embeddings")
+    broken = random_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
     with torch.no_grad():
         broken.output_norm.weight[3] = torch.nan
-    # Another alias, so that the other tests' model stays.
-    run = build(**SECTIONS, scoring=run.config.scoring.model_dump() | {"alias": "broken"})
-    register(run, broken, tmp_path / "model")
+    # Another alias, so that the model of the other tests stays.
+    ctx = build(**SECTIONS, scoring=ctx.config.scoring.model_dump() | {"alias": "broken"})
+    register(ctx, broken, tmp_path / "model")
     with pytest.raises(
-        DataQualityError, match="table 'embeddings' was not written: what the model says is not"
+        DataQualityError, match="table 'embeddings' was not written: the model's output is not"
     ):
-        embed.run(run)
-    assert run.tables.version("embeddings") == before
+        embed(ctx)
+    assert ctx.tables.version("embeddings") == before
 
 
-def test_without_a_sequence_of_anybody_eligible_it_says_what_to_do(build: Build) -> None:
-    run = build(**SECTIONS, embeddings={"purpose": "research"})
-    stated = run.tables.read("consent").where("customer_key = 'silent'").limit(1)
-    asked = stated.selectExpr("customer_key", "'research' AS purpose", *stated.columns[2:])
-    run.tables.append(asked, "consent")
+def test_without_a_sequence_of_an_eligible_customer_the_error_says_what_to_do(build: Build) -> None:
+    ctx = build(**SECTIONS, embeddings={"purpose": "research"})
+    stated = ctx.tables.read("consent").where("customer_key = 'silent'").limit(1)
+    statements = stated.selectExpr("customer_key", "'research' AS purpose", *stated.columns[2:])
+    ctx.tables.append(statements, "consent")
     with pytest.raises(
         DataQualityError, match="eligible for 'research' has a sequence: run the stage 'sequences'"
     ):
-        embed.run(run)
+        embed(ctx)
 
 
-def test_of_a_model_with_other_targets_there_are_vectors_but_no_answers(build: Build) -> None:
-    run = build(**SECTIONS)
+def test_a_model_with_other_targets_gives_embeddings_but_no_predictions(build: Build) -> None:
+    ctx = build(**SECTIONS)
     renamed = {"renewal": ONE_TARGET["response"]}
-    scoring = run.config.scoring.model_dump() | {"target": "renewal"}
-    run = build(**(SECTIONS | {"targets": renamed}), scoring=scoring)
-    assert embed.run(run).counts["embeddings"] == 4
-    with pytest.raises(ModelError, match="the registered model answers response, not renewal: train again"):
-        champion(run, ["renewal"])
+    scoring = ctx.config.scoring.model_dump() | {"target": "renewal"}
+    ctx = build(**(SECTIONS | {"targets": renamed}), scoring=scoring)
+    assert embed(ctx).counts["embeddings"] == 4
+    with pytest.raises(ModelError, match="the registered model predicts response, not renewal: train again"):
+        load_registered_model(ctx.tables, ctx.config, ["renewal"])

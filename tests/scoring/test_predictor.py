@@ -15,7 +15,7 @@ from lam_spark.model.transformer import LargeActionModel
 from lam_spark.scoring.predictor import embed_customers, predict_queries
 from lam_spark.training_data.aggregates import aggregates
 from lam_spark.training_data.packing import Customer
-from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, lively_model
+from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, random_model
 
 HOUR = 72  # Wednesday 00:00
 UNKNOWN, MISSING = 1, 2
@@ -23,7 +23,7 @@ UNKNOWN, MISSING = 1, 2
 
 @pytest.fixture
 def model() -> LargeActionModel:
-    return lively_model()
+    return random_model()
 
 
 def embed(

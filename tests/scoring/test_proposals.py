@@ -1,25 +1,28 @@
-"""Which proposals may be scored: each with an id of its own, of declared fields, no more than fit."""
+"""Proposals: each has an id of its own and declared fields only, and their number is limited."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+from pyspark.sql import DataFrame
 
 from lam_spark.errors import ConfigError
-from lam_spark.runtime.context import Run
-from lam_spark.scoring.stage import proposals
+from lam_spark.runtime.context import RunContext
+from lam_spark.scoring.proposals import read_proposals
+from lam_spark.sources.inputs import Inputs
 
-Build = Callable[..., Run]
+Build = Callable[..., RunContext]
 ONE = "SELECT 'mail' AS proposal_id, 'a mail' AS description"
 
 
-def asked(make_run: Build, select: str, **more: object) -> Run:
-    return make_run(scoring={"target": "response", "proposals": select, **more})
+def read(make_context: Build, select: str, **more: object) -> DataFrame:
+    ctx = make_context(scoring={"target": "response", "proposals": select, **more})
+    return read_proposals(Inputs(ctx.spark, ctx.config.inputs, ctx.config.views), ctx.config)
 
 
 @pytest.mark.parametrize(
-    ("select", "says"),
+    ("select", "message"),
     [
         (f"{ONE}, 'red' AS colour", "scoring.proposals yields 'colour', which is not a field of the model"),
         (f"{ONE}, '7' AS campaign", "yields 'campaign', which is not a field of the model"),  # a reference
@@ -32,15 +35,15 @@ def asked(make_run: Build, select: str, **more: object) -> Run:
         (f"{ONE} FROM nowhere", "scoring.proposals"),
     ],
 )
-def test_proposals_that_cannot_be_scored_are_refused(make_run: Build, select: str, says: str) -> None:
-    most = 1 if "max_proposals" in says else 50
-    with pytest.raises(ConfigError, match=says):
-        proposals(asked(make_run, select, max_proposals=most))
+def test_invalid_proposals_are_refused(make_context: Build, select: str, message: str) -> None:
+    limit = 1 if "max_proposals" in message else 50
+    with pytest.raises(ConfigError, match=message):
+        read(make_context, select, max_proposals=limit)
 
 
-def test_a_proposal_has_every_field_and_may_depend_on_the_day(make_run: Build) -> None:
+def test_a_proposal_has_every_field_and_may_depend_on_as_of(make_context: Build) -> None:
     select = "SELECT 7 AS proposal_id, 'until {as_of}' AS description, 'books' AS item, '14' AS offer_days"
-    (row,) = proposals(asked(make_run, select)).collect()
+    (row,) = read(make_context, select).collect()
     fields = {"touchpoint": None, "item": "books", "product": None, "action": None, "amount": None}
     assert row.asDict() == {
         "proposal_id": "7",

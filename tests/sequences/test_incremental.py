@@ -27,7 +27,7 @@ from lam_spark.sequences import incremental as increment
 from lam_spark.sequences import stage as assemble
 from lam_spark.sequences.time_range import micros
 from lam_spark.sequences.vocabulary import MISSING, UNKNOWN
-from lam_spark.storage.tables import Tables
+from lam_spark.storage.tables.store import Tables
 from tests.support.shop import ONE_TARGET, PURPOSES, STARTED_AT, run_builder
 from tests.support.tables import event, events_frame, ledger_frame, taken_back
 

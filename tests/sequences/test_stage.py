@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from lam_spark.sequences.settings import BUILD_SETTINGS
+from lam_spark.storage.settings import session_settings
 from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
@@ -16,12 +18,10 @@ from lam_spark.runtime.context import Run, StageResult
 from lam_spark.sequences import stage as assemble
 from lam_spark.sequences.build import Assembler
 from lam_spark.sequences.entries import hour_of_week, local_hour_of_week
-from lam_spark.sequences.settings import BUILD_SETTINGS
 from lam_spark.sequences.time_range import bounds_of, check_as_of
 from lam_spark.sequences.tokens import FIRST_VALUE, MISSING, UNKNOWN
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary
 from lam_spark.storage.dataframes import local_frame
-from lam_spark.storage.settings import session_settings
 from tests.support.shop import LATE_PRODUCT, ONE_TARGET, REFUSED_PRODUCT, ZONE, run_builder
 from tests.support.tables import Prepared, event, events_frame, publish, utc
 

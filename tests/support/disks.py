@@ -1,4 +1,4 @@
-"""A disk with little room left."""
+"""Simulation of a full disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """This process may write no file beyond so many bytes: what a full disk does to a write."""
+    """Limit files of this process to `room` bytes: a larger write fails as on a full disk."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))

@@ -1,4 +1,4 @@
-"""A small world with something to learn, as block files and a training specification."""
+"""Small synthetic data set with something to learn, as block files and a training specification."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ import torch
 
 from lam_spark.config import TrainingConfig
 from lam_spark.training.losses import Period
+from lam_spark.training.phases import FINE_TUNING, Phase
 from lam_spark.training.spec import TrainingSpec
-from lam_spark.training.trainer import Trainer, _Pass
+from lam_spark.training.trainer import Trainer
 from lam_spark.training_data.packing import Block, Customer
 from tests.support.tiny import DAY, SIZE, START, blocks_of, customer, layout, write_blocks
 
 SHAPE = layout(block_events=24, queries_per_block=8)
 VALIDATION = START + 100 * DAY
 TEST = START + 150 * DAY
-_ASKED = (30, 50, 70, 90, 120, 140, 160)
+_QUERY_DAYS = (30, 50, 70, 90, 120, 140, 160)
 _SPLITS = ("train",) * 4 + ("validation",) * 2 + ("test",)
 
 
 def person(number: int) -> Customer:
-    """Items follow each other in a circle; whoever is asked about an item above 5 says yes."""
+    """A customer whose items follow each other in a circle; the label is 1 for queries with an item above 5."""
     days = np.arange(number % 4, 170, 8)
-    one = customer(
+    person = customer(
         SHAPE,
         START + days * DAY,
-        [START + day * DAY for day in _ASKED],
+        [START + day * DAY for day in _QUERY_DAYS],
         seed=number,
         split=_SPLITS,
         item=3 + (np.arange(len(days)) + number) % 6,
     )
-    one.queries["label_reply"] = (one.queries["query_item"] > 5).astype(np.float32)
-    return one
+    person.queries["label_reply"] = (person.queries["query_item"] > 5).astype(np.float32)
+    return person
 
 
 def blocks(people: int = 24) -> list[Block]:
-    """The world's blocks; the last event of each block's windows lies in the test period."""
+    """Blocks of the customers; the last event of each window is in the test period."""
     return blocks_of(SHAPE, [person(number) for number in range(people)])
 
 
 def specification(folder: Path, files: list[list[Block]], **settings: Any) -> TrainingSpec:
-    """Writes the files under `folder` and says how to train on them."""
+    """Write the files into `folder` and return the specification of a training on them."""
     folder.mkdir(parents=True, exist_ok=True)
     urls = tuple(
         write_blocks(folder / f"part-{number}.parquet", SHAPE, part) for number, part in enumerate(files)
     )
-    chosen = {
+    defaults = {
         "launcher": "in_process",
         "world_size": 1,
         "pretrain_epochs": 2,
@@ -56,12 +57,11 @@ def specification(folder: Path, files: list[list[Block]], **settings: Any) -> Tr
         "micro_batch_size": 2,
         "learning_rate": 1e-2,
         "finetune_learning_rate": 1e-2,
-        **settings,
     }
     return TrainingSpec(
         layout=SHAPE,
         size=SIZE,
-        settings=TrainingConfig(**chosen).model_dump(mode="json"),
+        settings=TrainingConfig(**{**defaults, **settings}),
         all_urls=urls,
         queried_urls=urls,
         validation_start=VALIDATION,
@@ -76,20 +76,15 @@ def specification(folder: Path, files: list[list[Block]], **settings: Any) -> Tr
     )
 
 
-def validation_of(spec: TrainingSpec) -> Period:
-    """What an epoch is chosen by."""
-    return Period(spec.validation_start, spec.test_start, ("validation",))
-
-
 def take_steps(trainer: Trainer, blocks_by_step: list[Block | None]) -> dict[str, torch.Tensor]:
-    """Drive the trainer's step over given blocks; the weights that come out.
+    """Run the trainer's step over given blocks and return the weights.
 
-    Plain gradient descent: Adam would turn the rounding of a gradient near zero into a whole step.
+    Plain gradient descent: Adam would turn the rounding error of a gradient near zero into a whole step.
     """
     trainer.model.train()
     optimiser = torch.optim.SGD(trainer.model.parameters(), lr=0.5, momentum=0.9)
-    early = Period(0, VALIDATION, ("train",))
-    work = _Pass("fine-tuning", trainer.queried_files, early, 1, 0.5, with_targets=True, next_weight=0.5)
+    period = Period(0, VALIDATION, ("train",))
+    phase = Phase(FINE_TUNING, trainer.queried_files, period, 1, 0.5, with_targets=True, next_weight=0.5)
     for block in blocks_by_step:
-        trainer._step(optimiser, block, work)
+        trainer._step(optimiser, block, phase)
     return trainer.model.state_dict()

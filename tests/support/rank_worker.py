@@ -1,6 +1,6 @@
-"""One rank of test_two_ranks.py.
+"""One process of tests/training/test_process_group.py.
 
-horovodrun --gloo -np 2 -H localhost:2 python -m tests.unit.rank_worker SPEC FOLDER
+horovodrun --gloo -np 2 -H localhost:2 python -m tests.support.rank_worker SPEC FOLDER
 """
 
 from __future__ import annotations
@@ -18,44 +18,43 @@ from lam_spark.training.process_group import HorovodGroup
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.trainer import Trainer
 from lam_spark.training_data.loader import block_batches
-from tests.support.learnable import SHAPE, take_steps, validation_of
+from tests.support.learnable import SHAPE, take_steps
 
 STEPS = 4
 
 
 def main(spec_file: str, folder: str) -> None:
-    """Leaves `steps-RANK.safetensors`, `fit-RANK.safetensors` and `told-RANK.json` in the folder."""
+    """Write `steps-RANK.safetensors`, `fit-RANK.safetensors` and `results-RANK.json` into the folder."""
     torch.set_num_threads(1)
     spec, out = TrainingSpec.load(Path(spec_file)), Path(folder)
-    world = HorovodGroup()
-    # Another seed a rank: only sharing the first rank's weights can make the ranks start alike.
-    settings = {**spec.settings, "seed": spec.settings["seed"] + world.rank}
-    trainer = Trainer(dataclasses.replace(spec, settings=settings), world, lambda record: None)
-    batches = block_batches(trainer.queried_files, SHAPE, spec.settings["micro_batch_size"], seed=None)
-    mine = [next(batches, None) for _ in range(STEPS)]
-    save_file(take_steps(trainer, mine), out / f"steps-{world.rank}.safetensors")
-    verdict = trainer._measure_targets(validation_of(spec))[spec.target]
-    if world.rank == 1 and mine[0] is not None:
-        mine[0]["event_amount"][0][:] = torch.inf
+    group = HorovodGroup()
+    # Another seed on each rank: only sharing the first rank's weights can make them start alike.
+    settings = spec.settings.model_copy(update={"seed": spec.settings.seed + group.rank})
+    trainer = Trainer(dataclasses.replace(spec, settings=settings), group, lambda record: None)
+    batches = block_batches(trainer.queried_files, SHAPE, spec.settings.micro_batch_size, seed=None)
+    steps = [next(batches, None) for _ in range(STEPS)]
+    save_file(take_steps(trainer, steps), out / f"steps-{group.rank}.safetensors")
+    metrics = trainer.validation.target_metrics(trainer.state)[spec.target]
+    if group.rank == 1 and steps[0] is not None:
+        steps[0]["event_amount"][0][:] = torch.inf
     try:
-        take_steps(trainer, mine[:1])
-    except ModelError as error:
-        refusal = str(error)
-    told: list[dict[str, object]] = []
-    trainer = Trainer(spec, world, told.append)
+        take_steps(trainer, steps[:1])
+    except ModelError as caught:
+        error = str(caught)
+    records: list[dict[str, object]] = []
+    trainer = Trainer(spec, group, records.append)
     trainer.fit()
-    save_file(trainer.model.state_dict(), out / f"fit-{world.rank}.safetensors")
-    read = [block is not None for block in mine]
-    summary = {
-        "size": world.size,
-        "read": read,
+    save_file(trainer.model.state_dict(), out / f"fit-{group.rank}.safetensors")
+    results = {
+        "size": group.size,
+        "steps_with_blocks": [block is not None for block in steps],
         "blocks": trainer.queried_files.blocks,
-        "verdict": dataclasses.asdict(verdict),
-        "told": told,
-        "refusal": refusal,
+        "metrics": dataclasses.asdict(metrics),
+        "records": records,
+        "error": error,
     }
-    (out / f"told-{world.rank}.json").write_text(json.dumps(summary))
-    world.close()
+    (out / f"results-{group.rank}.json").write_text(json.dumps(results))
+    group.close()
 
 
 if __name__ == "__main__":

@@ -416,7 +416,7 @@ def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
     """The function behind `make_run`, for fixtures of a wider scope."""
     from lam_spark.runtime.context import Run
     from lam_spark.runtime.log import Journal
-    from lam_spark.storage.tables import Tables
+    from lam_spark.storage.tables.store import Tables
 
     numbers = itertools.count(1)
 

@@ -39,6 +39,7 @@ def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
 def events_frame(run: Run, rows: list[Row]) -> DataFrame:
     """Rows as the table `events` has them, in one partition."""
     from lam_spark.events.resolution import event_order
+
     from lam_spark.events.schema import field_types
     from lam_spark.storage.dataframes import local_frame
 
@@ -98,6 +99,7 @@ def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | Non
     from lam_spark.model.artifact import Calibration, save_artifact
     from lam_spark.model.card import TEST_START, VOCABULARY
     from lam_spark.sequences.vocabulary import vocabulary_digest
+    from lam_spark.training.registry import register_model, set_alias
     from lam_spark.training.tracking import Tracking
 
     known = {
@@ -108,12 +110,12 @@ def register(run: Run, model: LargeActionModel, folder: Path, **facts: str | Non
     calibration = {target.name: Calibration(1.0, 0.0) for target in model.layout.targets}
     digest = save_artifact(folder, model, calibration, told)
     with Tracking(run.config, run.run_id, folder, run.journal) as tracking:
-        tracking.register(folder, digest)
+        set_alias(tracking, register_model(tracking, folder, digest))
 
 
 def table_versions(run: Run) -> dict[str, int]:
     """Every table that exists, with its newest version."""
-    from lam_spark.storage.tables import TABLES
+    from lam_spark.storage.tables.registry import TABLES
 
     return {name: run.tables.version(name) for name in TABLES if run.tables.exists(name)}
 

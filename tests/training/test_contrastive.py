@@ -19,7 +19,7 @@ from lam_spark.training.contrastive import (
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.trainer import Trainer
 from tests.support.learnable import blocks, specification
-from tests.support.tiny import DAY, START, batch_of, customer, layout, lively_model
+from tests.support.tiny import DAY, START, batch_of, customer, layout, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -69,7 +69,7 @@ def test_the_second_slice_does_not_know_the_first() -> None:
     cut = cut_histories(batch, EVER)
     second = cut["window"][0] == 2
     assert 0 < int(second.sum()) < 16
-    model = lively_model(layout(queries_per_block=2))
+    model = random_model(layout(queries_per_block=2))
     changed = {**cut, "event_item": torch.where(second, cut["event_item"], 1)}
     with torch.no_grad():
         before, after = (model(one).event_hidden_BTD[0] for one in (cut, changed))
@@ -87,7 +87,7 @@ def test_what_judges_is_not_in_a_slice() -> None:
 def test_the_loss_is_that_of_picking_the_right_slice() -> None:
     torch.manual_seed(0)
     batch = cut_histories(people(4), EVER)
-    model = lively_model(layout(queries_per_block=2))
+    model = random_model(layout(queries_per_block=2))
     predictions = model(batch)
     slots, owner = ends_of_slices(batch)
     states = predictions.event_hidden_BTD.flatten(0, 1)[slots]
@@ -107,7 +107,7 @@ def test_the_loss_is_that_of_picking_the_right_slice() -> None:
 
 def test_steps_bring_the_slices_of_a_customer_together() -> None:
     torch.manual_seed(0)
-    model = lively_model(layout(queries_per_block=2))
+    model = random_model(layout(queries_per_block=2))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):

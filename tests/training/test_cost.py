@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.cli import main
 from lam_spark.config.load import load_config
-from lam_spark.model.attention import seen_events
+from lam_spark.model.attention import query_event_mask
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 from lam_spark.sequences.tokens import FIRST_VALUE
 from lam_spark.training.cost import (
@@ -33,7 +33,7 @@ from lam_spark.training_data.layout import Layout, Target
 from tests.support.tiny import DAY, START, batch_of, customer, layout, normaliser
 
 SHAPE = layout(block_events=64, queries_per_block=8, sizes=(40, 300))
-CONF = str(Path(__file__).parents[2] / "conf" / "telco.yaml")
+CONF = str(Path(__file__).parents[2] / "conf" / "telecom.yaml")
 
 
 def full_batch(blocks: int, shape: Layout = SHAPE) -> dict[str, torch.Tensor]:
@@ -73,7 +73,7 @@ def test_what_is_counted_is_not_learned() -> None:
     batch = full_batch(1)
     model = LargeActionModel(SHAPE, size, normaliser(SHAPE))
     with FlopCounterMode(display=False) as counter:
-        model.decayed_counts(batch, seen_events(batch))
+        model.decayed_counts(batch, query_event_mask(batch))
     linear = 2 * SHAPE.queries_per_block * len(SHAPE.aggregate_names)  # one answer's, of the aggregates
     once, learning = forward_flops(SHAPE, size), block_flops(SHAPE, size)
     assert 3 * once - learning == 2 * counter.get_total_flops() + linear

@@ -19,7 +19,7 @@ from lam_spark.training.process_group import LocalGroup, _exponent, sum_gradient
 from lam_spark.training.trainer import Trainer, _schedule
 from lam_spark.training_data.loader import block_batches, files_of_rank
 from tests.support.learnable import SHAPE, blocks, specification, take_steps
-from tests.support.tiny import DAY, SIZE, START, batch_of, customer, lively_model, stack
+from tests.support.tiny import DAY, SIZE, START, batch_of, customer, random_model, stack
 from tests.training.test_losses import WHOLE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
@@ -73,7 +73,7 @@ def test_a_layer_computed_again_drops_out_the_same(tmp_path: Path, monkeypatch: 
     batch = batch_of(SHAPE, people)
     gradients = []
     for activation_checkpointing in (False, True):
-        model = lively_model(SHAPE, size=dataclasses.replace(SIZE, dropout=0.3)).train()
+        model = random_model(SHAPE, size=dataclasses.replace(SIZE, dropout=0.3)).train()
         model.activation_checkpointing = activation_checkpointing
         torch.manual_seed(5)
         part = loss_of(model, batch, WHOLE, with_next=True, with_targets=True)
@@ -134,7 +134,7 @@ def test_pre_training_leaves_the_answers_as_they_began(tmp_path: Path, world: ty
     next(trainer._epochs(trainer._passes()[0]))
     after = trainer.model.state_dict()
     kept = {name for name in before if torch.equal(before[name], after[name])}
-    answers = {name for name in before if name.startswith("answers.")}
+    answers = {name for name in before if name.startswith("target_heads.")}
     assert answers <= kept
     assert not {name for name in before if name.startswith(("blocks.", "next_"))} & kept
 

@@ -24,7 +24,7 @@ from lam_spark.training.value_embeddings import (
 )
 from lam_spark.training_data.packing import Customer
 from tests.support.learnable import SHAPE, person, specification
-from tests.support.tiny import batch_of, blocks_of, customer, layout, lively_model
+from tests.support.tiny import batch_of, blocks_of, customer, layout, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
 
@@ -85,8 +85,8 @@ def test_they_travel_with_the_weights_and_are_not_trained(with_vectors: Path) ->
 
 def test_events_and_queries_are_told_apart_by_vectors_alone() -> None:
     shape = layout(value_embedding_dims=(0, 3))
-    model = lively_model(shape)
-    batch = batch_of(shape, [customer(shape, [1, 2, 3], asked=[4])])
+    model = random_model(shape)
+    batch = batch_of(shape, [customer(shape, [1, 2, 3], query_times=[4])])
     before = model(batch)
     table = torch.zeros(9, 3)
     table[int(batch["query_item"][0, 0])] = 1.0
@@ -99,8 +99,8 @@ def test_events_and_queries_are_told_apart_by_vectors_alone() -> None:
 
 def test_a_layout_keeps_its_vectors_in_json() -> None:
     assert type(WITH_VECTORS).from_json(json.loads(json.dumps(WITH_VECTORS.to_json()))) == WITH_VECTORS
-    assert WITH_VECTORS.vectors == {"item": (ITEMS, WIDTH)}
-    assert MANY_ITEMS.vectors == {}
+    assert WITH_VECTORS.value_embedding_shapes == {"item": (ITEMS, WIDTH)}
+    assert MANY_ITEMS.value_embedding_shapes == {}
 
 
 def test_other_vectors_make_another_training(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.support.tiny import DAY, HOUR, START, blocks_of, layout
 Row = dict[str, Any]
 
 HELD = 120
-SHAPE = layout(who=("item",), window_days=(7, 30))
+SHAPE = layout(who_fields=("item",), window_days=(7, 30))
 # Histories of so many events before the questions' days, and how many events follow after the last question.
 HISTORIES, FUTURES = (20, 90, 130, 400), (0, 1, 3, 8, 15, 60)
 

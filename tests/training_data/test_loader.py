@@ -16,8 +16,8 @@ from lam_spark.training_data.loader import (
     block_batches,
     count_blocks,
     files_of_rank,
-    places_of,
-    some_files,
+    locate_blocks,
+    sample_files,
 )
 from lam_spark.training_data.packing import Block, empty_block
 from tests.support.tiny import layout, write_blocks
@@ -110,7 +110,9 @@ def test_what_is_not_wanted_is_left_out_and_the_batches_are_still_whole(
 
     files = files_of_rank(urls, 0, 1)
     assert count_blocks(files, SHAPE, odd, ["event_time"]) == 10
-    read = [batch["event_time"][:, 0].tolist() for batch in block_batches(files, SHAPE, 4, seed, wanted=odd)]
+    read = [
+        batch["event_time"][:, 0].tolist() for batch in block_batches(files, SHAPE, 4, seed, block_filter=odd)
+    ]
     assert [len(part) for part in read] == [4, 4, 2]
     assert sorted(flat(read)) == list(range(1, 21, 2))
 
@@ -131,7 +133,7 @@ def test_the_blocks_of_a_batch_are_found_again_in_the_files(urls: list[str]) -> 
     first = [0, *np.cumsum(BLOCKS_A_FILE)]
     found = 0
     for batch in block_batches(files, SHAPE, 4, seed=3):
-        places = places_of(files, SHAPE, batch)
+        places = locate_blocks(files, SHAPE, batch)
         numbers = [first[urls.index(place.url)] + 3 * place.group + place.row for place in places]
         assert numbers == sorted(batch["event_time"][:, 0].tolist())
         found += len(numbers)
@@ -152,14 +154,14 @@ def test_reading_says_nothing_on_stdout(urls: list[str], capfd: pytest.CaptureFi
 def test_some_files_are_drawn_by_their_names(urls: list[str]) -> None:
     blocks = {url: files_of_rank([url], 0, 1).blocks for url in urls}
     every = sum(blocks.values())
-    assert some_files(urls, every, 1) == sorted(urls)
+    assert sample_files(urls, every, 1) == sorted(urls)
     for most in range(1, every):
-        drawn = some_files(urls[::-1], most, 1)
-        assert set(drawn) <= set(some_files(urls, most + 1, 1))
+        drawn = sample_files(urls[::-1], most, 1)
+        assert set(drawn) <= set(sample_files(urls, most + 1, 1))
         held = sum(blocks[url] for url in drawn)
         assert held >= most
         assert held - max(blocks[url] for url in drawn) < most
-    assert [len(some_files(urls, 1, least)) for least in (1, 2, 99)] == [1, 2, len(urls)]
+    assert [len(sample_files(urls, 1, least)) for least in (1, 2, 99)] == [1, 2, len(urls)]
 
 
 def test_fewer_files_than_ranks_are_refused(urls: list[str]) -> None:

@@ -216,7 +216,7 @@ def test_blocks_are_more_than_nine_tenths_full() -> None:
 
 def test_a_query_is_asked_of_whom_the_last_event_before_it_described() -> None:
     """However long ago, beyond the block too; what the query says itself goes first, and nothing later is known."""
-    shape = layout(who=("item", "amount"))
+    shape = layout(who_fields=("item", "amount"))
     days = [0, *range(10, 50)]
     one = customer(
         shape,
@@ -249,7 +249,7 @@ def test_fields_of_other_roles_are_as_the_query_says_them() -> None:
 
 
 def test_nobody_without_events_is_described() -> None:
-    shape = layout(who=("item", "amount"))
+    shape = layout(who_fields=("item", "amount"))
     one = customer(shape, [], [START], query_item=[MISSING])
     assert blocks_of(shape, [one])[0]["query_item"][0] == MISSING
 

@@ -95,7 +95,7 @@ def test_a_query_does_not_see_an_event_of_its_own_instant(prepared: Prepared) ->
     for customer in customers(layout, together):
         times, asked = customer.events["event_time"], customer.queries["query_time"]
         for window in prepare(layout, customer).windows:
-            for query, upto in zip(window.queries, window.upto, strict=True):
+            for query, upto in zip(window.queries, window.visible_events, strict=True):
                 assert np.all(times[:upto] < asked[query])
                 assert np.all(times[upto:] >= asked[query])
                 seen += int(asked[query] in times[upto:])

@@ -1,5 +1,5 @@
-"""A telecom-like operator's year of logs, drawn with a seed: eight channels, dirt, and a truth to check against."""
+"""Synthetic data set: one year of logs of a telecom operator, with injected defects and known ground truth."""
 
-from lam_spark.datasets.telecom.generate import place
+from lam_spark.datasets.telecom.generate import write_raw_files
 
-__all__ = ["place"]
+__all__ = ["write_raw_files"]

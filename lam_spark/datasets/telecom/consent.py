@@ -1,4 +1,4 @@
-"""What customers state about the use of their data, and where they stand in the end."""
+"""Consent statements of the customers and the consent status that follows from them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lam_spark.datasets.telecom.customers import Array, local_time
-from lam_spark.datasets.telecom.parameters import CONSENT, SPAN
+from lam_spark.datasets.telecom.customers import Array, draw_local_times
+from lam_spark.datasets.telecom.parameters import CONSENT_SHARES, SPAN
 
 PURPOSES = ("model_training", "direct_marketing")
 _IN, _OUT = "opt_in", "opt_out"
-# Stance -> what is said when asked and what is said later, about each purpose.
-_SAID: dict[str, tuple[tuple[str, str] | None, tuple[str | None, str | None]]] = {
+# Consent history -> first statements and later statements, one per purpose.
+_HISTORIES: dict[str, tuple[tuple[str, str] | None, tuple[str | None, str | None]]] = {
     "both": ((_IN, _IN), (None, None)),
     "training only": ((_IN, _OUT), (None, None)),
     "contact only": ((_OUT, _IN), (None, None)),
@@ -28,38 +28,41 @@ _SAID: dict[str, tuple[tuple[str, str] | None, tuple[str | None, str | None]]] =
 
 @dataclass(frozen=True)
 class Consent:
-    """A chunk's statements and standings.
+    """Consent statements and consent status of a chunk's customers.
 
     Attributes:
-        statements: columns `owner, at, purpose, state`; `at` is when it takes effect and is recorded.
-        stance: (n,) name in `CONSENT`.
-        agreed: purpose -> (n,) whether the newest statements say yes, all of them.
+        statements: columns `owner, at, purpose, state`; `at` is the effective and the recorded time.
+        history: (n,) name in `CONSENT_SHARES`.
+        opted_in: purpose -> (n,) whether all of the newest statements are opt-ins.
     """
 
     statements: pd.DataFrame
-    stance: Array
-    agreed: dict[str, Array]
+    history: Array
+    opted_in: dict[str, Array]
 
 
 def draw_consent(rng: np.random.Generator, count: int) -> Consent:
-    """Draw the statements of a chunk's customers: asked before the year begins, some change their mind."""
-    stance = np.array(list(CONSENT), dtype=object)[rng.choice(len(CONSENT), count, p=list(CONSENT.values()))]
-    asked = local_time(rng, rng.integers(-50, 0, count), 9, 20)
-    # Those who contradict themselves do so in one instant.
-    later = np.where(
-        stance == "contradicted", asked, local_time(rng, rng.integers(30, SPAN // 86_400, count), 9, 20)
+    """Draw the statements of a chunk's customers: first before the year starts, some change within the year."""
+    names, shares = list(CONSENT_SHARES), list(CONSENT_SHARES.values())
+    history = np.array(names, dtype=object)[rng.choice(len(names), count, p=shares)]
+    first_at = draw_local_times(rng, rng.integers(-50, 0, count), 9, 20)
+    # Contradicting statements have the same timestamp.
+    later_at = np.where(
+        history == "contradicted",
+        first_at,
+        draw_local_times(rng, rng.integers(30, SPAN // 86_400, count), 9, 20),
     )
     parts = []
-    agreed = {purpose: np.zeros(count, dtype=bool) for purpose in PURPOSES}
-    for name, (first, second) in _SAID.items():
-        who = np.flatnonzero(stance == name)
+    opted_in = {purpose: np.zeros(count, dtype=bool) for purpose in PURPOSES}
+    for name, (first, later) in _HISTORIES.items():
+        owner = np.flatnonzero(history == name)
         for i, purpose in enumerate(PURPOSES):
-            states = [(asked, first[i] if first else None), (later, second[i])]
-            for when, state in states:
+            statements = [(first_at, first[i] if first else None), (later_at, later[i])]
+            for at, state in statements:
                 if state:
                     parts.append(
-                        pd.DataFrame({"owner": who, "at": when[who], "purpose": purpose, "state": state})
+                        pd.DataFrame({"owner": owner, "at": at[owner], "purpose": purpose, "state": state})
                     )
-            said = [state for _, state in states if state]
-            agreed[purpose][who] = bool(said) and said[-1] == _IN
-    return Consent(pd.concat(parts, ignore_index=True).sort_values(["at", "owner"]), stance, agreed)
+            states = [state for _, state in statements if state]
+            opted_in[purpose][owner] = bool(states) and states[-1] == _IN
+    return Consent(pd.concat(parts, ignore_index=True).sort_values(["at", "owner"]), history, opted_in)

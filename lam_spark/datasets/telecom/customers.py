@@ -1,7 +1,7 @@
-"""Who the customers are, what they want at each query, and what a call changes.
+"""Customer traits, queries and outcomes, with the true probabilities behind them.
 
-A chunk of customers at a time, in numpy. `n` customers, `w` waves (a customer's queries). Times are seconds
-after `START`, UTC.
+All functions draw one chunk of customers in numpy. Shapes: `n` customers, `w` waves (queries per customer). Times are
+seconds after `START`, UTC.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lam_spark.datasets.telecom.parameters import (
     AGE_BANDS,
+    BEHAVIOUR,
     BROWSE_LAST,
     CONTRACT_TYPES,
     DAY,
@@ -22,24 +23,30 @@ from lam_spark.datasets.telecom.parameters import (
     NEVER,
     OFFERS,
     PLANS,
-    PLANTED,
     REGIONS,
     SILENT,
     STATES,
 )
-from lam_spark.model.metrics import sigmoid
 
 Array = npt.NDArray[Any]
 
-# Lisbon is an hour ahead of UTC from day 90 (31 March) to day 299 (26 October).
+# Lisbon is one hour ahead of UTC from day 90 (31 March) to day 299 (26 October).
 _SUMMER_DAYS = (90, 300)
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Arrays (n,). `churn_at` is `NEVER` for those who stay; `activity` multiplies app and web use.
+    """Arrays (n,) of customer traits.
 
-    The contract began `contract_days` before `START`; `age_band` and the like are positions in their lists.
+    Attributes:
+        number: customer numbers, ascending.
+        age_band, gender, region, contract_type, plan: positions in the lists of `parameters`.
+        contract_days: days between the start of the contract and `START`.
+        parent: whether the customer has small children.
+        reluctant: whether a call has a negative effect.
+        churn_at: time of the cancellation; `NEVER` for customers who stay.
+        decoy: whether the customer shows signs of churn but stays.
+        activity: factor on the use of app and web.
     """
 
     number: Array
@@ -58,13 +65,19 @@ class Traits:
 
 @dataclass(frozen=True)
 class Queries:
-    """Arrays (n, w): a customer's state at each query, who was chosen and called, and what came of it.
+    """Arrays (n, w) of queries: state, selection, treatment and outcome.
 
     Attributes:
-        live: the customer had not left.
-        p_control, p_treated: true probability of an upgrade within the horizon without and with a call of
-            the drawn offer; 0 for those who leave within the horizon.
-        ordered_at: the upgrade, `NEVER` where there is none.
+        at: time of the query.
+        state: position in `STATES`.
+        live: whether the customer has not cancelled before.
+        p_select: probability of selection by the former targeting.
+        selected, treated: whether the customer was selected, and called.
+        offer: position in `OFFERS`.
+        answered: whether the call was answered.
+        p_control, p_treated: true probability of an upgrade within the horizon without and with a call about
+            the offer; 0 for customers who cancel within the horizon.
+        ordered_at: time of the upgrade; `NEVER` if there is none.
     """
 
     at: Array
@@ -81,13 +94,14 @@ class Queries:
 
 
 def draw_traits(rng: np.random.Generator, first: int, count: int) -> Traits:
-    """Draw the customers `first` to `first + count - 1`, who they are and whether they will leave."""
+    """Draw the traits of customers `first` to `first + count - 1`."""
     number = np.arange(first, first + count)
     u = rng.random(count)
-    heavy = rng.random(count) < PLANTED.heavy
+    very_active = rng.random(count) < BEHAVIOUR.very_active_share
     pareto = np.minimum(20 * (1 - u) ** (-1 / 1.1), 150.0)
-    leaves = (rng.random(count) < PLANTED.churners) & (number > 0)  # customer 0 is the largest: stays
-    churn_at = local_time(rng, rng.integers(100, 360, count), 9, 20)
+    # Customer 0 has the longest history and must not cancel.
+    churns = (rng.random(count) < BEHAVIOUR.churn_share) & (number > 0)
+    churn_at = draw_local_times(rng, rng.integers(100, 360, count), 9, 20)
     return Traits(
         number=number,
         age_band=rng.choice(len(AGE_BANDS), count, p=[0.12, 0.20, 0.30, 0.22, 0.16]),
@@ -96,42 +110,42 @@ def draw_traits(rng: np.random.Generator, first: int, count: int) -> Traits:
         contract_type=rng.choice(len(CONTRACT_TYPES), count, p=[0.3, 0.3, 0.4]),
         contract_days=rng.integers(60, 1500, count),
         plan=rng.choice(len(PLANS), count, p=[0.5, 0.35, 0.15]),
-        parent=rng.random(count) < PLANTED.parents,
-        reluctant=rng.random(count) < PLANTED.reluctant,
-        churn_at=np.where(leaves, churn_at, NEVER),
-        decoy=~leaves & (rng.random(count) < PLANTED.decoys),
-        activity=np.where(heavy, pareto, np.exp(0.5 * rng.standard_normal(count))),
+        parent=rng.random(count) < BEHAVIOUR.parent_share,
+        reluctant=rng.random(count) < BEHAVIOUR.reluctant_share,
+        churn_at=np.where(churns, churn_at, NEVER),
+        decoy=~churns & (rng.random(count) < BEHAVIOUR.decoy_share),
+        activity=np.where(very_active, pareto, np.exp(0.5 * rng.standard_normal(count))),
     )
 
 
 def draw_queries(rng: np.random.Generator, traits: Traits) -> Queries:
-    """Draw the waves: what went before each query, the biased selection, the random arm, the outcome."""
-    shape = (len(traits.number), PLANTED.waves)
-    first = PLANTED.wave_first_day + PLANTED.wave_every_days * np.arange(PLANTED.waves)
-    at = local_time(rng, first + rng.integers(0, PLANTED.wave_jitter_days, shape), 10, 19)
-    state = rng.choice(len(STATES), shape, p=PLANTED.state_shares)
+    """Draw the queries of all waves: prior behaviour, biased selection, randomised arm and outcome."""
+    shape = (len(traits.number), BEHAVIOUR.waves)
+    first = BEHAVIOUR.wave_first_day + BEHAVIOUR.wave_every_days * np.arange(BEHAVIOUR.waves)
+    at = draw_local_times(rng, first + rng.integers(0, BEHAVIOUR.wave_jitter_days, shape), 10, 19)
+    state = rng.choice(len(STATES), shape, p=BEHAVIOUR.state_shares)
     live = at < traits.churn_at[:, None]
     parent, reluctant = traits.parent[:, None], traits.reluctant[:, None]
 
     need = (state == BROWSE_LAST) | (state == SILENT)
-    p_select = sigmoid(
-        PLANTED.select_base_logit
-        + PLANTED.select_need_logit * need
-        + PLANTED.select_lisboa_logit * (traits.region == 0)[:, None]
-        + PLANTED.select_age_65_logit * (traits.age_band == len(AGE_BANDS) - 1)[:, None]
+    p_select = _sigmoid(
+        BEHAVIOUR.selection_base_logit
+        + BEHAVIOUR.selection_need_logit * need
+        + BEHAVIOUR.selection_lisboa_logit * (traits.region == 0)[:, None]
+        + BEHAVIOUR.selection_age_65_logit * (traits.age_band == len(AGE_BANDS) - 1)[:, None]
     )
     selected = live & (rng.random(shape) < p_select)
-    treated = selected & (rng.random(shape) >= PLANTED.control_share)
+    treated = selected & (rng.random(shape) >= BEHAVIOUR.control_share)
     offer = rng.integers(0, len(OFFERS), shape)
 
-    untouched, convinced, p_answer = chances(state, parent, reluctant, offer == FAMILY)
-    # Who is about to leave orders nothing, called or not.
-    stays = live & (traits.churn_at[:, None] >= at + PLANTED.horizon_days * DAY)
-    p_control, p_answered = untouched * stays, convinced * stays
+    p_uncalled, p_called, p_answer = outcome_probabilities(state, parent, reluctant, offer == FAMILY)
+    # Customers who cancel within the horizon order nothing, called or not.
+    stays = live & (traits.churn_at[:, None] >= at + BEHAVIOUR.horizon_days * DAY)
+    p_control, p_answered = p_uncalled * stays, p_called * stays
     answered = treated & (rng.random(shape) < p_answer)
     ordered = rng.random(shape) < np.where(answered, p_answered, p_control)
-    # Well within the horizon, whatever the hour of the query.
-    later = local_time(rng, at // DAY + rng.integers(1, PLANTED.horizon_days - 1, shape), 9, 21)
+    # Stays within the horizon for any hour of the query.
+    order_time = draw_local_times(rng, at // DAY + rng.integers(1, BEHAVIOUR.horizon_days - 1, shape), 9, 21)
     return Queries(
         at=at,
         state=state,
@@ -143,34 +157,46 @@ def draw_queries(rng: np.random.Generator, traits: Traits) -> Queries:
         answered=answered,
         p_control=p_control,
         p_treated=p_answer * p_answered + (1 - p_answer) * p_control,
-        ordered_at=np.where(ordered, later, NEVER),
+        ordered_at=np.where(ordered, order_time, NEVER),
     )
 
 
-def chances(state: Array, parent: Array, reluctant: Array, family: Array) -> tuple[Array, Array, Array]:
-    """What is planted: the probability of an upgrade by one who stays, and that a call is answered.
+def outcome_probabilities(
+    state: Array, parent: Array, reluctant: Array, family_offer: Array
+) -> tuple[Array, Array, Array]:
+    """Compute the true probabilities for customers who do not cancel within the horizon.
 
     Args:
         state: position in `STATES`.
         parent, reluctant: traits.
-        family: whether the offer is the family plan.
+        family_offer: whether the offer is the family plan.
 
     Returns:
-        The probability without an answered call, with one, and that of an answer; shapes broadcast.
+        Probability of an upgrade without an answered call, with one, and probability that a call is answered.
+        Shapes broadcast.
     """
-    logit = PLANTED.base_logit + np.asarray(PLANTED.state_logits)[state]
+    logit = BEHAVIOUR.base_logit + np.asarray(BEHAVIOUR.state_logits)[state]
     effect = (
-        PLANTED.effect_logit
-        + PLANTED.effect_parent_logit * parent
-        + PLANTED.effect_family_offer_parent_logit * (parent & family)
-        + PLANTED.effect_reluctant_logit * reluctant
+        BEHAVIOUR.effect_logit
+        + BEHAVIOUR.effect_parent_logit * parent
+        + BEHAVIOUR.effect_family_offer_parent_logit * (parent & family_offer)
+        + BEHAVIOUR.effect_reluctant_logit * reluctant
     )
-    answer = PLANTED.answer + PLANTED.answer_parent * parent + PLANTED.answer_reluctant * reluctant
-    return sigmoid(logit), sigmoid(logit + effect), answer
+    p_answer = (
+        BEHAVIOUR.answer_probability
+        + BEHAVIOUR.answer_probability_parent * parent
+        + BEHAVIOUR.answer_probability_reluctant * reluctant
+    )
+    return _sigmoid(logit), _sigmoid(logit + effect), p_answer
 
 
-def local_time(rng: np.random.Generator, day: Array, first_hour: float, last_hour: float) -> Array:
-    """A time on each day (after `START`) between two hours of Lisbon's clock."""
+def draw_local_times(rng: np.random.Generator, day: Array, first_hour: float, last_hour: float) -> Array:
+    """Draw one time on each day (days after `START`) between two hours of Lisbon local time."""
     hour = rng.uniform(first_hour, last_hour, np.shape(day))
     summer = (day >= _SUMMER_DAYS[0]) & (day < _SUMMER_DAYS[1])
     return np.asarray(day * DAY + ((hour - summer) * 3600).astype(np.int64))
+
+
+def _sigmoid(logits: Array) -> Array:
+    # The package `model` is imported after `datasets`, so its sigmoid is not available here.
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))

@@ -1,6 +1,6 @@
-"""The raw form of every feed: its columns, ids and clock as the system that delivers it writes them.
+"""Raw form of every feed: columns, ids and clock as the delivering system writes them.
 
-Raw rows are arrays of Python objects, one a column: text, whole numbers, floats, None.
+Raw rows are arrays of Python objects, one array per column: text, integers, floats and None.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pyarrow as pa
 from lam_spark.datasets.telecom.customers import Array
 from lam_spark.datasets.telecom.parameters import AUTUMN, SPRING, START
 
-Form = Literal["json", "csv", "parquet"]
-# How a time is written: since 1970 in milliseconds (UTC); text with a Z; text on Lisbon's clock in two orders;
-# an instant; a timestamp without zone on Lisbon's clock; a day.
+Format = Literal["json", "csv", "parquet"]
+# How a feed writes times: `millis` since 1970 (UTC); `iso` text with a Z; `local` and `local_day_first` text in
+# Lisbon local time; `instant`; `local_instant`, a timestamp without zone in Lisbon local time; `day`.
 Clock = Literal["millis", "iso", "local", "local_day_first", "instant", "local_instant", "day"]
 
 _EPOCH = int(np.datetime64(START, "s").astype(np.int64))
@@ -28,52 +28,57 @@ class Feed:
     """A raw input.
 
     Attributes:
-        form: JSON lines, CSV with a header, or Parquet.
-        columns: column -> what it holds (`key`, `id`, `time`, or a name of the rows' own).
-        clock: how its times are written.
-        kind: of its ids: `customer`, or one that links tie to customers.
-        whole, real: columns of numbers; all others but the time are text.
-        text: the column of text where another encoding may turn up.
-        separator: of a CSV's fields.
+        name: name of the input in the configuration, and of its folder.
+        format: JSON lines, CSV with a header, or Parquet.
+        columns: column -> its role (`key`, `id`, `time`, or a name among the values of `Rows`).
+        clock: how the feed writes times.
+        id_kind: `customer`, or a kind of id that links assign to customers.
+        integer_column, float_column: numeric columns; all columns except these and the time hold text.
+        text_column: the text column in which another encoding may occur.
+        separator: field separator of a CSV feed.
     """
 
     name: str
-    form: Form
+    format: Format
     columns: Mapping[str, str]
     clock: Clock
-    kind: str = "customer"
-    whole: str = ""
-    real: str = ""
-    text: str = ""
+    id_kind: str = "customer"
+    integer_column: str = ""
+    float_column: str = ""
+    text_column: str = ""
     separator: str = ","
 
-    def column(self, holds: str) -> str:
-        """The column that holds something; empty where none does."""
-        return next((name for name, held in self.columns.items() if held == holds), "")
+    def column_of(self, role: str) -> str:
+        """Return the column with a role; empty if there is none."""
+        return next((name for name, column_role in self.columns.items() if column_role == role), "")
 
     @property
     def suffix(self) -> str:
-        """Of its files' names."""
-        return "jsonl" if self.form == "json" else self.form
+        """Suffix of the feed's file names."""
+        return "jsonl" if self.format == "json" else self.format
 
     @property
     def is_local(self) -> bool:
-        """On Lisbon's clock, which leaves an hour out in spring and shows one twice in autumn."""
+        """Whether times are Lisbon local time, which skips an hour in spring and repeats one in autumn."""
         return self.clock.startswith("local")
 
     @property
     def schema(self) -> pa.Schema:
-        """Of a Parquet feed."""
+        """Schema of a Parquet feed."""
         zone = "UTC" if self.clock == "instant" else None
         time = pa.date32() if self.clock == "day" else pa.timestamp("us", tz=zone)
-        types = {self.column("time"): time, self.whole: pa.int64(), self.real: pa.float64()}
+        types = {
+            self.column_of("time"): time,
+            self.integer_column: pa.int64(),
+            self.float_column: pa.float64(),
+        }
         return pa.schema([(name, types.get(name, pa.string())) for name in self.columns])
 
 
 def _columns(text: str) -> dict[str, str]:
-    """`column=what it holds`, separated by blanks; a column without it holds what it says."""
-    pairs = (word.partition("=") for word in text.split())
-    return {name: holds or name for name, _, holds in pairs}
+    """Parse `column=role` pairs separated by blanks; a column without a role has its own name as role."""
+    pairs = (pair.partition("=") for pair in text.split())
+    return {name: role or name for name, _, role in pairs}
 
 
 CHANNELS: dict[str, Feed] = {
@@ -82,67 +87,67 @@ CHANNELS: dict[str, Feed] = {
         Feed(
             "app",
             "json",
-            _columns("id=key device=id ts=time screen=word plan=item seconds=number"),
+            _columns("id=key device=id ts=time screen=action plan=item seconds=number"),
             "millis",
-            kind="device",
-            whole="seconds",
-            text="screen",
+            id_kind="device",
+            integer_column="seconds",
+            text_column="screen",
         ),
         Feed(
             "web",
             "json",
-            _columns("hit=key cookie=id at=time page=word plan=item"),
+            _columns("hit=key cookie=id at=time page=action plan=item"),
             "iso",
-            kind="cookie",
-            text="page",
+            id_kind="cookie",
+            text_column="page",
         ),
         Feed(
             "shop",
             "csv",
-            _columns("visit=key member=id at=time shop=item what=word"),
+            _columns("visit=key member=id at=time shop=item what=action"),
             "local_day_first",
-            text="shop",
+            text_column="shop",
         ),
         Feed(
             "call_centre",
             "csv",
-            _columns("call=key phone=id started_at=time reason=word answered=item seconds=number"),
+            _columns("call=key phone=id started_at=time reason=action answered=item seconds=number"),
             "local",
-            kind="phone",
-            whole="seconds",
-            text="reason",
+            id_kind="phone",
+            integer_column="seconds",
+            text_column="reason",
             separator="|",
         ),
         Feed(
             "telemarketing",
             "parquet",
-            _columns("contact=key member=id selected_at=time offer=word arm=item"),
+            _columns("contact=key member=id selected_at=time offer=action arm=item"),
             "instant",
-            text="offer",
+            text_column="offer",
         ),
         Feed(
             "mail",
             "parquet",
-            _columns("delivery=key address=id at=time what=word kind=item"),
+            _columns("delivery=key address=id at=time what=action kind=item"),
             "instant",
-            kind="address",
-            text="kind",
+            id_kind="address",
+            text_column="kind",
         ),
         Feed(
             "point_of_sale",
             "parquet",
-            _columns("receipt=key card=id sold_at=time kind=word item=item amount=number"),
+            _columns("receipt=key card=id sold_at=time kind=action item=item amount=number"),
             "local_instant",
-            kind="card",
-            real="amount",
-            text="item",
+            id_kind="card",
+            float_column="amount",
+            text_column="item",
         ),
         Feed(
             "crm",
             "parquet",
             _columns("contract=key member=id signed_on=time contract_type plan age_band gender region"),
             "day",
-            text="region",
+            text_column="region",
         ),
     )
 }
@@ -155,7 +160,7 @@ LINKS: dict[str, Feed] = {
         Feed("addresses", "parquet", _columns("address=token member=id confirmed_at=time"), "instant"),
     )
 }
-# Statements are never soiled: a ledger with one unreadable line is refused as a whole.
+# Statements contain no defects: the stage `consent` refuses a ledger with an unreadable line as a whole.
 STATEMENTS = Feed(
     "consent_statements",
     "csv",
@@ -164,8 +169,8 @@ STATEMENTS = Feed(
 )
 
 
-def write_times(clock: Clock, at: Array) -> Array:
-    """Times (seconds after `START`, UTC) as a clock's own text or number."""
+def format_times(clock: Clock, at: Array) -> Array:
+    """Format times (seconds after `START`, UTC) as text or numbers of a clock."""
     if clock == "millis":
         return _objects((at + _EPOCH) * 1000)
     if clock == "day":
@@ -182,8 +187,8 @@ def write_times(clock: Clock, at: Array) -> Array:
     return _objects([f"{t[8:10]}/{t[5:7]}/{t[:4]} {t[11:]}" for t in _texts(local)])
 
 
-def read_back(feed: Feed, at: Array) -> Array:
-    """The instants that the written times are read as: of an hour shown twice, the first is meant."""
+def ingested_times(feed: Feed, at: Array) -> Array:
+    """Return the instants that ingestion reads from the written times: an ambiguous local time is the earlier one."""
     if not feed.is_local:
         return at
     return np.asarray(at - 3_600 * ((at >= AUTUMN) & (at < AUTUMN + 3_600)))

@@ -1,4 +1,5 @@
-"""Writes a feed's raw rows: JSON lines, CSV with a header, or Parquet, in an order and with bytes that repeat."""
+"""Writers of raw feed files (JSON lines, CSV with a header, Parquet) and ground-truth files, byte for byte
+reproducible."""
 
 from __future__ import annotations
 
@@ -18,32 +19,32 @@ _ROWS_PER_GROUP = 100_000
 
 
 class FeedFile:
-    """One file of a feed, a batch of rows at a time; it has its name only once it is complete."""
+    """One file of a feed, written in batches of rows; it gets its final name only when complete."""
 
     def __init__(self, feed: Feed, path: Path) -> None:
         self._feed = feed
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A second attempt of the same task writes the same bytes: whichever is complete may stay.
+        # Attempts of the same task write the same bytes, so any complete one may win.
         self._draft = path.with_name(f".{path.name}.{os.getpid()}")
         self._groups: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
         self._lines: IO[bytes] | None = None
-        if feed.form == "parquet":
+        if feed.format == "parquet":
             self._writer = pq.ParquetWriter(self._draft, feed.schema, compression="zstd")
         else:
             self._lines = self._draft.open("wb")
-            if feed.form == "csv":
+            if feed.format == "csv":
                 self._lines.write((feed.separator.join(feed.columns) + "\n").encode())
 
-    def write(self, columns: Columns, cut: Array) -> None:
-        """Append rows; a line is written in half where `cut` says so."""
+    def write(self, columns: Columns, truncated: Array) -> None:
+        """Append rows; only the first half of a line is written where `truncated` is true."""
         if self._lines is not None:
-            rows = (_json_lines if self._feed.form == "json" else _csv_lines)(self._feed, columns)
-            for i in np.flatnonzero(cut):
-                rows[i] = rows[i][: len(rows[i]) // 2]
-            if rows:
-                self._lines.write(("\n".join(rows) + "\n").encode("utf-8", "surrogateescape"))
+            lines = (_json_lines if self._feed.format == "json" else _csv_lines)(self._feed, columns)
+            for i in np.flatnonzero(truncated):
+                lines[i] = lines[i][: len(lines[i]) // 2]
+            if lines:
+                self._lines.write(("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
             return
         self._groups.append(_table(self._feed, columns))
         if sum(group.num_rows for group in self._groups) >= _ROWS_PER_GROUP:
@@ -53,7 +54,7 @@ class FeedFile:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Finish the file and give it its name, or leave nothing of it."""
+        """Finish and rename the file; after an error, delete the draft."""
         if self._writer is not None:
             if error is None:
                 self._flush()
@@ -72,8 +73,8 @@ class FeedFile:
         self._groups = []
 
 
-class TruthFile:
-    """A Parquet file of the truth, a table at a time; it has its name only once it is complete."""
+class GroundTruthFile:
+    """One Parquet file of the ground truth, collected in memory and written on exit."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -82,14 +83,14 @@ class TruthFile:
         self._tables: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
-        """Append rows; a part's truth is small enough to wait for its end."""
+        """Append rows; the ground truth of one part fits into memory."""
         self._tables.append(table)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Write the file."""
+        """Write and rename the file, unless an error occurred."""
         if error is None:
             pq.write_table(pa.concat_tables(self._tables), self._draft, compression="zstd")
             self._draft.replace(self._path)
@@ -98,7 +99,7 @@ class TruthFile:
 def _json_lines(feed: Feed, columns: Columns) -> list[str]:
     line = "{" + ", ".join(f'"{name}": %s' for name in feed.columns) + "}"
     values = [
-        # Words of our own need no escapes.
+        # The generated texts need no escaping.
         ["null" if v is None else f'"{v}"' if type(v) is str else str(v) for v in columns[name].tolist()]
         for name in feed.columns
     ]
@@ -115,9 +116,9 @@ def _table(feed: Feed, columns: Columns) -> pa.Table:
     for field in feed.schema:
         values = columns[field.name].tolist()
         if pa.types.is_string(field.type):
-            # As bytes: text of another encoding must come through as it is.
-            held = [None if v is None else v.encode("utf-8", "surrogateescape") for v in values]
-            arrays.append(pa.array(held, pa.binary()).view(pa.string()))
+            # Text of another encoding must be stored as its original bytes.
+            encoded = [None if v is None else v.encode("utf-8", "surrogateescape") for v in values]
+            arrays.append(pa.array(encoded, pa.binary()).view(pa.string()))
         elif pa.types.is_date(field.type):
             arrays.append(pa.array(values, pa.int32()).cast(field.type))
         elif pa.types.is_timestamp(field.type):

@@ -1,6 +1,6 @@
-"""What is planted in the drawn logs: every parameter that a reader of the truth file needs to know.
+"""Ground-truth parameters of the synthetic data set: size, calendar, behaviour, identities and consent.
 
-The optimum of a model, the effect of a call and the bias of the old targeting all follow from these numbers.
+The best possible model, the effect of a call and the bias of the former targeting follow from these numbers.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DAY = 86_400  # seconds
-# All times are seconds after this instant (UTC). The year ends before the day 2024-12-31 begins.
+# All times are seconds after this instant (UTC). The year ends at the start of 2024-12-31.
 START = "2024-01-01T00:00:00"
 DAYS = 365
 SPAN = DAYS * DAY
-# Lisbon is an hour ahead of UTC from 31 March to 27 October, 01:00 UTC.
+# Lisbon is one hour ahead of UTC from 31 March to 27 October, 01:00 UTC.
 SPRING, AUTUMN = 90 * DAY + 3_600, 300 * DAY + 3_600
-NEVER = 1 << 40  # seconds; later than anything that happens
-RANDOM_CHUNK = 500  # customers that share one stream of random numbers
+NEVER = 1 << 40  # seconds; later than any event
+CHUNK_SIZE = 500  # customers who share one stream of random numbers
 
 STATES = (
     "none",
@@ -24,11 +24,11 @@ STATES = (
     "compare_then_silent",
     "compare_and_go_on",
 )
-NONE, BROWSE_LAST_NOT, BROWSE_LAST, SILENT, GOES_ON = range(len(STATES))
+NO_STATE, BUY_LAST, BROWSE_LAST, SILENT, ACTIVE = range(len(STATES))
 OFFERS = ("plan_m", "plan_l", "family", "data_pack")
 FAMILY = OFFERS.index("family")
 PLANS = ("plan_s", "plan_m", "plan_l")
-PLAN_PRICES = (15.0, 25.0, 40.0)  # euros a month
+PLAN_PRICES = (15.0, 25.0, 40.0)  # euros per month
 AGE_BANDS = ("18-24", "25-34", "35-49", "50-64", "65+")
 REGIONS = ("lisboa", "porto", "centro", "alentejo", "algarve")
 GENDERS = ("female", "male", "unstated")
@@ -36,28 +36,31 @@ CONTRACT_TYPES = ("prepaid", "monthly", "two_years")
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Parameters of the drawn behaviour; logits are natural, shares are of customers unless said otherwise.
+class BehaviourParameters:
+    """Parameters of the simulated behaviour.
+
+    Logits are natural. Shares are of customers unless stated otherwise.
 
     Attributes:
-        wave_first_day, wave_every_days, wave_jitter_days, waves: when a customer's queries are: one a wave.
-        horizon_days: a wanted upgrade is ordered within so many days of the query.
-        state_shares: of queries, what a customer did before the query, in the order of `STATES`.
-        state_logits: what that adds to the want of an upgrade; the two triples have the same actions, the
-            same number of them and the same gaps, in another order; the two comparisons have the same
-            actions too, only that one stops and falls silent.
-        silent_days: before the query, nothing the silent do themselves.
-        base_logit: want of an upgrade without any of it.
-        parents: share with small children: never in a shop, on the app at night, there when called.
-        reluctant: share that a call puts off; they open no mail and complain of calls.
-        answer, answer_parent, answer_reluctant: probability that a call is answered, and what is added.
-        effect_logit...: of an answered call on the want of an upgrade; below zero for the reluctant.
-        control_share: of the selected, not called at random.
-        select_...: the old targeting, a logit: beside the need it looked at region and age.
-        churners: share that cancels in the year; warned_days before it they call more and use less.
-        decoys: share of the others that look at the cancel page and call as if they would leave.
-        night_sale: share that buys in the night in which the clocks are set back.
-        heavy: share with 20 to 150 times the usual use of app and web (Pareto).
+        wave_first_day, wave_every_days, wave_jitter_days, waves: dates of a customer's queries, one per wave.
+        horizon_days: an upgrade is ordered within this many days of the query.
+        state_shares: share of queries for each behaviour before the query, in the order of `STATES`.
+        state_logits: effect of that behaviour on an upgrade. Both triples have the same actions, counts and
+            gaps in a different order. Both comparisons have the same actions; one is followed by silence.
+        silent_days: days before the query in which silent customers do nothing themselves.
+        base_logit: upgrade logit without any of these effects.
+        parent_share: parents of small children: never in a shop, use the app at night, answer calls.
+        reluctant_share: customers with a negative uplift (do not disturb); they open no mail and complain of
+            calls.
+        answer_probability...: probability that a call is answered, and what the traits add to it.
+        effect_...logit: effect of an answered call on the upgrade logit; negative for reluctant customers.
+        control_share: share of the selected customers who are randomised to the control arm.
+        selection_...logit: former targeting; it used region and age in addition to the need.
+        churn_share: customers who cancel within the year. From `churn_signal_days` before, they call more and
+            use less.
+        decoy_share: share of the other customers who visit the cancel page and call like churning customers.
+        night_sale_share: customers who buy in the night in which the clocks are set back.
+        very_active_share: customers with 20 to 150 times the usual use of app and web (Pareto).
     """
 
     wave_first_day: int = 35
@@ -69,67 +72,69 @@ class Planted:
     state_logits: tuple[float, ...] = (0.0, 0.2, 2.0, 2.3, 0.2)
     silent_days: float = 11.5
     base_logit: float = -2.9
-    parents: float = 0.25
-    reluctant: float = 0.15
-    answer: float = 0.40
-    answer_parent: float = 0.40
-    answer_reluctant: float = -0.15
+    parent_share: float = 0.25
+    reluctant_share: float = 0.15
+    answer_probability: float = 0.40
+    answer_probability_parent: float = 0.40
+    answer_probability_reluctant: float = -0.15
     effect_logit: float = 0.5
     effect_parent_logit: float = 0.6
     effect_family_offer_parent_logit: float = 0.5
     effect_reluctant_logit: float = -1.8
     control_share: float = 0.20
-    select_base_logit: float = -1.1
-    select_need_logit: float = 0.8
-    select_lisboa_logit: float = 0.9
-    select_age_65_logit: float = -0.9
-    churners: float = 0.12
-    warned_days: int = 56
-    decoys: float = 0.20
-    night_sale: float = 0.02
-    heavy: float = 0.003
+    selection_base_logit: float = -1.1
+    selection_need_logit: float = 0.8
+    selection_lisboa_logit: float = 0.9
+    selection_age_65_logit: float = -0.9
+    churn_share: float = 0.12
+    churn_signal_days: int = 56
+    decoy_share: float = 0.20
+    night_sale_share: float = 0.02
+    very_active_share: float = 0.003
 
 
 @dataclass(frozen=True)
-class PlantedIds:
-    """How ids relate to customers; shares are of customers, or of pairs of neighbours where said.
+class IdentityParameters:
+    """Parameters of how ids relate to customers.
+
+    Shares are of customers, or of pairs of neighbouring customers where stated.
 
     Attributes:
-        registered_by_day: a device's, a cookie's and a late card's first link is before this day. What was
-            done with it more than the look-back earlier belongs to nobody.
-        late_cards: cards whose first link is as late as that; the others were linked with the contract.
-        new_device, new_card, new_address: change it in the year.
-        linked_within_days: a new device, cookie or address is linked so many days after its first use.
-        cleared: mean number of cookies thrown away a customer and year.
-        unseen: of the looks at devices on the web, with a cookie that never logs in.
-        families: of pairs, share one device, on which not every user logs in before each use.
-        family_login: probability of such a login.
-        handed_on: of pairs, a phone number goes from the first to the second.
-        doubly_owned: of pairs, a number is given to both at the same instant, until this is mended.
-        kiosk: use a shop's device that belongs to nobody (customers 1 to 6 always do); kiosk_use is the
-            share of their ordinary app events that happen there.
+        registered_by_day: the first link of a device, a cookie or a late card is before this day. Earlier
+            events stay unassigned if they precede that link by more than the look-back.
+        late_card_share: cards whose first link is that late; other cards are linked with the contract.
+        new_device_share, new_card_share, new_address_share: customers who change it within the year.
+        linked_within_days: a new device, cookie or address is linked at most this many days after first use.
+        cleared_cookies: mean number of cookies that a customer clears in the year.
+        anonymous_view_share: share of the web views of devices under a cookie that never logs in.
+        family_share: of pairs; one device is shared, and users do not always log in.
+        family_login_probability: probability of a login before such a use.
+        transferred_number_share: of pairs; a phone number passes from the first to the second customer.
+        conflicting_number_share: of pairs; a number is linked to both at one instant, until a later correction.
+        kiosk_share: customers who use a shop's kiosk, which is never assigned (customers 1 to 6 always do).
+        kiosk_event_share: share of their ordinary app events on the kiosk.
     """
 
     registered_by_day: int = 37
-    late_cards: float = 0.05
-    new_device: float = 0.20
-    new_card: float = 0.15
-    new_address: float = 0.08
+    late_card_share: float = 0.05
+    new_device_share: float = 0.20
+    new_card_share: float = 0.15
+    new_address_share: float = 0.08
     linked_within_days: int = 20
-    cleared: float = 0.8
-    unseen: float = 0.15
-    families: float = 0.08
-    family_login: float = 0.7
-    handed_on: float = 0.05
-    doubly_owned: float = 0.03
-    kiosk: float = 0.04
-    kiosk_use: float = 0.10
+    cleared_cookies: float = 0.8
+    anonymous_view_share: float = 0.15
+    family_share: float = 0.08
+    family_login_probability: float = 0.7
+    transferred_number_share: float = 0.05
+    conflicting_number_share: float = 0.03
+    kiosk_share: float = 0.04
+    kiosk_event_share: float = 0.10
 
 
-PLANTED = Planted()
-IDS = PlantedIds()
-# What customers stated about (model_training, direct_marketing), in shares of customers.
-CONSENT = {
+BEHAVIOUR = BehaviourParameters()
+IDENTITY = IdentityParameters()
+# Consent history -> share of customers. The names refer to (model_training, direct_marketing).
+CONSENT_SHARES = {
     "both": 0.72,
     "training only": 0.05,
     "contact only": 0.03,
@@ -143,12 +148,13 @@ CONSENT = {
 
 
 @dataclass(frozen=True)
-class World:
-    """What decides every byte: nothing else does, least of all how Spark spreads the work.
+class SyntheticDataSet:
+    """Arguments that determine every byte of the data set, independent of Spark's partitioning.
 
     Attributes:
-        customers: numbered from 0; customer 0 has far more events than anyone else.
-        dirty_share: dirty rows among all rows of a feed, in the mean.
+        customers: number of customers, numbered from 0. Customer 0 has by far the longest history.
+        seed: seed of all random numbers.
+        dirty_share: expected share of dirty rows among all rows of a feed.
     """
 
     customers: int
@@ -157,21 +163,21 @@ class World:
 
     @property
     def part_chunks(self) -> int:
-        """Chunks that share their files: few customers still make some parts, many make no crowd of files."""
-        chunks = -(-self.customers // RANDOM_CHUNK)
+        """Chunks per part: small data sets still get several parts, large ones not too many files."""
+        chunks = -(-self.customers // CHUNK_SIZE)
         return min(20, max(1, chunks // 8))
 
     @property
     def parts(self) -> int:
-        """How many parts there are; each writes two files of every feed."""
-        return -(-self.customers // (RANDOM_CHUNK * self.part_chunks))
+        """Number of parts; each writes two files per feed."""
+        return -(-self.customers // (CHUNK_SIZE * self.part_chunks))
 
     def chunks(self, part: int) -> range:
-        """The chunks of a part; chunk c holds the customers from c x `RANDOM_CHUNK` on."""
-        last = -(-self.customers // RANDOM_CHUNK)
+        """The chunks of a part; chunk c starts at customer c x `CHUNK_SIZE`."""
+        last = -(-self.customers // CHUNK_SIZE)
         return range(part * self.part_chunks, min(last, (part + 1) * self.part_chunks))
 
 
 def largest_customer_events(customers: int) -> int:
-    """App and web events of customer 0: a share that grows with the size, up to a million events."""
+    """App and web events of customer 0: grows with the number of customers, up to one million."""
     return min(1_000_000, int(0.5 * customers**1.2))

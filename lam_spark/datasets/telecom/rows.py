@@ -1,4 +1,4 @@
-"""The true rows of every feed, a chunk of customers at a time, before any system writes them down."""
+"""True rows of every feed for one chunk of customers, before formatting and defects."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ import pandas as pd
 from lam_spark.datasets.telecom.behaviour import draw_events
 from lam_spark.datasets.telecom.consent import Consent, draw_consent
 from lam_spark.datasets.telecom.customers import Array, Queries, Traits, draw_queries, draw_traits
-from lam_spark.datasets.telecom.feeds import CHANNELS, LINKS, STATEMENTS, Feed, read_back, write_times
+from lam_spark.datasets.telecom.feeds import (
+    CHANNELS,
+    LINKS,
+    STATEMENTS,
+    Feed,
+    format_times,
+    ingested_times,
+)
 from lam_spark.datasets.telecom.identities import (
     Identities,
     Links,
+    draw_device_use,
     draw_identities,
-    spell,
-    unlinked,
-    use_shared,
+    format_ids,
+    never_linked_ids,
 )
 from lam_spark.datasets.telecom.parameters import (
     AGE_BANDS,
+    CHUNK_SIZE,
     CONTRACT_TYPES,
     DAY,
     GENDERS,
-    IDS,
+    IDENTITY,
     PLANS,
-    RANDOM_CHUNK,
     REGIONS,
-    World,
+    SyntheticDataSet,
     largest_customer_events,
 )
 
@@ -39,7 +46,8 @@ LINKED_KINDS = {
     "cards": ("card",),
     "addresses": ("address",),
 }
-_PURPOSES = ("traits", "queries", "ids", "consent", "events", "uses", "dirt")
+# The position in this tuple is part of the seed: never reorder.
+_STREAMS = ("traits", "queries", "ids", "consent", "events", "device use", "defects")
 
 
 @dataclass(frozen=True)
@@ -47,30 +55,31 @@ class Rows:
     """True rows of a feed.
 
     Attributes:
-        owner, at: position in the chunk, and when (seconds after `START`, UTC).
-        number: the id used; None for member numbers.
-        found: whom the id rules give the row to, or `NOBODY`.
-        values: what the feed's other columns hold.
+        owner: position in the chunk of the customer who caused the row.
+        at: time (seconds after `START`, UTC).
+        id_number: the id used; None for member numbers.
+        resolved: customer that identity resolution assigns, or `UNASSIGNED`.
+        values: role -> values of the feed's other columns.
     """
 
     owner: Array
     at: Array
-    number: Array | None
-    found: Array
+    id_number: Array | None
+    resolved: Array
     values: dict[str, Array] = field(default_factory=dict)
 
     def part(self, chosen: slice) -> Rows:
-        """Some of the rows."""
-        number = None if self.number is None else self.number[chosen]
-        values = {name: held[chosen] for name, held in self.values.items()}
-        return Rows(self.owner[chosen], self.at[chosen], number, self.found[chosen], values)
+        """Return a slice of the rows."""
+        id_number = None if self.id_number is None else self.id_number[chosen]
+        values = {name: array[chosen] for name, array in self.values.items()}
+        return Rows(self.owner[chosen], self.at[chosen], id_number, self.resolved[chosen], values)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The customers of a chunk, before any event; `first` is the number of the first."""
+    """Customers of a chunk with their queries, ids and consent, before any event."""
 
-    world: World
+    data_set: SyntheticDataSet
     chunk: int
     traits: Traits
     queries: Queries
@@ -79,87 +88,91 @@ class Chunk:
 
     @property
     def first(self) -> int:
-        """The number of the first customer."""
-        return self.chunk * RANDOM_CHUNK
+        """Number of the first customer."""
+        return self.chunk * CHUNK_SIZE
 
-    def random(self, purpose: str) -> np.random.Generator:
-        """The chunk's stream of random numbers for a purpose."""
-        return chunk_random(self.world, self.chunk, purpose)
-
-
-def chunk_random(world: World, chunk: int, purpose: str) -> np.random.Generator:
-    """A stream of its own for each chunk and purpose."""
-    return np.random.default_rng([world.seed, chunk, _PURPOSES.index(purpose)])
+    def random(self, stream: str) -> np.random.Generator:
+        """Return the chunk's generator for one stream of random numbers."""
+        return _chunk_random(self.data_set, self.chunk, stream)
 
 
-def draw_chunk(world: World, chunk: int) -> Chunk:
-    """Draw the customers of a chunk, their queries, ids and statements."""
-    first = chunk * RANDOM_CHUNK
-    count = min(RANDOM_CHUNK, world.customers - first)
-    traits = draw_traits(chunk_random(world, chunk, "traits"), first, count)
+def draw_chunk(data_set: SyntheticDataSet, chunk: int) -> Chunk:
+    """Draw the customers of a chunk, their queries, ids and consent statements."""
+    first = chunk * CHUNK_SIZE
+    count = min(CHUNK_SIZE, data_set.customers - first)
+    traits = draw_traits(_chunk_random(data_set, chunk, "traits"), first, count)
     return Chunk(
-        world=world,
+        data_set=data_set,
         chunk=chunk,
         traits=traits,
-        queries=draw_queries(chunk_random(world, chunk, "queries"), traits),
-        ids=draw_identities(chunk_random(world, chunk, "ids"), traits),
-        consent=draw_consent(chunk_random(world, chunk, "consent"), count),
+        queries=draw_queries(_chunk_random(data_set, chunk, "queries"), traits),
+        ids=draw_identities(_chunk_random(data_set, chunk, "ids"), traits),
+        consent=draw_consent(_chunk_random(data_set, chunk, "consent"), count),
     )
 
 
 def draw_rows(chunk: Chunk) -> Iterator[tuple[Feed, Rows]]:
-    """Draw the rows of every feed, each feed once."""
-    yield CHANNELS["crm"], _master_rows(chunk.traits)
+    """Draw the rows of every feed, one feed at a time."""
+    yield CHANNELS["crm"], _crm_rows(chunk.traits)
     yield STATEMENTS, _statement_rows(chunk.consent)
-    largest = largest_customer_events(chunk.world.customers)
-    events = draw_events(chunk.random("events"), chunk.traits, chunk.queries, largest, chunk.ids.app_is_own)
-    uses, links = chunk.random("uses"), dict(chunk.ids.links)
+    largest = largest_customer_events(chunk.data_set.customers)
+    events = draw_events(
+        chunk.random("events"), chunk.traits, chunk.queries, largest, chunk.ids.has_own_device
+    )
+    rng, links = chunk.random("device use"), dict(chunk.ids.links)
     for name in list(events):
-        yield CHANNELS[name], _event_rows(chunk, CHANNELS[name], events.pop(name), uses, links)
+        yield CHANNELS[name], _event_rows(chunk, CHANNELS[name], events.pop(name), rng, links)
     for name, kinds in LINKED_KINDS.items():
         yield LINKS[name], _link_rows({kind: links[kind] for kind in kinds})
 
 
+def _chunk_random(data_set: SyntheticDataSet, chunk: int, stream: str) -> np.random.Generator:
+    return np.random.default_rng([data_set.seed, chunk, _STREAMS.index(stream)])
+
+
 def _event_rows(
-    chunk: Chunk, feed: Feed, frame: pd.DataFrame, uses: np.random.Generator, links: dict[str, Links]
+    chunk: Chunk, feed: Feed, frame: pd.DataFrame, rng: np.random.Generator, links: dict[str, Links]
 ) -> Rows:
-    """Give the events of a channel the ids they were done with; uses of shared devices add to `links`."""
+    """Add ids to the events of a channel; logins on shared devices are added to `links`."""
     owner, at = frame["owner"].to_numpy(), frame["at"].to_numpy()
-    values = {name: frame[name].to_numpy() for name in ("word", "item", "number")}
-    if feed.kind == "customer":
+    values = {name: frame[name].to_numpy() for name in ("action", "item", "number")}
+    if feed.id_kind == "customer":
         return Rows(owner, at, None, owner, values)
-    if feed.kind == "device":
-        planted = frame["word"].isin(["plan", "compare_plans"]).to_numpy()
-        number, links["device"] = use_shared(uses, chunk.ids, owner, at, planted)
+    if feed.id_kind == "device":
+        shows_intent = frame["action"].isin(["plan", "compare_plans"]).to_numpy()
+        id_number, links["device"] = draw_device_use(rng, chunk.ids, owner, at, shows_intent)
     else:
-        number = chunk.ids.held[feed.kind].at(owner, at)
-    if feed.kind == "cookie":
-        unseen = (frame["word"] == "devices").to_numpy() & (uses.random(len(owner)) < IDS.unseen)
-        number = np.where(unseen, unlinked(chunk.first, owner), number)
-    return Rows(owner, at, number, links[feed.kind].find(number, read_back(feed, at)), values)
+        id_number = chunk.ids.usage[feed.id_kind].at(owner, at)
+    if feed.id_kind == "cookie":
+        views_devices = (frame["action"] == "devices").to_numpy()
+        anonymous = views_devices & (rng.random(len(owner)) < IDENTITY.anonymous_view_share)
+        id_number = np.where(anonymous, never_linked_ids(chunk.first, owner), id_number)
+    resolved = links[feed.id_kind].resolve(id_number, ingested_times(feed, at))
+    return Rows(owner, at, id_number, resolved, values)
 
 
 def _link_rows(links: dict[str, Links]) -> Rows:
-    owner, at = (np.concatenate([getattr(held, name) for held in links.values()]) for name in ("owner", "at"))
-    spelled = [spell(kind, held.number) for kind, held in links.items()]
-    kinds = [np.full(len(held.number), kind, dtype=object) for kind, held in links.items()]
-    return Rows(owner, at, None, owner, {"token": np.concatenate(spelled), "kind": np.concatenate(kinds)})
+    owner = np.concatenate([of_kind.owner for of_kind in links.values()])
+    at = np.concatenate([of_kind.at for of_kind in links.values()])
+    tokens = [format_ids(kind, of_kind.number) for kind, of_kind in links.items()]
+    kinds = [np.full(len(of_kind.number), kind, dtype=object) for kind, of_kind in links.items()]
+    return Rows(owner, at, None, owner, {"token": np.concatenate(tokens), "kind": np.concatenate(kinds)})
 
 
 def _statement_rows(consent: Consent) -> Rows:
-    said = consent.statements
-    owner, at = said["owner"].to_numpy(), said["at"].to_numpy()
+    statements = consent.statements
+    owner, at = statements["owner"].to_numpy(), statements["at"].to_numpy()
     values = {
-        "purpose": said["purpose"].to_numpy(),
-        "state": said["state"].to_numpy(),
-        "recorded_at": write_times("iso", at),
+        "purpose": statements["purpose"].to_numpy(),
+        "state": statements["state"].to_numpy(),
+        "recorded_at": format_times("iso", at),
         "source": np.full(len(owner), "web form", dtype=object),
     }
     return Rows(owner, at, None, owner, values)
 
 
-def _master_rows(traits: Traits) -> Rows:
-    lists = {
+def _crm_rows(traits: Traits) -> Rows:
+    categories = {
         "contract_type": CONTRACT_TYPES,
         "plan": PLANS,
         "age_band": AGE_BANDS,
@@ -167,5 +180,7 @@ def _master_rows(traits: Traits) -> Rows:
         "region": REGIONS,
     }
     everyone = np.arange(len(traits.number))
-    values = {name: np.array(words, dtype=object)[getattr(traits, name)] for name, words in lists.items()}
+    values = {
+        name: np.array(names, dtype=object)[getattr(traits, name)] for name, names in categories.items()
+    }
     return Rows(everyone, DAY // 2 - traits.contract_days * DAY, None, everyone, values)

@@ -248,7 +248,7 @@ TABLES: Mapping[str, TableSpec] = {
         key=(),
         columns={
             "window": ("ARRAY<INT>", "event slots: 0 = empty, 1, 2, ... = a window of a customer's events"),
-            "owner": ("ARRAY<INT>", "event slots: number that distinguishes customers"),
+            "customer_index": ("ARRAY<INT>", "event slots: number that distinguishes customers"),
             "event_time": ("ARRAY<BIGINT>", "event slots: microseconds UTC"),
             "hour_of_week": ("ARRAY<INT>", "event slots: 0 = Sunday 00:00 local time"),
             "is_new": ("ARRAY<INT>", "event slots: 0 where an overlapping window holds the event already"),
@@ -383,7 +383,16 @@ TABLES: Mapping[str, TableSpec] = {
 # Columns of what the configuration's selects yield besides declared fields: channels, link statements, proposals.
 INPUT_COLUMNS = ("customer_id", "event_key", "id", "linked_at", "proposal_id", "description")
 
-# Names that a declared field may not take: it becomes a column next to these.
+# Training blocks have the columns `event_FIELD` and `query_FIELD`.
+_FIELD_PREFIXES = ("event_", "query_")
+
+# Names that a declared field may not take: it becomes a column next to these, in training blocks with a prefix.
 RESERVED_COLUMNS = frozenset(INPUT_COLUMNS).union(
-    *(spec.columns for spec in TABLES.values() if spec.holds_fields)
+    *(spec.columns for spec in TABLES.values() if spec.holds_fields),
+    (
+        name.removeprefix(prefix)
+        for name in TABLES["training_blocks"].columns
+        for prefix in _FIELD_PREFIXES
+        if name.startswith(prefix)
+    ),
 )

@@ -130,10 +130,8 @@ class Tables:
             writer = writer.partitionBy(*partition_by)
         if metadata is not None:
             writer = writer.option("userMetadata", json.dumps(metadata))
-        if where is not None and self.exists(name):
-            writer = writer.option("replaceWhere", where)
-        else:
-            writer = writer.option("overwriteSchema", "true")
+        replaces_all = where is None or not self.exists(name)
+        writer = writer.options(**{"overwriteSchema": "true"} if replaces_all else {"replaceWhere": where})
         return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
 
     def append(self, frame: DataFrame, name: str) -> int:
@@ -309,13 +307,12 @@ class Tables:
     def _properties(self, name: str) -> dict[str, str]:
         """Delta properties that a table is created with."""
         spec = TABLES[name]
-        if spec.stats_columns:
-            properties = {"delta.dataSkippingStatsColumns": ",".join(spec.stats_columns)}
-        else:
-            properties = {"delta.dataSkippingNumIndexedCols": "0"}
+        properties = {"delta.enableDeletionVectors": str(spec.deletion_vectors).lower()}
         if spec.change_data_feed:
             properties["delta.enableChangeDataFeed"] = "true"
-        return properties | {"delta.enableDeletionVectors": str(spec.deletion_vectors).lower()}
+        if spec.stats_columns:
+            return properties | {"delta.dataSkippingStatsColumns": ",".join(spec.stats_columns)}
+        return properties | {"delta.dataSkippingNumIndexedCols": "0"}
 
     def _commit(self, write: Callable[[], object], name: str) -> dict[str, int]:
         """Write and remember the version.

@@ -1,6 +1,6 @@
-"""What must become of the telecom world's raw rows, read with plain Python: the rules once more, said another way.
+"""Independent re-implementation of ingestion in plain Python, to verify the telecom data set.
 
-Slow, and in memory as a whole: for some hundred customers.
+Holds everything in memory, so use it for a few hundred customers.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 UTC, LISBON = dt.UTC, zoneinfo.ZoneInfo("Europe/Lisbon")
-UNPARSED = "line does not parse under the declared columns"
+MALFORMED = "line does not parse under the declared columns"
 
 
-class GapError(ValueError):
-    """A local time that no clock showed."""
+class SkippedTimeError(ValueError):
+    """A local time that is skipped by a clock change."""
 
 
 @dataclass
-class Ingested:
-    """What came of the raw files.
+class ReferenceResult:
+    """Result of ingesting the raw files.
 
     Attributes:
-        channels, links: name -> outcome -> rows.
+        channels, links: name -> row status -> rows.
         events: (channel, member number) -> events.
         accepted: channel -> (member number, raw row) of each event.
-        standing: (member number, purpose) -> states of the newest statements.
+        consent_states: (member number, purpose) -> states of the newest statements.
     """
 
     channels: dict[str, Row] = field(default_factory=dict)
     links: dict[str, Row] = field(default_factory=dict)
     events: Counter[tuple[str, str]] = field(default_factory=Counter)
     accepted: dict[str, list[tuple[str, Row]]] = field(default_factory=lambda: defaultdict(list))
-    standing: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    consent_states: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
 
 def _iso(text: str) -> dt.datetime:
@@ -57,11 +57,11 @@ def _iso(text: str) -> dt.datetime:
 def _lisbon(local: dt.datetime) -> dt.datetime:
     instant = local.replace(tzinfo=LISBON, fold=0).astimezone(UTC)
     if instant.astimezone(LISBON).replace(tzinfo=None) != local:
-        raise GapError
+        raise SkippedTimeError
     return instant
 
 
-# Channel -> columns of the key, the id and the time, and how the time is read.
+# Channel -> columns of the key, the id and the time, and the function that parses the time.
 CHANNELS: dict[str, tuple[str, str, str, Callable[[Any], dt.datetime]]] = {
     "app": (
         "id",
@@ -77,7 +77,7 @@ CHANNELS: dict[str, tuple[str, str, str, Callable[[Any], dt.datetime]]] = {
     "point_of_sale": ("receipt", "card", "sold_at", _lisbon),
     "crm": ("contract", "member", "signed_on", lambda day: _lisbon(dt.datetime.combine(day, dt.time()))),
 }
-# Link feed -> kind of id (None: a column says it), columns of the id and the time.
+# Link feed -> kind of id (None: in the column `kind`), columns of the id and the time.
 LINKS = {
     "logins": (None, "token", "at"),
     "phone_numbers": ("phone", "phone", "owned_from"),
@@ -90,69 +90,71 @@ VALUES = {
 }
 
 
-def ingest_plainly(config: Config) -> Ingested:
-    """Read all feeds of the world that `config` points to."""
-    done = Ingested()
-    known: dict[tuple[str, str], list[tuple[dt.datetime, str]]] = defaultdict(list)
+def ingest_reference(config: Config) -> ReferenceResult:
+    """Ingest all feeds of the data set that `config` points to."""
+    result = ReferenceResult()
+    links: dict[tuple[str, str], list[tuple[dt.datetime, str]]] = defaultdict(list)
     for name in LINKS:
-        done.links[name] = _read_links(name, config.inputs[name], known)
-    for held in known.values():
-        held.sort()
+        result.links[name] = _read_links(name, config.inputs[name], links)
+    for links_of_id in links.values():
+        links_of_id.sort()
     for name in CHANNELS:
-        _read_channel(config, name, known, done)
-    for row in _rows(config.inputs["consent_statements"]):
+        _read_channel(config, name, links, result)
+    result.consent_states = _newest_states(config.inputs["consent_statements"])
+    return result
+
+
+def _newest_states(source: InputConfig) -> dict[tuple[str, str], set[str]]:
+    """(member number, purpose) -> states of all statements with the latest time."""
+    newest: dict[tuple[str, str], tuple[dt.datetime, set[str]]] = {}
+    for row in _rows(source):
         assert row is not None
-        _note_statement(done, row)
-    done.standing = {key: states for key, (_, states) in done.standing.items()}  # type: ignore[misc]
-    return done
+        key, at = (row["member"], row["purpose"]), _iso(row["effective_at"])
+        if key not in newest or at > newest[key][0]:
+            newest[key] = (at, set())
+        if at == newest[key][0]:
+            newest[key][1].add(row["state"])
+    return {key: states for key, (_, states) in newest.items()}
 
 
-def _note_statement(done: Ingested, row: Row) -> None:
-    key, at = (row["member"], row["purpose"]), _iso(row["effective_at"])
-    newest: Any = done.standing.get(key, (at, set()))
-    if at > newest[0]:
-        newest = (at, set())
-    if at == newest[0]:
-        newest[1].add(row["state"])
-    done.standing[key] = newest
-
-
-def _read_channel(config: Config, name: str, known: Any, done: Ingested) -> None:
-    key, identifier, time, read = CHANNELS[name]
-    kind = config.channels[name].id
+def _read_channel(config: Config, name: str, links: Any, result: ReferenceResult) -> None:
+    key, identifier, time, parse = CHANNELS[name]
+    id_kind = config.channels[name].id
     counts: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     seen: set[tuple[Any, ...]] = set()
     for row in _rows(config.inputs[name]):
         counts["rows_in"] += 1
-        reason = UNPARSED if row is None else _reason(row, key, identifier, time, read)
+        reason = MALFORMED if row is None else _quarantine_reason(row, key, identifier, time, parse)
         if reason:
-            refused[reason] += 1
+            reasons[reason] += 1
             continue
         assert row is not None
-        at = read(row[time])
+        at = parse(row[time])
         if (row[identifier], at, row[key]) in seen:
             counts["duplicates"] += 1
             continue
         seen.add((row[identifier], at, row[key]))
-        customer = row[identifier] if kind == "customer" else _owner(known[kind, row[identifier]], at)
+        customer = row[identifier] if id_kind == "customer" else _resolve(links[id_kind, row[identifier]], at)
         counts["events" if customer else "unresolved"] += 1
         if customer:
-            done.events[name, customer] += 1
-            done.accepted[name].append((customer, row))
-    told = {what: counts[what] for what in ("rows_in", "events", "duplicates", "unresolved")}
-    done.channels[name] = told | {"quarantined": refused.total(), "refused": dict(refused)}
+            result.events[name, customer] += 1
+            result.accepted[name].append((customer, row))
+    statuses = {status: counts[status] for status in ("rows_in", "events", "duplicates", "unresolved")}
+    result.channels[name] = statuses | {"quarantined": reasons.total(), "quarantine_reasons": dict(reasons)}
 
 
-def _reason(row: Row, key: str, identifier: str, time: str, read: Callable[[Any], dt.datetime]) -> str | None:
-    """The first rule that a row breaks."""
+def _quarantine_reason(
+    row: Row, key: str, identifier: str, time: str, parse: Callable[[Any], dt.datetime]
+) -> str | None:
+    """Return the first rule that a row violates."""
     if not (row[identifier] or "").strip():
         return "customer_id is missing"
     if any(isinstance(value, str) and "\ufffd" in value for value in row.values()):
         return "text is not UTF-8"
     try:
-        at = read(row[time]) if row[time] else None
-    except GapError:
+        at = parse(row[time]) if row[time] else None
+    except SkippedTimeError:
         return "event_time does not exist in Europe/Lisbon"
     except ValueError:
         at = None
@@ -179,8 +181,8 @@ def _reason(row: Row, key: str, identifier: str, time: str, read: Callable[[Any]
     return "rule amount_not_negative" if amount < 0 else None
 
 
-def _owner(links: list[tuple[dt.datetime, str]], at: dt.datetime) -> str | None:
-    """Whose an id is at an instant; `links` are in order of time."""
+def _resolve(links: list[tuple[dt.datetime, str]], at: dt.datetime) -> str | None:
+    """Return the owner of an id at an instant; `links` are ordered by time."""
     if not links or len({customer for _, customer in links}) > 5:
         return None
     after = bisect.bisect_right(links, at, key=lambda link: link[0])
@@ -191,8 +193,8 @@ def _owner(links: list[tuple[dt.datetime, str]], at: dt.datetime) -> str | None:
     return owners.pop() if len(owners) == 1 else None
 
 
-def _read_links(name: str, source: InputConfig, known: Any) -> Row:
-    kind, identifier, time = LINKS[name]
+def _read_links(name: str, source: InputConfig, links: Any) -> Row:
+    id_kind, identifier, time = LINKS[name]
     counts: Counter[str] = Counter()
     for row in _rows(source):
         counts["rows_in"] += 1
@@ -204,17 +206,17 @@ def _read_links(name: str, source: InputConfig, known: Any) -> Row:
         except (AssertionError, ValueError):
             counts["quarantined"] += 1
             continue
-        held = known[kind or row["kind"], row[identifier]]
-        if (at, row["member"]) in held:
+        links_of_id = links[id_kind or row["kind"], row[identifier]]
+        if (at, row["member"]) in links_of_id:
             counts["duplicates"] += 1
         else:
-            held.append((at, row["member"]))
+            links_of_id.append((at, row["member"]))
             counts["links"] += 1
-    return {what: counts[what] for what in ("rows_in", "links", "duplicates", "quarantined")}
+    return {status: counts[status] for status in ("rows_in", "links", "duplicates", "quarantined")}
 
 
 def _rows(source: InputConfig) -> Iterator[Row | None]:
-    """The rows of an input's files; None where a line does not parse."""
+    """Yield the rows of an input's files; None for a malformed line."""
     columns = [pair.split() for pair in source.columns.replace("\n", " ").split(",")]
     for path in sorted(Path(source.path).iterdir()):
         if source.format == "parquet":
@@ -246,8 +248,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     for name in table.column_names:
         column = table[name].combine_chunks()
         if pa.types.is_string(column.type):
-            held = column.view(pa.binary()).to_pylist()
-            columns[name] = [None if v is None else v.decode("utf-8", "replace") for v in held]
+            encoded = column.view(pa.binary()).to_pylist()
+            columns[name] = [None if v is None else v.decode("utf-8", "replace") for v in encoded]
         else:
             columns[name] = column.to_pylist()
     for values in zip(*columns.values(), strict=True):

@@ -1,0 +1,54 @@
+"""Base class, value types and helpers that the sections of the configuration share."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from lam_spark.errors import did_you_mean
+
+Role = Literal["who", "when", "where", "what", "how"]
+Kind = Literal["categorical", "numeric", "reference"]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+
+
+def _as_text(value: Any) -> Any:
+    """Convert a YAML number or boolean to text as Spark writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+# Text that may look like a number: it needs no quotes in the file.
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
+class Section(BaseModel):
+    """A mapping of the file: unknown keys are errors, and values are frozen after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def differs_from_default(self, key: str) -> bool:
+        """Whether the key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+
+def known_zone(value: str) -> str:
+    """Validate the name of a time zone.
+
+    Raises:
+        ValueError: The name is not in the IANA time zone database.
+    """
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"expected an IANA time zone such as Europe/Lisbon, got {value!r}") from error
+    return value
+
+
+def undeclared(name: str, known: Iterable[str]) -> str:
+    """Error text for a name that the file does not declare."""
+    return f"{name!r} is not declared: {did_you_mean(name, known)}"

@@ -1,0 +1,217 @@
+"""Assignment of accepted rows to customers: pseudonyms, links of ids at points in time, and late links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from lam_spark.config import ChannelConfig, Config, IdentityConfig
+from lam_spark.events.deduplication import EVENT, UNRESOLVED, mark_duplicates, with_event_id
+from lam_spark.events.quarantine import RAW, REASON
+from lam_spark.events.staging import MICROSECONDS_FORMAT, TimeSpan, materialize
+from lam_spark.identity.links import LINK_COLUMNS, assignments, changed_assignments, customer_at
+from lam_spark.identity.pseudonyms import CUSTOMER, Secret, register_ids, with_pseudonyms
+from lam_spark.storage.dataframes import one_row, union_all
+from lam_spark.storage.tables.store import Tables
+
+# Columns of the table `unresolved`; the declared fields follow.
+UNRESOLVED_COLUMNS = ["event_id", "id_key", "event_time", "source"]
+_ASSIGNED_COLUMNS = ["customer_key", "event_id", "event_time", "source", "id_key"]
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """New rows and new links with their customers; DataFrames over staging folders.
+
+    Attributes:
+        links: New links (grain: a link; `id_key, customer_key, linked_at, source`); None if there are none.
+        rows: Accepted rows of channels with `_status` and `_conflicting`; None if there are none.
+        resolved_later: Rows of `unresolved` that have a customer now; None if no id changed its customer.
+        reassigned: Events with another customer now, or with none (`customer_key` null); None as above.
+    """
+
+    links: DataFrame | None
+    rows: DataFrame | None
+    resolved_later: DataFrame | None
+    reassigned: DataFrame | None
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Tables of earlier runs; None where a table does not exist or is about to be rebuilt."""
+
+    links: DataFrame | None
+    events: DataFrame | None
+    unresolved: DataFrame | None
+
+    @classmethod
+    def read(cls, tables: Tables, rebuild: bool) -> _Published:
+        if rebuild:
+            return cls(None, None, None)
+        return cls(*(tables.read_if_exists(name) for name in ("links", "events", "unresolved")))
+
+    @property
+    def known_events(self) -> dict[str, DataFrame]:
+        tables = {"events": self.events, "unresolved": self.unresolved}
+        return {name: table for name, table in tables.items() if table is not None}
+
+
+def assign_customers(
+    tables: Tables,
+    config: Config,
+    staged: Mapping[str, DataFrame],
+    span: TimeSpan,
+    secret: Secret,
+    staging: Path,
+) -> Assigned:
+    """Deduplicate the accepted rows and find their customers.
+
+    Writes the table `identity` (append-only; a pseudonym alone reveals nothing); all else stays in staging.
+
+    Args:
+        tables: Tables of the workspace.
+        config: Configuration of the data set.
+        staged: Rows of each reader, from `stage_increments`.
+        span: Time span of the accepted events.
+        secret: Key of the pseudonyms.
+        staging: Folder of this run.
+    """
+    accepted = {
+        reader: rows.where(F.col(REASON).isNull()).drop(REASON, RAW) for reader, rows in staged.items()
+    }
+    links = [rows for reader, rows in accepted.items() if reader in config.identity.links]
+    channels = {reader: rows for reader, rows in accepted.items() if reader in config.channels}
+    _register(tables, config.channels, channels, links, secret)
+    published = _Published.read(tables, config.ingest.rebuild)
+    new_links = _new_links(tables, links, published.links, staging) if links else None
+    known = [frame.select(*LINK_COLUMNS) for frame in (new_links, published.links) if frame is not None]
+    rows = None
+    if channels:
+        all_links = union_all(known) if known else None
+        rows = _assign_rows(tables, config, channels, all_links, published, span, staging)
+    fields = list(config.fields)
+    resolved_later, reassigned = _apply_links(new_links, published, config.identity, fields, staging)
+    return Assigned(new_links, rows, resolved_later, reassigned)
+
+
+def _register(
+    tables: Tables,
+    specs: Mapping[str, ChannelConfig],
+    channels: Mapping[str, DataFrame],
+    links: Sequence[DataFrame],
+    secret: Secret,
+) -> None:
+    """Give pseudonyms to all ids of the accepted rows."""
+    ids = [rows.select(F.lit(specs[name].id), F.col("customer_id")) for name, rows in channels.items()]
+    for rows in links:
+        ids += [rows.select("id_kind", "id"), rows.select(F.lit(CUSTOMER), F.col("customer_id"))]
+    register_ids(tables, union_all(frame.toDF("id_kind", "raw_id") for frame in ids), secret)
+
+
+def _new_links(
+    tables: Tables, staged: Sequence[DataFrame], known: DataFrame | None, staging: Path
+) -> DataFrame:
+    """Links that are not known yet; grain: a link."""
+    stated = union_all(staged).withColumnRenamed("id_kind", "_kind")
+    keyed = with_pseudonyms(tables, stated, F.col("_kind"), "id", "id_key")
+    keyed = with_pseudonyms(tables, keyed, F.lit(CUSTOMER), "customer_id", "customer_key")
+    links = keyed.groupBy(*LINK_COLUMNS).agg(F.min("source").alias("source"))
+    if known is not None:
+        links = links.join(known, LINK_COLUMNS, "left_anti")
+    return materialize(links, staging / "new_links")
+
+
+def _assign_rows(
+    tables: Tables,
+    config: Config,
+    channels: Mapping[str, DataFrame],
+    links: DataFrame | None,
+    published: _Published,
+    span: TimeSpan,
+    staging: Path,
+) -> DataFrame:
+    """Accepted rows with their customers; grain: an accepted row.
+
+    Columns: `customer_key` (null if the id is unassigned), `event_id`, `event_time`, `source`, `id_key` (null for a
+    customer's own id), the declared fields, `_status`, `_conflicting`.
+    """
+    known, fields = published.known_events, list(config.fields)
+    own = {name: rows for name, rows in channels.items() if config.channels[name].id == CUSTOMER}
+    linked = {name: rows for name, rows in channels.items() if name not in own}
+    frames = []
+    if own:
+        keyed = _with_keys(tables, config.channels, own)
+        rows = mark_duplicates(keyed, known, fields, span, staging / "own_ids")
+        frames.append(
+            rows.withColumns({"customer_key": F.col("id_key"), "id_key": F.lit(None).cast("string")})
+        )
+    if linked:
+        keyed = materialize(_with_keys(tables, config.channels, linked), staging / "linked_ids")
+        rows = mark_duplicates(keyed, known, fields, span, None)
+        customer = F.lit(None).cast("string")
+        if links is not None:
+            needed = links.join(keyed.select("id_key").distinct(), "id_key", "left_semi")
+            rows = rows.join(assignments(needed, config.identity), "id_key", "left")
+            customer = customer_at(F.col("event_time"), config.identity)
+        frames.append(rows.withColumn("customer_key", customer).drop("_assignments"))
+    status = (
+        F.when(F.col("_status").isNotNull(), F.col("_status"))
+        .when(F.col("customer_key").isNull(), UNRESOLVED)
+        .otherwise(EVENT)
+    )
+    columns: list[Column | str] = [*_ASSIGNED_COLUMNS, *fields, status.alias("_status"), "_conflicting"]
+    return materialize(union_all(frame.select(*columns) for frame in frames), staging / "assigned")
+
+
+def _with_keys(
+    tables: Tables, specs: Mapping[str, ChannelConfig], channels: Mapping[str, DataFrame]
+) -> DataFrame:
+    """Rows of channels with `id_key` and `event_id` instead of raw ids."""
+    rows = union_all(frame.withColumn("_kind", F.lit(specs[name].id)) for name, frame in channels.items())
+    return with_event_id(with_pseudonyms(tables, rows, F.col("_kind"), "customer_id", "id_key").drop("_kind"))
+
+
+def _apply_links(
+    new_links: DataFrame | None,
+    published: _Published,
+    identity: IdentityConfig,
+    fields: Sequence[str],
+    staging: Path,
+) -> tuple[DataFrame | None, DataFrame | None]:
+    """What new links change in rows of earlier runs: rows resolved later, and events reassigned.
+
+    Cost: a scan of `unresolved`, and of those files of `events` that the changed ids may concern.
+    """
+    if new_links is None or not published.known_events:
+        return None, None
+    known = new_links.select(*LINK_COLUMNS).limit(0) if published.links is None else published.links
+    changed = materialize(changed_assignments(known, new_links, identity), staging / "changed_ids")
+    totals = one_row(
+        changed.agg(
+            F.count("*").alias("_ids"),
+            F.date_format(F.min("_since"), MICROSECONDS_FORMAT).alias("_since"),
+            F.count_if(F.col("_since").isNull()).alias("_without_since"),
+        )
+    )
+    if not totals["_ids"]:
+        return None, None
+    customer = customer_at(F.col("event_time"), identity)
+    resolved_later = reassigned = None
+    if published.unresolved is not None:
+        rows = published.unresolved.join(changed, "id_key").withColumn("customer_key", customer)
+        rows = rows.where(F.col("customer_key").isNotNull()).drop("_assignments", "_since")
+        resolved_later = materialize(rows, staging / "resolved_later")
+    if published.events is not None:
+        events = published.events.where(F.col("id_key").isNotNull())
+        if not totals["_without_since"]:
+            events = events.where(f"event_time >= TIMESTAMP '{totals['_since']}'")
+        rows = events.withColumnRenamed("customer_key", "_previous").join(changed, "id_key")
+        rows = rows.withColumn("customer_key", customer)
+        rows = rows.where(~F.col("customer_key").eqNullSafe(F.col("_previous")))
+        columns = [*UNRESOLVED_COLUMNS, "customer_key", *fields]
+        reassigned = materialize(rows.select(*columns), staging / "reassigned")
+    return resolved_later, reassigned

@@ -1,0 +1,45 @@
+"""Everything that one report shows, as frozen dataclasses of numbers and strings.
+
+Shares, rates, scores, AUCs and gains are fractions between 0 and 1, never percentages. A number that could not
+be measured is ``None``; NaN and infinities are shown as missing too. All intervals are 95% confidence intervals.
+"""
+
+from lam_spark.report.content.contacts import Contact, ContactList, HistogramBin, ProposalCount
+from lam_spark.report.content.context import Headline, Nouns, ReportContext, VersionGroup
+from lam_spark.report.content.data import ConsentCount, FunnelStep, Loss, SourceCount, Unit
+from lam_spark.report.content.evaluation import (
+    Calibration,
+    CalibrationBin,
+    Decile,
+    HeldOut,
+    Ranking,
+    RankingKind,
+)
+from lam_spark.report.content.training import CurvePoint, Measure, Phase, StageCost, Training
+
+__all__ = [
+    "Calibration",
+    "CalibrationBin",
+    "ConsentCount",
+    "Contact",
+    "ContactList",
+    "CurvePoint",
+    "Decile",
+    "FunnelStep",
+    "Headline",
+    "HeldOut",
+    "HistogramBin",
+    "Loss",
+    "Measure",
+    "Nouns",
+    "Phase",
+    "ProposalCount",
+    "Ranking",
+    "RankingKind",
+    "ReportContext",
+    "SourceCount",
+    "StageCost",
+    "Training",
+    "Unit",
+    "VersionGroup",
+]
