@@ -39,8 +39,8 @@ def require_sequences(
     remedy = "run the stage 'sequences' with the same --as-of"
     if lineage is None:
         raise DataQualityError(
-            "the last commit of the table sequences does not record up to when they hold events, or was made by another "
-            f"version of lam_spark: {remedy}"
+            "the last commit of the table sequences does not record up to when they hold events, or was made by "
+            f"another version of lam_spark: {remedy}"
         )
     as_of = instant(lineage.as_of)
     if as_of < until:

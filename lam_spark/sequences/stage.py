@@ -75,8 +75,8 @@ class SequencesResult(StageResult):
         written = self.rows_inserted + self.rows_replaced
         return (
             f"{self.sequences:,} sequences of {self.events_in_sequences:,} events, the longest "
-            f"{self.longest_sequence:,}; {self.mode} of {self.customers_changed:,} customers, {written:,} rows written; "
-            f"{self.vocabulary_added:,} new vocabulary entries"
+            f"{self.longest_sequence:,}; {self.mode} of {self.customers_changed:,} customers, {written:,} rows "
+            f"written; {self.vocabulary_added:,} new vocabulary entries"
         )
 
     @property

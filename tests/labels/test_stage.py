@@ -145,8 +145,8 @@ def test_an_as_of_long_after_the_last_event_is_refused(spark: SparkSession, buil
         targets=ONE_TARGET, quality=QUALITY, as_of="2024-06-01"
     )
     message = (
-        "as_of 2024-06-01 is outside the data: events run from 2023-01-31 to 2023-12-19 (UTC), and as_of may be at most "
-        "quality.max_staleness_days = 31 days after the last"
+        "as_of 2024-06-01 is outside the data: events run from 2023-01-31 to 2023-12-19 (UTC), and as_of may be at "
+        "most quality.max_staleness_days = 31 days after the last"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         build_examples(ctx)

@@ -289,8 +289,8 @@ def test_an_update_that_dies_between_two_commits_is_rolled_back_and_repeated(
 def test_an_update_checks_as_of_against_the_new_time_range(shop: NightlyShop) -> None:
     version = shop.tables.version("sequences")
     message = (
-        "as_of 2023-09-01 is outside the data: events run from 2023-09-01 to 2023-09-01 (UTC), and as_of may be at most "
-        "quality.max_staleness_days = 400 days after the last"
+        "as_of 2023-09-01 is outside the data: events run from 2023-09-01 to 2023-09-01 (UTC), and as_of may be at "
+        "most quality.max_staleness_days = 400 days after the last"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         build_sequences(shop.context(dt.date(2023, 9, 1)))
