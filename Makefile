@@ -4,10 +4,10 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint docs lock wheel clean
+.PHONY: help setup demo test test-long bench-smoke lint docs lock wheel clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Make .venv, the Horovod wheel and the jars ready (first time: some minutes)
 	@PYTHON="$(PYTHON)" sh tools/setup.sh
@@ -20,6 +20,9 @@ test: setup lint  ## Check style and types, run the tests in two processes; ARGS
 
 test-long: setup  ## Run the tests that take minutes each: launchers, executors, many nights, the newcomer's page
 	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder -m long $(ARGS)
+
+bench-smoke: setup  ## Run every benchmark at its smallest size, stop at the first failure; ARGS="..." selects scripts
+	$(BIN)/python -m benchmarks.smoke $(ARGS)
 
 lint: setup  ## Check style and types only
 	$(BIN)/ruff check .

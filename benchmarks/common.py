@@ -1,4 +1,4 @@
-"""What every benchmark shares: the workspace, the table for people, the JSON line for machines."""
+"""What all benchmarks share: command line, workspaces, run context, the printed table and its JSON line."""
 
 from __future__ import annotations
 
@@ -18,78 +18,93 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-UP_TO_SNAPSHOT = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot")
-# One for all calls of this process: the tables of a workspace depend on it.
+RETAILER_CONF = REPOSITORY / "conf/complete_journey.yaml"
+TELECOM_CONF = REPOSITORY / "conf/telco.yaml"
+PURCHASE_LOG_CONF = REPOSITORY / "conf/purchase_log.yaml"
+STAGES_UP_TO_SNAPSHOT = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot")
+# Consent ledger of the retailer in which every household opted in.
+EVERYONE_OPTED_IN = "fetch.arguments={seed: 20170101, opted_in: 1.0}"
+# A small model and one epoch of each phase: enough to see that a script works.
+SMOKE_TRAINING = (
+    "training.pretrain_epochs=1",
+    "training.finetune_epochs=1",
+    "model.d_model=16",
+    "model.n_layers=1",
+    "model.n_heads=2",
+)
+# One secret per process, because the tables of a workspace depend on it.
 _SECRET = secrets.token_hex(32)
 
 
-def command_line(description: str | None, keeps_folder: bool = False) -> argparse.ArgumentParser:
-    """What every benchmark takes: --small; and --folder, where one keeps what is finished."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--small", action="store_true", help="a quick run; its figures are not for the record"
+def command_line(description: str | None, with_folder: bool = False) -> argparse.ArgumentParser:
+    """Parser with `--smoke`, and with `--folder` for scripts that can resume."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if keeps_folder:
-        parser.add_argument("--folder", type=Path, help="where to keep what is finished, and to go on from")
+    parser.add_argument("--smoke", action="store_true", help="smallest size; figures are not for the record")
+    if with_folder:
+        parser.add_argument("--folder", type=Path, help="keep finished parts here and resume from them")
     return parser
 
 
-def small_asked(description: str | None) -> bool:
-    """Read the command line; True for --small."""
-    return bool(command_line(description).parse_args().small)
+def smoke_requested(description: str | None) -> bool:
+    """Parse the command line of a script without other options; True for `--smoke`."""
+    return bool(command_line(description).parse_args().smoke)
 
 
 @contextlib.contextmanager
-def kept_folder(asked: Path | None, prefix: str, origin: str) -> Iterator[Path]:
-    """The folder that was asked for, which stays; or one that goes away at the end.
+def resumable_folder(folder: Path | None, prefix: str, origin: str) -> Iterator[Path]:
+    """The requested folder, which persists, or a temporary one.
 
     Args:
-        asked: for which folder.
-        prefix: of the other's name.
-        origin: what the figures depend on, say `origin_digest`.
+        folder: requested folder, or None.
+        prefix: name prefix of the temporary folder.
+        origin: digest of everything the figures depend on, see `origin_digest`.
 
     Raises:
-        SystemExit: what is in it came of something else: figures of two are not to be mixed.
+        SystemExit: the folder holds results of another origin.
     """
-    if asked is None:
-        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
-            yield Path(folder)
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix=prefix) as temporary:
+            yield Path(temporary)
         return
-    asked.mkdir(parents=True, exist_ok=True)
-    place = asked / "origin"
-    if not any(asked.iterdir()):
-        place.write_text(origin, encoding="utf-8")
-    elif not place.exists() or place.read_text(encoding="utf-8") != origin:
-        sys.exit(f"{asked} was begun with other code or settings: go on with that, or begin a folder anew")
-    yield asked.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    origin_file = folder / "origin"
+    if not any(folder.iterdir()):
+        origin_file.write_text(origin, encoding="utf-8")
+    elif not origin_file.exists() or origin_file.read_text(encoding="utf-8") != origin:
+        sys.exit(
+            f"{folder}: expected results of this code and these settings, found others: use an empty folder"
+        )
+    yield folder.absolute()
 
 
-def origin_digest(small: bool) -> str:
-    """Of the package's sources, the configurations, and whether --small was asked for."""
-    digest = hashlib.sha256(b"small" if small else b"whole")
+def origin_digest(smoke: bool) -> str:
+    """sha256 of the package's sources, the configurations and the `--smoke` flag."""
+    digest = hashlib.sha256(b"smoke" if smoke else b"full")
     for path in sorted([*REPOSITORY.glob("lam_spark/**/*.py"), *REPOSITORY.glob("conf/*.yaml")]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(REPOSITORY)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
-def kept_secret(folder: Path) -> str:
-    """The secret of the workspaces in a folder: drawn the first time, the same when a run goes on there."""
-    place = folder / "secret"
-    if not place.exists():
-        place.touch(mode=0o600)
-        place.write_text(secrets.token_hex(32), encoding="utf-8")
-    return place.read_text(encoding="utf-8")
+def stored_secret(folder: Path) -> str:
+    """Pseudonym secret of the workspaces in a folder: drawn once, reused when a run resumes."""
+    path = folder / "secret"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment: str) -> dict[str, Any]:
-    """Run a stage as users do and give its summary line; its log goes to stderr.
+    """Run a stage with the command line and return its summary; its log goes to stderr.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the stage failed.
     """
     flags = [flag for pair in (f"root={root}", *overrides) for flag in ("--set", pair)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "lam_spark.cli", stage, "--conf", str(conf), *flags],
         cwd=REPOSITORY,
         env={"LAM_SPARK_SECRET": _SECRET, **os.environ, **environment},
@@ -97,49 +112,66 @@ def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment
         text=True,
         check=False,
     )
-    summary: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    if done.returncode:
+    summary: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
+    if process.returncode:
         sys.exit(f"lam-spark {stage} failed: {summary.get('error')}")
     return summary
 
 
-def fill(conf: Path, root: Path, *overrides: str) -> None:
+def run_stage(stage: str, conf: Path, root: Path, *overrides: str) -> dict[str, Any]:
+    """Run a stage and return its log record (seconds, peak_memory_gib, counts, message)."""
+    run_id = lam_spark(stage, conf, root, *overrides)["run_id"]
+    return stage_records(root, run_id)[stage]
+
+
+def run_up_to_snapshot(conf: Path, root: Path, *overrides: str) -> None:
     """Run the stages up to the training snapshot."""
-    for stage in UP_TO_SNAPSHOT:
+    for stage in STAGES_UP_TO_SNAPSHOT:
         lam_spark(stage, conf, root, *overrides)
 
 
-def open_run(conf: Path, root: Path, *overrides: str) -> Any:
-    """A `lam_spark.runtime.context.Run` over a workspace that stages have filled, with a session of its own."""
+def load(conf: Path, root: Path, *overrides: str) -> Any:
+    """The configuration of a workspace."""
     from lam_spark.config.load import load_config
+
+    return load_config(conf, overrides=[f"root={root}", *overrides])
+
+
+def open_run(config: Any, spark: Any = None) -> Any:
+    """The run context of a workspace; the only place where benchmarks build one.
+
+    Args:
+        config: from `load`.
+        spark: session to use; a new one by default.
+    """
     from lam_spark.runtime.context import Run
     from lam_spark.runtime.log import Journal
     from lam_spark.runtime.session import spark_session
     from lam_spark.storage.tables.store import Tables
 
-    config = load_config(conf, overrides=[f"root={root}", *overrides])
-    spark = spark_session(config.spark)
-    tables, journal = Tables(spark, root / "tables"), Journal("benchmark", None)
-    return Run(config, "benchmark", dt.datetime.now(dt.UTC), spark, tables, journal)
+    session = spark or spark_session(config.spark)
+    tables = Tables(session, config.workspace / "tables")
+    return Run(config, "benchmark", dt.datetime.now(dt.UTC), session, tables, Journal("benchmark", None))
 
 
 def stage_records(root: Path, run_id: str) -> dict[str, dict[str, Any]]:
-    """What a run's log says of each finished stage: seconds, peak_memory_gib, counts."""
+    """Log records of a run's finished stages: seconds, peak_memory_gib, counts, message."""
     lines = (root / "logs" / f"{run_id}.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    return {r["stage"]: r for r in records if r["event"] == "stage done"}
+    finished = [record for record in records if record["event"] == "stage done"]
+    return {record["stage"]: record | {"message": record["says"]} for record in finished}
 
 
 def report(name: str, figures: Mapping[str, float], targets: Mapping[str, tuple[str, float]]) -> None:
-    """Print the table, then the one JSON line."""
+    """Print the figures as a table with their targets, then as one JSON line."""
     width = max(len(key) for key in figures)
     print()
     for key, value in figures.items():
         line = f"  {key:<{width}}  {value:>12,.4g}"
         if key in targets:
             sign, limit = targets[key]
-            held = value <= limit if sign == "<=" else value >= limit
-            line += f"   target {sign} {limit:g}: {'met' if held else 'MISSED'}"
+            met = value <= limit if sign == "<=" else value >= limit
+            line += f"   target {sign} {limit:g}: {'met' if met else 'MISSED'}"
         print(line)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     print(

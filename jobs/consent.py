@@ -1,4 +1,4 @@
-"""Run the stage `consent`: spark-submit jobs/consent.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `consent`: spark-submit jobs/consent.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run the stage `deliver`: spark-submit jobs/deliver.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `deliver`: spark-submit jobs/deliver.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run the stage `embed`: spark-submit jobs/embed.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `embed`: spark-submit jobs/embed.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

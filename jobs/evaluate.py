@@ -1,4 +1,4 @@
-"""Run the stage `evaluate`: spark-submit jobs/evaluate.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `evaluate`: spark-submit jobs/evaluate.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

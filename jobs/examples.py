@@ -1,4 +1,4 @@
-"""Run the stage `examples`: spark-submit jobs/examples.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `examples`: spark-submit jobs/examples.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

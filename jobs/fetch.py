@@ -1,4 +1,4 @@
-"""Run the stage `fetch`: spark-submit jobs/fetch.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `fetch`: spark-submit jobs/fetch.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run the stage `ingest`: spark-submit jobs/ingest.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `ingest`: spark-submit jobs/ingest.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run the stage `report`: spark-submit jobs/report.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `report`: spark-submit jobs/report.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

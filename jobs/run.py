@@ -1,4 +1,4 @@
-"""Run all nightly stages: spark-submit jobs/run.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""All nightly stages: spark-submit jobs/run.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

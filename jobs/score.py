@@ -1,4 +1,4 @@
-"""Run the stage `score`: spark-submit jobs/score.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `score`: spark-submit jobs/score.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

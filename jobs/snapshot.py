@@ -1,4 +1,4 @@
-"""Run the stage `snapshot`: spark-submit jobs/snapshot.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `snapshot`: spark-submit jobs/snapshot.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run the stage `train`: spark-submit jobs/train.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
+"""Stage `train`: spark-submit jobs/train.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
 
 import sys
 

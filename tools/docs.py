@@ -10,7 +10,11 @@ import datetime as dt
 import inspect
 import json
 import sys
+<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
+=======
+from collections.abc import Iterable, Iterator
+>>>>>>> h6
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,7 +26,6 @@ from lam_spark.stages import STAGES
 from lam_spark.storage.tables.registry import RESERVED_COLUMNS, TABLES, TableSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-
 _MARKS = ("<!-- stages -->\n", "<!-- /stages -->")
 _TYPES = {str: "text", int: "integer", float: "number", bool: "boolean", dt.date: "date", Any: "any"}
 _LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -37,7 +40,7 @@ and `_`. A key without default is required where its section is present. A SELEC
 ## Reserved field names
 
 Fields become columns of tables that have columns of their own ([tables.md](tables.md)). A field may not be named
-`event_` plus the name of another field, begin with {prefixes}, or have one of these names:
+`event_` plus the name of another field, begin with one of {prefixes}, or have one of these names:
 {names}.
 
 ## The data set
@@ -62,20 +65,28 @@ sys.exit(run_job("{name}"))
 '''
 
 
+<<<<<<< HEAD
 def _table(head: str, rows: Sequence[tuple[str, ...]]) -> str:
     lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     return "\n".join(lines) + "\n"
+=======
+def _table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table; cells contain no `|`."""
+    lines = [head, *(" | ".join(row) for row in rows)]
+    lines.insert(1, " | ".join(["---"] * len(head.split("|"))))
+    return "".join(f"| {line} |\n" for line in lines)
+>>>>>>> h6
 
 
-def _code(names: Iterator[str] | tuple[str, ...] | list[str]) -> str:
+def _code(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
 def section_of(annotation: Any) -> type[Section] | None:
     """The section that a key holds; None for a key that holds a value."""
-    candidates = (annotation, *get_args(annotation))
-    return next((each for each in candidates if isinstance(each, type) and issubclass(each, Section)), None)
+    types = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+    return next((part for part in types if issubclass(part, Section)), None)
 
 
 def _type(annotation: Any, limits: str) -> str:
@@ -102,35 +113,32 @@ def _facts(field: FieldInfo) -> tuple[str, str, str]:
     return _type(field.annotation, limit), default, field.description or ""
 
 
-def _keys(section: type[Section], prefix: str) -> Iterator[tuple[str, ...]]:
-    """Rows of a section: key, type, default, meaning; of the root, the keys that are no sections."""
-    for name, field in section.model_fields.items():
-        inner = section_of(field.annotation)
-        if inner is None or section is not Config:
-            yield (f"`{prefix}{name}`", *_facts(field))
-        if inner is not None and section is not Config:
-            yield from _keys(inner, _prefix(f"{prefix}{name}.", field))
-
-
-def _prefix(key: str, field: FieldInfo) -> str:
-    return f"{key}NAME." if get_origin(field.annotation) is dict else key
+def _rows(key: str, field: FieldInfo) -> Iterator[tuple[str, ...]]:
+    """Rows of a key and of the keys below it: key, type, default, meaning."""
+    yield (f"`{key}`", *_facts(field))
+    section = section_of(field.annotation)
+    prefix = f"{key}.NAME" if get_origin(field.annotation) is dict else key
+    for name, inner in section.model_fields.items() if section else ():
+        yield from _rows(f"{prefix}.{name}", inner)
 
 
 def configuration() -> str:
     """The text of docs/configuration.md."""
-    head = "key | type | default | meaning"
-    prefixes = " or ".join(f"`{prefix}`" for prefix in RESERVED_PREFIXES)
-    text = _CONFIGURATION.format(prefixes=prefixes, names=_code(sorted(RESERVED_COLUMNS)))
-    text += _table(head, list(_keys(Config, "")))
+    head, root, sections = "key | type | default | meaning", [], ""
     for name, field in Config.model_fields.items():
+        first, *others = _rows(name, field)
         section = section_of(field.annotation)
-        if section is not None:
-            rows = list(_keys(section, _prefix(f"{name}.", field)))
-            text += f"\n## {name}\n\n{inspect.cleandoc(section.__doc__ or '')}\n\n{_table(head, rows)}"
-    return text
+        if section is None:
+            root.append(first)
+        else:
+            doc = inspect.cleandoc(section.__doc__ or "")
+            sections += f"\n## {name}\n\n{doc}\n\n{_table(head, others)}"
+    text = _CONFIGURATION.format(prefixes=_code(RESERVED_PREFIXES), names=_code(sorted(RESERVED_COLUMNS)))
+    return text + _table(head, root) + sections
 
 
 def _properties(name: str, spec: TableSpec) -> str:
+    """The facts about a table above its columns."""
     writers = [stage for stage, each in STAGES.items() if name in each.writes] or [spec.writer]
     flags = {"change data feed": spec.change_data_feed, "deletion vectors": spec.deletion_vectors}
     facts = {
@@ -158,7 +166,7 @@ def _stage_table() -> str:
     rows = []
     for name, stage in STAGES.items():
         writes = ", ".join(filter(None, (_code(stage.writes), stage.output)))
-        rows.append((f"`{name}`", stage.reads, writes + ("" if stage.nightly else " (on request)")))
+        rows.append((f"`{name}`", stage.reads, writes if stage.nightly else f"{writes} (on request)"))
     return _table("stage | reads | writes", rows)
 
 
@@ -170,12 +178,10 @@ def generated() -> dict[str, str | None]:
     """
     before, start, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(_MARKS[0])
     _, end, after = rest.partition(_MARKS[1])
-    if not (start and end):
+    if not end:
         raise ValueError("expected the markers <!-- stages --> and <!-- /stages --> in README.md: add them")
-    files: dict[str, str | None] = {
-        f"jobs/{path.name}": None for path in sorted((ROOT / "jobs").glob("*.py"))
-    }
-    purposes = {"run": "Run all nightly stages", **{name: f"Run the stage `{name}`" for name in STAGES}}
+    files: dict[str, str | None] = {f"jobs/{job.name}": None for job in (ROOT / "jobs").glob("*.py")}
+    purposes = {"run": "All nightly stages", **{name: f"Stage `{name}`" for name in STAGES}}
     files |= {f"jobs/{name}.py": _JOB.format(name=name, purpose=text) for name, text in purposes.items()}
     files |= {"docs/configuration.md": configuration(), "docs/tables.md": tables()}
     return {**files, "README.md": f"{before}{start}{_stage_table()}{end}{after}"}
@@ -183,9 +189,9 @@ def generated() -> dict[str, str | None]:
 
 def outdated() -> dict[str, str | None]:
     """The generated files that are missing or differ (path -> content), and job files without a stage (None)."""
-    paths = {name: ROOT / name for name in generated()}
-    current = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.exists()}
-    return {name: text for name, text in generated().items() if text != current.get(name)}
+    files = {ROOT / name: text for name, text in generated().items()}
+    current = {path: path.read_text(encoding="utf-8") for path in files if path.exists()}
+    return {str(path.relative_to(ROOT)): text for path, text in files.items() if text != current.get(path)}
 
 
 def main() -> int:
@@ -193,10 +199,10 @@ def main() -> int:
     files, is_check = outdated(), sys.argv[1:] == ["--check"]
     for name, text in files.items():
         print(f"{name} is not up to date: run make docs" if is_check else name)
-        if text is None and not is_check:
+        if not is_check and text is None:
             (ROOT / name).unlink()
-        elif text is not None and not is_check:
-            (ROOT / name).write_text(text, encoding="utf-8")
+        elif not is_check:
+            (ROOT / name).write_text(str(text), encoding="utf-8")
     return int(is_check and bool(files))
 
 

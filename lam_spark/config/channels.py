@@ -26,12 +26,14 @@ class ClockConfig(Section):
 class ChannelConfig(Section):
     """A channel: a Spark SQL SELECT over the inputs that yields 4W1H columns.
 
-    The select must yield exactly one row per row of `grain`, so that a join which multiplies or drops rows is detected.
+    The select must yield exactly one row per row of `grain`, so that a join that multiplies or drops rows is
+    detected.
     """
 
     grain: str = Field(description="input whose rows are the raw rows of the channel")
     select: str = Field(
-        description="SELECT that yields `customer_id`, `event_time` (UTC without `clock`), `event_key` and declared fields"
+        description="SELECT that yields `customer_id, event_time, event_key` and declared fields; "
+        "without `clock`, `event_time` is UTC"
     )
     id: Name = Field(
         default="customer",

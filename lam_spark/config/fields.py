@@ -11,7 +11,7 @@ class ValueEmbeddingsConfig(Section):
     """Pre-computed embeddings of a categorical field's values: features of an image, a sound or a text."""
 
     select: str = Field(
-        description="SELECT that yields `value` (as in the events) and `vector` (array of `dim` numbers), one row per value"
+        description="SELECT that yields `value` and `vector` (array of `dim` numbers), one row per value"
     )
     dim: int = Field(ge=1, le=4096, description="length of a vector")
 

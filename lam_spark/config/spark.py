@@ -31,7 +31,7 @@ class SparkConfig(Section):
         secrets = [key for key in self.settings if _SECRET_SETTING.search(key)]
         if secrets:
             raise ValueError(
-                f"expected no secret in settings, got {', '.join(secrets)}; the configuration is copied into the audit: "
-                "pass it to spark-submit or set it in spark-defaults.conf"
+                f"expected no secret in settings, got {', '.join(secrets)}; the configuration is copied into the "
+                "audit: pass it to spark-submit or set it in spark-defaults.conf"
             )
         return self

@@ -74,7 +74,7 @@ def aggregates(
         queries: `query_time` (q,) int64 microseconds and one (q,) array per categorical field.
         truncated: summary of the events before these. If there are any, only the last `layout.lookback` before a query
             counts, except for the number of events and the time since the first one. Callers leave out queries whose
-            lookback begins before `events` (`columns.answerable`); a query before all of them gets zeros.
+            lookback begins before `events`; a query before all of them gets zeros.
 
     Returns:
         (q, len(layout.aggregate_names)) float32. Counts and sums are signed logs, recencies are log days. Only events

@@ -130,7 +130,7 @@ class Layout:
         windows = self.window_days
         return (
             "events_before",
-            "days_since_first_event",
+            "history_days",
             *(f"days_since_{self.count_by}_{value}" for value in self.counted_ids),
             *(f"{self.count_by}_{value}_events_{w}d" for w in windows for value in self.counted_ids),
             *(f"{self.count_by}_{value}_groups_{w}d" for w in windows for value in self.counted_ids),

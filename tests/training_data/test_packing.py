@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing doubled, nobody mixed up, little wasted."""
+"""Packing: no event or query is lost, duplicated or assigned to another customer, and blocks are well filled."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lam_spark.training_data.packing import Block, Customer, cut_windows, pack_q
 from tests.support.tiny import DAY, START, blocks_of, customer, layout
 
 SHAPES = [layout(), layout(block_events=9, queries_per_block=3), layout(block_events=8, queries_per_block=1)]
-# A customer: days of the events (several a day), days of the queries.
-PEOPLE = st.lists(
+# Per customer: days of the events (possibly several a day) and days of the queries.
+HISTORIES = st.lists(
     st.tuples(
         st.lists(st.integers(0, 40), max_size=60).map(sorted),
         st.lists(st.integers(0, 42), max_size=9).map(sorted),
@@ -27,103 +27,109 @@ PEOPLE = st.lists(
 )
 
 
-def people(shape: Layout, drawn: list[Any]) -> list[Customer]:
-    """Customers whose events' amounts and queries' rows are numbers that nothing else has."""
-    made = []
-    for number, (days, asked) in enumerate(drawn):
+def numbered_customers(shape: Layout, histories: list[Any]) -> list[Customer]:
+    """Customers whose event amounts and query rows are unique numbers: 1000 * customer + index."""
+    customers = []
+    for number, (event_days, query_days) in enumerate(histories):
         one = customer(
             shape,
-            [START + day * DAY for day in days],
-            [START + day * DAY for day in asked],
+            [START + day * DAY for day in event_days],
+            [START + day * DAY for day in query_days],
             seed=number,
-            amount=[1000 * number + i for i in range(len(days))],
+            amount=[1000 * number + i for i in range(len(event_days))],
         )
-        one.queries["query_row"] = np.arange(1000 * number, 1000 * number + len(asked), dtype=np.int32)
-        made.append(one)
-    return made
+        rows = np.arange(1000 * number, 1000 * number + len(query_days), dtype=np.int32)
+        one.queries["query_row"] = rows
+        customers.append(one)
+    return customers
 
 
 def queries_in(block: Block) -> list[tuple[int, list[int]]]:
-    """(query's number, numbers of the events that it sees) of every query in a block."""
-    found = []
+    """(query row, amounts of the visible events) of every query in a block."""
+    queries = []
     for slot in np.flatnonzero(block["query_row"] >= 0):
-        mine = block["window"] == block["query_window"][slot]
-        seen = mine & (np.arange(len(mine)) < block["query_index"][slot])
-        found.append((int(block["query_row"][slot]), block["event_amount"][seen].astype(int).tolist()))
-    return found
+        in_window = block["window"] == block["query_window"][slot]
+        visible = in_window & (np.arange(len(in_window)) < block["query_index"][slot])
+        queries.append((int(block["query_row"][slot]), block["event_amount"][visible].astype(int).tolist()))
+    return queries
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(drawn=PEOPLE)
-def test_each_event_is_new_once_and_each_query_asked_once(shape: Layout, drawn: list[Any]) -> None:
-    customers = people(shape, drawn)
+@given(histories=HISTORIES)
+def test_each_event_is_new_once_and_each_query_occurs_once(shape: Layout, histories: list[Any]) -> None:
+    customers = numbered_customers(shape, histories)
     blocks = blocks_of(shape, customers)
     new = sorted(int(n) for b in blocks for n in b["event_amount"][b["is_new"] == 1])
     assert new == sorted(int(n) for one in customers for n in one.events["amount"])
-    asked = sorted(row for block in blocks for row, _ in queries_in(block))
-    assert asked == sorted(int(row) for one in customers for row in one.queries["query_row"])
+    rows = sorted(row for block in blocks for row, _ in queries_in(block))
+    assert rows == sorted(int(row) for one in customers for row in one.queries["query_row"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(drawn=PEOPLE)
-def test_a_query_sees_the_latest_of_its_own_customers_events_before_it(
-    shape: Layout, drawn: list[Any]
+@given(histories=HISTORIES)
+def test_a_query_sees_the_latest_events_of_its_own_customer_before_it(
+    shape: Layout, histories: list[Any]
 ) -> None:
-    customers = people(shape, drawn)
+    customers = numbered_customers(shape, histories)
     for block in blocks_of(shape, customers):
-        for row, seen in queries_in(block):
+        for row, visible in queries_in(block):
             one, query = customers[row // 1000], row % 1000
-            earlier = one.events["event_time"] < one.queries["query_time"][query]
-            before = one.events["amount"][earlier].astype(int).tolist()
-            assert seen == before[len(before) - len(seen) :]
-            assert len(seen) >= min(len(before), shape.block_events // 2)
+            is_earlier = one.events["event_time"] < one.queries["query_time"][query]
+            earlier = one.events["amount"][is_earlier].astype(int).tolist()
+            assert visible == earlier[len(earlier) - len(visible) :]
+            assert len(visible) >= min(len(earlier), shape.block_events // 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(drawn=PEOPLE)
-def test_every_column_has_its_shape_and_every_segment_one_customer(shape: Layout, drawn: list[Any]) -> None:
-    customers = people(shape, drawn)
+@given(histories=HISTORIES)
+def test_every_column_has_its_shape_and_every_window_one_customer(
+    shape: Layout, histories: list[Any]
+) -> None:
+    customers = numbered_customers(shape, histories)
     for block in blocks_of(shape, customers):
         for name, (dtype, length) in shape.columns.items():
             assert (block[name].dtype, block[name].shape) == (np.dtype(dtype), (length,)), name
         assert set(block) == set(shape.columns)
-        used = block["window"] > 0
-        assert (block["is_new"][~used] == 0).all()
+        in_use = block["window"] > 0
+        assert (block["is_new"][~in_use] == 0).all()
         assert (block["query_window"][block["query_row"] < 0] == 0).all()
-        for number in np.unique(block["window"][used]):
+        for number in np.unique(block["window"][in_use]):
             slots = np.flatnonzero(block["window"] == number)
-            assert (np.diff(slots) == 1).all()  # one run: windows do not interleave
-            owners = set(block["event_amount"][slots].astype(int) // 1000)
-            owners |= set(block["query_row"][block["query_window"] == number] // 1000)
-            assert len(owners) == 1
+            assert (np.diff(slots) == 1).all()  # contiguous slots
+            numbers = set(block["event_amount"][slots].astype(int) // 1000)
+            numbers |= set(block["query_row"][block["query_window"] == number] // 1000)
+            assert len(numbers) == 1
             assert (np.diff(block["event_time"][slots]) >= 0).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(drawn=PEOPLE)
-def test_a_block_carries_for_the_one_segment_that_does_not_begin_at_the_beginning(
-    shape: Layout, drawn: list[Any]
+@given(histories=HISTORIES)
+def test_a_block_has_the_initial_counts_of_its_only_window_that_starts_later(
+    shape: Layout, histories: list[Any]
 ) -> None:
-    customers = people(shape, drawn)
-    first = [one.events["event_time"][0] if len(one.events["event_time"]) else None for one in customers]
+    customers = numbered_customers(shape, histories)
+    first_times = [
+        one.events["event_time"][0] if len(one.events["event_time"]) else None for one in customers
+    ]
     for block in blocks_of(shape, customers):
-        late = set()
+        later_windows = set()
         for number in set(block["window"]) - {0}:
-            slots = np.flatnonzero(block["window"] == number)
-            owner = int(block["event_amount"][slots[0]]) // 1000
-            if block["event_amount"][slots[0]] % 1000:  # not the customer's event number 0
-                late.add((number, block["event_time"][slots[0]]))
+            first_slot = np.flatnonzero(block["window"] == number)[0]
+            customer_number, event_number = divmod(int(block["event_amount"][first_slot]), 1000)
+            if event_number:
+                later_windows.add((number, block["event_time"][first_slot]))
             else:
-                assert block["event_time"][slots[0]] == first[owner]
-        assert len(late) <= 1
-        assert late == ({(block["initial_window"][0], block["initial_time"][0])} if late else set())
-        assert bool(block["initial_counts"].any()) == bool(late)
+                assert block["event_time"][first_slot] == first_times[customer_number]
+        assert len(later_windows) <= 1
+        initial = (block["initial_window"][0], block["initial_time"][0])
+        assert later_windows == ({initial} if later_windows else set())
+        assert bool(block["initial_counts"].any()) == bool(later_windows)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(drawn=PEOPLE)
-def test_a_query_keeps_its_values_its_label_and_its_aggregates(shape: Layout, drawn: list[Any]) -> None:
-    customers = people(shape, drawn)
+@given(histories=HISTORIES)
+def test_a_query_keeps_its_values_label_and_aggregates(shape: Layout, histories: list[Any]) -> None:
+    customers = numbered_customers(shape, histories)
     summaries = [aggregates(shape, one.events, one.queries) for one in customers]
     for block in blocks_of(shape, customers):
         rows = block["aggregates"].reshape(shape.queries_per_block, -1)
@@ -137,30 +143,30 @@ def test_a_query_keeps_its_values_its_label_and_its_aggregates(shape: Layout, dr
 @example(17, 0, 7, 16)
 @given(st.integers(0, 70), st.integers(0, 20), st.integers(0, 40), st.integers(2, 17))
 def test_later_events_do_not_move_the_window_of_a_query(
-    upto: int, more: int, even_more: int, block_events: int
+    visible: int, later: int, more_later: int, block_events: int
 ) -> None:
-    """How much history a query sees must not tell how much is still to come."""
-    asked = np.array([upto])
+    """The length of the history that a query sees must not depend on later events."""
     starts = []
-    for events in (upto + more, upto + more + even_more):
-        starts += [s.start for s in cut_windows(events, asked, block_events, 4) if len(s.queries)]
+    for events in (visible + later, visible + later + more_later):
+        windows = cut_windows(events, np.array([visible]), block_events, 4)
+        starts += [window.start for window in windows if len(window.queries)]
     assert starts[0] == starts[1]
 
 
 @example(8176, 256, 6, 16)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 40), st.integers(2, 17))
-def test_events_that_are_cut_off_do_not_move_the_window_of_a_query(
-    older: int, further: int, more: int, block_events: int
+def test_truncated_events_do_not_move_the_window_of_a_query(
+    truncated: int, further: int, later: int, block_events: int
 ) -> None:
-    """They are cut off because others came after the query: where its window starts would tell how many."""
-    held = block_events + further  # before the query
+    """Truncation depends on later events, which the start of a query's window must not reveal."""
+    kept = block_events + further  # events before the query
     starts = []
-    for cut in (0, older):
-        upto = older + held - cut
-        windows = cut_windows(upto + more, np.array([upto]), block_events, 4, cut)
-        starts += [s.start + cut for s in windows if len(s.queries)]
-        covered = [n for s in windows for n in range(s.new_from, s.end)]
-        assert covered == list(range(upto + more))
+    for truncated_events in (0, truncated):
+        visible = truncated + kept - truncated_events
+        windows = cut_windows(visible + later, np.array([visible]), block_events, 4, truncated_events)
+        starts += [window.start + truncated_events for window in windows if len(window.queries)]
+        new_events = [n for window in windows for n in range(window.new_from, window.end)]
+        assert new_events == list(range(visible + later))
     assert starts[0] == starts[1]
 
 
@@ -168,12 +174,12 @@ def test_more_queries_than_slots_share_the_same_history() -> None:
     shape = layout(queries_per_block=2)
     days = [START + day * DAY for day in range(5)]
     blocks = blocks_of(shape, [customer(shape, days, [START + 9 * DAY] * 5, amount=range(5))])
-    seen = [query for block in blocks for query in queries_in(block)]
-    assert sorted(seen) == [(row, [0, 1, 2, 3, 4]) for row in range(5)]
+    queries = [query for block in blocks for query in queries_in(block)]
+    assert sorted(queries) == [(row, [0, 1, 2, 3, 4]) for row in range(5)]
     assert sum(int(block["is_new"].sum()) for block in blocks) == 5
 
 
-def test_a_customer_without_events_can_be_asked() -> None:
+def test_a_customer_without_events_can_have_queries() -> None:
     shape = layout()
     (block,) = blocks_of(shape, [customer(shape, [], [START, START + DAY])])
     assert queries_in(block) == [(0, []), (1, [])]
@@ -181,41 +187,41 @@ def test_a_customer_without_events_can_be_asked() -> None:
 
 
 @pytest.mark.parametrize(("events", "windows"), [(15, 1), (16, 1), (17, 2), (24, 2), (25, 3)])
-def test_a_window_is_cut_only_where_the_events_outgrow_the_block(events: int, windows: int) -> None:
+def test_a_history_is_cut_only_if_it_is_longer_than_a_block(events: int, windows: int) -> None:
     times = [START + i * DAY for i in range(events)]
     blocks = blocks_of(layout(), [customer(layout(), times)])
     assert sum(len(np.unique(b["window"][b["window"] > 0])) for b in blocks) == windows
 
 
-def test_scoring_packs_only_what_is_asked_and_marks_nothing_as_new() -> None:
+def test_scoring_packs_only_windows_with_queries_and_marks_no_event_as_new() -> None:
     shape = layout()
-    long_ago = customer(shape, [START + i * DAY for i in range(40)], [START + 40 * DAY])
-    silent = customer(shape, [START])
-    blocks = list(pack_queries(shape, [long_ago, silent]))
+    long_history = customer(shape, [START + i * DAY for i in range(40)], [START + 40 * DAY])
+    without_queries = customer(shape, [START])
+    blocks = list(pack_queries(shape, [long_history, without_queries]))
     assert len(blocks) == 1
     assert (blocks[0]["is_new"] == 0).all()
     assert len(queries_in(blocks[0])) == 1
 
 
 @pytest.mark.parametrize("lengths", [(12, 10, 4, 6), (10, 12, 4, 6), (10, 12, 6, 4)])
-def test_a_segment_goes_where_it_leaves_least_room(lengths: tuple[int, ...]) -> None:
+def test_a_window_goes_to_the_block_with_the_least_room(lengths: tuple[int, ...]) -> None:
     shape = layout()
     blocks = blocks_of(shape, [customer(shape, [START + i * DAY for i in range(n)]) for n in lengths])
     assert [int((block["window"] > 0).sum()) for block in blocks] == [16, 16]
 
 
-def test_blocks_are_more_than_nine_tenths_full() -> None:
+def test_blocks_are_more_than_90_percent_full() -> None:
     shape = layout(block_events=256, queries_per_block=16)
     rng = np.random.default_rng(7)
     lengths = np.clip(rng.lognormal(4.5, 1.0, 400).astype(int), 1, 2000)
     customers = [customer(shape, START + np.arange(n) * DAY, seed=i) for i, n in enumerate(lengths)]
     blocks = blocks_of(shape, customers)
-    filled = sum(int((block["window"] > 0).sum()) for block in blocks)
-    assert filled / (len(blocks) * shape.block_events) > 0.9
+    used_slots = sum(int((block["window"] > 0).sum()) for block in blocks)
+    assert used_slots / (len(blocks) * shape.block_events) > 0.9
 
 
-def test_a_query_is_asked_of_whom_the_last_event_before_it_described() -> None:
-    """However long ago, beyond the block too; what the query says itself goes first, and nothing later is known."""
+def test_a_query_without_who_values_gets_those_of_the_last_event_that_set_them() -> None:
+    """The event may precede the block; the query's own value has priority, and later events have no effect."""
     shape = layout(who_fields=("item", "amount"))
     days = [0, *range(10, 50)]
     one = customer(
@@ -227,49 +233,51 @@ def test_a_query_is_asked_of_whom_the_last_event_before_it_described() -> None:
         query_item=[MISSING, MISSING, PADDING, 4, MISSING],
     )
     one.queries["query_amount"] = np.array([np.nan, np.nan, np.nan, 0, np.nan], np.float32)
-    asked = {name: one.queries[name].copy() for name in ("query_item", "query_amount")}
+    original = {name: one.queries[name].copy() for name in ("query_item", "query_amount")}
     blocks = blocks_of(shape, [one])
     assert len(blocks) > 1  # the last queries do not see the first event
-    found = {
+    packed = {
         int(row): (int(block["query_item"][slot]), float(block["query_amount"][slot]))
         for block in blocks
         for slot, row in enumerate(block["query_row"])
         if row >= 0
     }
-    assert found[0][0] == MISSING  # an event of that instant is not seen
-    assert np.isnan(found[0][1])
-    assert [found[row] for row in (1, 2, 3, 4)] == [(7, 2.5), (7, 2.5), (4, 0.0), (UNKNOWN, 2.5)]
-    for name, values in asked.items():
-        np.testing.assert_array_equal(one.queries[name], values)  # the customer's own stay as they are
+    assert packed[0][0] == MISSING  # an event at the query's own time is not seen
+    assert np.isnan(packed[0][1])
+    assert [packed[row] for row in (1, 2, 3, 4)] == [(7, 2.5), (7, 2.5), (4, 0.0), (UNKNOWN, 2.5)]
+    for name, values in original.items():
+        np.testing.assert_array_equal(one.queries[name], values)  # the input is not modified
 
 
-def test_fields_of_other_roles_are_as_the_query_says_them() -> None:
+def test_query_fields_of_other_roles_are_unchanged() -> None:
     one = customer(layout(), [START], [START + DAY], item=[7], query_item=[MISSING])
     assert blocks_of(layout(), [one])[0]["query_item"][0] == MISSING
 
 
-def test_nobody_without_events_is_described() -> None:
+def test_who_values_stay_missing_without_events() -> None:
     shape = layout(who_fields=("item", "amount"))
     one = customer(shape, [], [START], query_item=[MISSING])
     assert blocks_of(shape, [one])[0]["query_item"][0] == MISSING
 
 
 @pytest.mark.parametrize(
-    ("changes", "other"),
+    ("changes", "is_different"),
     [
         ({"window_days": (7, 91)}, True),
         ({"half_life_days": (7.0,)}, True),
-        ({"who": ("item",)}, True),
-        ({"categorical": ("item", "action")}, True),  # the aggregates are in the fields' order
+        ({"who_fields": ("item",)}, True),
+        ({"categorical": ("item", "action")}, True),  # the aggregates follow the order of the fields
         ({"targets": (Target("reply"), Target("buy", "value"))}, True),
         ({"sizes": (7, 12)}, False),
         ({"value_embedding_dims": (0, 4)}, False),
     ],
 )
-def test_a_snapshot_is_known_by_what_decides_its_blocks(changes: dict[str, Any], other: bool) -> None:
-    assert (layout(**changes).packing != layout().packing) == other
+def test_the_packing_digest_changes_with_what_determines_the_blocks(
+    changes: dict[str, Any], is_different: bool
+) -> None:
+    assert (layout(**changes).packing_digest != layout().packing_digest) == is_different
 
 
-def test_the_order_of_the_targets_does_not_decide_what_a_block_holds() -> None:
+def test_the_packing_digest_does_not_depend_on_the_order_of_the_targets() -> None:
     targets = (Target("reply"), Target("buy", "value"))
-    assert layout(targets=targets).packing == layout(targets=targets[::-1]).packing
+    assert layout(targets=targets).packing_digest == layout(targets=targets[::-1]).packing_digest

@@ -1,0 +1,1 @@
+"""Benchmarks: run a script from the repository root with `python -m benchmarks.FOLDER.NAME`."""
