@@ -23,10 +23,7 @@ def target_queries(
         as_of: Last day of regular queries.
         time_zone: IANA zone of the data set.
     """
-    if target.population is not None:
-        queries = events.where(F.expr(target.population))
-    else:
-        queries = _regular_queries(target, events, split, as_of, time_zone)
+    queries = _population(target, events, split, as_of, time_zone)
     horizon, is_whole = horizon_days(target)
     # Whole local days: a horizon across a clock change ends at local midnight, not an hour off.
     days = F.make_dt_interval(F.when(is_whole, horizon.cast("int")))
@@ -38,6 +35,14 @@ def horizon_days(target: TargetConfig) -> tuple[Column, Column]:
     """A query's horizon in days (null: no horizon), and whether it is a whole number from 1."""
     horizon = F.expr(f"CAST({target.horizon_days} AS DOUBLE)")
     return horizon, (horizon >= 1) & (horizon == F.floor(horizon))
+
+
+def _population(
+    target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
+) -> DataFrame:
+    if target.population is not None:
+        return events.where(F.expr(target.population))
+    return _regular_queries(target, events, split, as_of, time_zone)
 
 
 def _regular_queries(

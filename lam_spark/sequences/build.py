@@ -87,12 +87,10 @@ class Assembler:
             side = renamed.hint("broadcast") if are_few else renamed
             return events.join(side, same).drop("customer_key", "_known_key")
 
-        truncated = nothing_truncated()
-        if start_count:
-            latest = events_of(numbered.join(starts, "customer_key", "left")).where(~_is_truncated())
-        else:
-            latest = events_of(numbered)
+        known = numbered.join(starts, "customer_key", "left") if start_count else numbered
+        latest = events_of(known).where(~_is_truncated()) if start_count else events_of(known)
         grouped = self._group(latest, max(2, math.ceil(event_count / _EVENTS_PER_TASK)))
+        truncated = nothing_truncated()
         if start_count:
             early = events_of(numbered.join(starts, "customer_key")).where(_is_truncated())
             summaries = summarise_truncated(early, self.vocabulary, self.spec)
