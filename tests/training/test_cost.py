@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lam_spark.cli import main
 from lam_spark.config.load import load_config
-from lam_spark.model.attention import seen_events
+from lam_spark.model.attention import query_event_mask
 from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 from lam_spark.sequences.tokens import FIRST_VALUE
 from lam_spark.training.cost import (
@@ -73,7 +73,7 @@ def test_decayed_counts_and_aggregates_have_no_backward_pass() -> None:
     batch = full_batch(1)
     model = LargeActionModel(SHAPE, size, normaliser(SHAPE))
     with FlopCounterMode(display=False) as counter:
-        model.decayed_counts(batch, seen_events(batch))
+        model.decayed_counts(batch, query_event_mask(batch))
     linear = 2 * SHAPE.queries_per_block * len(SHAPE.aggregate_names)  # one output, from the aggregates
     forward, training = forward_flops(SHAPE, size), block_flops(SHAPE, size)
     assert 3 * forward - training == 2 * counter.get_total_flops() + linear

@@ -21,7 +21,7 @@ from lam_spark.training.process_group import LocalGroup, _exponent, sum_gradient
 from lam_spark.training.trainer import Trainer
 from lam_spark.training_data.loader import block_batches, files_of_rank
 from tests.support.learnable import SHAPE, blocks, specification, take_steps
-from tests.support.tiny import DAY, SIZE, START, batch_of, customer, lively_model, stack
+from tests.support.tiny import DAY, SIZE, START, batch_of, customer, random_model, stack
 from tests.training.test_losses import WHOLE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm uses an old API of pyarrow
@@ -77,7 +77,7 @@ def test_activation_checkpointing_repeats_the_same_dropout(
     batch = batch_of(SHAPE, people)
     gradients = []
     for activation_checkpointing in (False, True):
-        model = lively_model(SHAPE, size=dataclasses.replace(SIZE, dropout=0.3)).train()
+        model = random_model(SHAPE, size=dataclasses.replace(SIZE, dropout=0.3)).train()
         model.activation_checkpointing = activation_checkpointing
         torch.manual_seed(5)
         part = loss_of(model, batch, WHOLE, with_next=True, with_targets=True)
@@ -138,7 +138,7 @@ def test_pre_training_does_not_change_the_target_heads(tmp_path: Path, group: ty
     next(trainer._epochs(trainer.phases[0]))
     after = trainer.model.state_dict()
     unchanged = {name for name in before if torch.equal(before[name], after[name])}
-    heads = {name for name in before if name.startswith("answers.")}
+    heads = {name for name in before if name.startswith("target_heads.")}
     assert heads <= unchanged
     assert not {name for name in before if name.startswith(("blocks.", "next_"))} & unchanged
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lam_spark.model.artifact import open_artifact, read_artifact
-from lam_spark.model.decayed_counts import counted_rows, field_rows
-from lam_spark.model.transformer import _OwnCount
+from lam_spark.model.decayed_counts import counter_slices, num_counters
+from lam_spark.model.transformer import _DecayedCountTerm
 from lam_spark.model.value import expected_value, median_error, median_value, value_loss
 from lam_spark.scoring.predictor import predict_queries
 from lam_spark.sequences.tokens import FIRST_VALUE
@@ -23,7 +23,7 @@ from lam_spark.training.spec import TrainingSpec
 from lam_spark.training_data.layout import Layout
 from tests.support.learnable import specification
 from tests.support.shoppers import SHAPE, shopper
-from tests.support.tiny import SIZE, blocks_of, lively_model, write_blocks
+from tests.support.tiny import SIZE, blocks_of, random_model, write_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm uses an old API of pyarrow
 
@@ -130,10 +130,10 @@ def test_the_gradient_of_the_medians_error_stays_finite(logit: float) -> None:
 
 
 def test_errors_are_in_units_of_the_usual_amount() -> None:
-    model = lively_model(SHAPE)
+    model = random_model(SHAPE)
     constant = torch.tensor([0.0, math.log(40.0), math.log(0.5)])
     model.initialise_targets({"amount_spent": constant})
-    assert model.usual_amount == {"amount_spent": pytest.approx(40.0)}
+    assert model.typical_amount == {"amount_spent": pytest.approx(40.0)}
 
 
 def test_a_layout_is_read_from_its_json() -> None:
@@ -142,20 +142,20 @@ def test_a_layout_is_read_from_its_json() -> None:
 
 def test_decayed_counts_change_logits_by_value_and_by_hidden_state() -> None:
     target = SHAPE.targets[2]
-    own = _OwnCount(target, SHAPE, SIZE)
-    torch.nn.init.zeros_(own.by_sequence.weight)
-    torch.nn.init.zeros_(own.by_sequence.bias)
+    own = _DecayedCountTerm(target, SHAPE, SIZE)
+    torch.nn.init.zeros_(own.sequence_weight.weight)
+    torch.nn.init.zeros_(own.sequence_weight.bias)
     inner, decayed_counts = (
         torch.randn(1, 2, SIZE.d_model),
-        torch.rand(1, 2, len(SHAPE.half_life_days), counted_rows(SHAPE)),
+        torch.rand(1, 2, len(SHAPE.half_life_days), num_counters(SHAPE)),
     )
     assert not own(inner, decayed_counts).any()
     with torch.no_grad():
-        own.by_value_HV[1, 4] = 2.0
+        own.value_weight_HV[1, 4] = 2.0
         added = own(inner, decayed_counts)
-        first = field_rows(SHAPE)["item"].start + FIRST_VALUE
+        first = counter_slices(SHAPE)["item"].start + FIRST_VALUE
         assert added[0, :, 4].tolist() == (2 * decayed_counts[0, :, 1, first + 4]).tolist()
         assert added.count_nonzero() == 2
-        own.by_sequence.bias[0] = 1.0
+        own.sequence_weight.bias[0] = 1.0
         difference = own(inner, decayed_counts) - added
     torch.testing.assert_close(difference, decayed_counts[:, :, 0, first : first + target.values])

@@ -25,7 +25,7 @@ from lam_spark.training.value_embeddings import (
 )
 from lam_spark.training_data.packing import Customer
 from tests.support.learnable import SHAPE, person, specification
-from tests.support.tiny import batch_of, blocks_of, customer, layout, lively_model
+from tests.support.tiny import batch_of, blocks_of, customer, layout, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm uses an old API of pyarrow
 
@@ -88,7 +88,7 @@ def test_embeddings_are_saved_with_the_weights_and_not_trained(with_embeddings: 
 
 def test_queries_that_differ_only_in_embeddings_get_different_states() -> None:
     shape = layout(value_embedding_dims=(0, 3))
-    model = lively_model(shape)
+    model = random_model(shape)
     batch = batch_of(shape, [customer(shape, [1, 2, 3], [4])])
     before = model(batch)
     table = torch.zeros(9, 3)
@@ -104,8 +104,8 @@ def test_a_layout_keeps_its_embedding_sizes_in_json() -> None:
     assert (
         type(WITH_EMBEDDINGS).from_json(json.loads(json.dumps(WITH_EMBEDDINGS.to_json()))) == WITH_EMBEDDINGS
     )
-    assert WITH_EMBEDDINGS.vectors == {"item": (ITEMS, DIM)}
-    assert MANY_ITEMS.vectors == {}
+    assert WITH_EMBEDDINGS.value_embedding_shapes == {"item": (ITEMS, DIM)}
+    assert MANY_ITEMS.value_embedding_shapes == {}
 
 
 def test_other_embeddings_change_the_fingerprint(tmp_path: Path) -> None:
