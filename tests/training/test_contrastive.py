@@ -1,4 +1,5 @@
-"""Contrastive loss: slices of histories are cut between timestamp groups, see nothing of each other, and are compared."""
+"""Contrastive loss: slices of histories are cut between timestamp groups, see nothing of each other, and are
+compared."""
 
 from __future__ import annotations
 

@@ -208,8 +208,8 @@ def test_the_large_size_for_eighty_million_customers_costs_less_than_the_referen
         ),
         (
             ["--train", "--conf", CONF, "--set", "root=/nowhere"],
-            "expected a table 'training_blocks' in /nowhere/tables, found none: run the stage 'snapshot' first, or give "
-            "numbers with --customers N --events N",
+            "expected a table 'training_blocks' in /nowhere/tables, found none: run the stage 'snapshot' first, or "
+            "give numbers with --customers N --events N",
         ),
     ],
 )
