@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from lam_spark.errors import ModelError
-from lam_spark.model.artifact import WEIGHTS
+from lam_spark.model.artifact import WEIGHTS, Calibration
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.trainer import Trainer
+from lam_spark.training.validate import require_finite_losses
+from lam_spark.training.validation import ValidationMetrics
 from lam_spark.training_data.packing import Block
 from tests.support.learnable import SHAPE, TEST, VALIDATION, blocks, specification, take_steps
 from tests.support.tiny import stack
@@ -98,14 +100,22 @@ def test_the_message_names_only_the_blocks_of_the_process_that_caused_it(
 
 
 def test_an_infinite_number_in_the_validation_period_stops_the_training(tmp_path: Path) -> None:
-    """Without a finite validation loss no epoch can be selected, and no model may be saved."""
+    """It reaches the training loss too: its block has examples of the training period."""
     content = with_infinite_amounts(blocks(8), VALIDATION, TEST)
-    settings: dict[str, Any] = {"pretrain_epochs": 0, "next_event_weight": 0}
-    spec = specification(tmp_path, [content], **settings)
-    with pytest.raises(ModelError) as raised:
+    spec = specification(tmp_path, [content], pretrain_epochs=0, next_event_weight=0)
+    with pytest.raises(ModelError, match=r"^the loss is not finite in fine-tuning, epoch 1, step 1, rank 0 "):
         Trainer(spec, LocalGroup(), lambda record: None).fit()
-    assert str(raised.value) == (
-        "the validation loss of 'reply' is not finite after fine-tuning epoch 1: no epoch can be selected. Look for "
-        f"extreme numbers in the events of the validation period, files {spec.queried_urls[0]}"
-    )
     assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_an_epoch_whose_validation_loss_is_not_finite_is_refused() -> None:
+    """Without a finite validation loss no epoch can be selected, and no model may be saved."""
+    finite = ValidationMetrics(0.5, 0.7, 0.7, {"AUC": 0.75}, Calibration(1.0, 0.0))
+    require_finite_losses({"reply": finite}, 1, ["file:///a", "file:///b"])
+    broken = dataclasses.replace(finite, loss=np.nan)
+    with pytest.raises(ModelError) as raised:
+        require_finite_losses({"reply": finite, "visit": broken}, 2, ["file:///a", "file:///b"])
+    assert str(raised.value) == (
+        "the validation loss of 'visit' is not finite after fine-tuning epoch 2: no epoch can be selected. Look for "
+        "extreme numbers in the events of the validation period, files file:///a, file:///b"
+    )
