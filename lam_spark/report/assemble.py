@@ -123,20 +123,10 @@ def funnel(
         "no event before the date of the list": status.opted_in - score.customers_scored - score.truncated,
         "too few of the events before that date are kept": score.truncated,
     }
+    rows_in, events = (sum(getattr(source, name) for source in sources) for name in ("rows_in", "events"))
     return (
-        c.FunnelStep(
-            "Raw rows",
-            sum(source.rows_in for source in sources),
-            "rows",
-            note="as the channels delivered them",
-        ),
-        c.FunnelStep(
-            "Events",
-            sum(source.events for source in sources),
-            "events",
-            _losses(row_losses),
-            "who, when, where, what, how",
-        ),
+        c.FunnelStep("Raw rows", rows_in, "rows", note="as the channels delivered them"),
+        c.FunnelStep("Events", events, "events", _losses(row_losses), "who, when, where, what, how"),
         c.FunnelStep("With any event", status.customers, "customers", note="everyone the channels know"),
         c.FunnelStep(
             "Eligible",

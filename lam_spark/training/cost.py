@@ -197,10 +197,10 @@ def forward_flops(layout: Layout, size: ModelSize, with_targets: bool = True) ->
         return float(size.n_layers * layer + inputs + next_groups)
     aggregates = len(layout.aggregate_names)
     inner = target_feature_dim(layout, size) * width
-    heads = sum(inner + (width + aggregates) * target.outputs for target in layout.targets)
-    heads += sum(width * len(layout.half_life_days) for target in layout.targets if target.kind == "next")
+    target_heads = sum(inner + (width + aggregates) * target.outputs for target in layout.targets)
+    target_heads += sum(width * len(layout.half_life_days) for target in layout.targets if target.kind == "next")
     return float(
-        size.n_layers * layer + inputs + next_groups + 2 * queries * heads + _decayed_count_flops(layout)
+        size.n_layers * layer + inputs + next_groups + 2 * queries * target_heads + _decayed_count_flops(layout)
     )
 
 

@@ -50,7 +50,7 @@ def not_finite_message(
     step = f"{phase.name}, epoch {state.epoch}, step {state.step + 1}"
     if not len(rows):
         return f"the gradients are finite on each rank in {step}, but their sum is not. Lower training.learning_rate"
-    ranks = []
+    lines = []
     for rank in np.unique(rows[:, 0]):
         of_rank = rows[rows[:, 0] == rank]
         loss, norm = of_rank[0, 1:3].tolist()
@@ -58,8 +58,8 @@ def not_finite_message(
             f"{spec.all_urls[file]} row group {row_group} row {row}"
             for file, row_group, row in of_rank[:, 3:].astype(int)
         ]
-        ranks.append(f"rank {rank:.0f} (loss {loss}, gradient norm {norm}), {', '.join(blocks)}")
+        lines.append(f"rank {rank:.0f} (loss {loss}, gradient norm {norm}), {', '.join(blocks)}")
     return (
-        f"the loss is not finite in {step}, {'; '.join(ranks)} (counted from 0). "
+        f"the loss is not finite in {step}, {'; '.join(lines)} (counted from 0). "
         "Lower training.learning_rate, or look for extreme numbers in the events of these blocks"
     )

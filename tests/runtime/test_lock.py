@@ -1,4 +1,4 @@
-"""One run a workspace, held by real processes."""
+"""The lock of a workspace, held by real processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_held_workspace_is_refused_and_the_holder_named(
     with pytest.raises(ConcurrentRunError) as caught, workspace_lock(tmp_path, "mine"):
         pass
     assert str(caught.value) == (
-        f'another run works in {tmp_path}: {{"run_id": "the-other-run", "pid": {holder.pid}, "host": '
+        f'another run holds the workspace {tmp_path}: {{"run_id": "the-other-run", "pid": {holder.pid}, "host": '
         f'"{os.uname().nodename}"}}. Wait for it, or use another root'
     )
 
@@ -89,6 +89,5 @@ def test_a_root_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> 
     with pytest.raises(ConfigError) as caught, workspace_lock(root, "mine"):
         pass
     assert str(caught.value) == (
-        f"expected a folder that can be written at root = {root}: Not a directory; "
-        "set another with --set root=PATH"
+        f"expected a writable folder at root = {root}: Not a directory; set another with --set root=PATH"
     )
