@@ -1,9 +1,4 @@
-<<<<<<< HEAD
-"""Run the stage `sequences`: spark-submit jobs/sequences.py --conf FILE [--as-of DATE] [--set KEY=VALUE]
-[--dry-run]."""
-=======
 """Stage `sequences`: spark-submit jobs/sequences.py --conf FILE [--as-of DATE] [--set KEY=VALUE] [--dry-run]."""
->>>>>>> h6
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Fixtures that tests share: one Spark session, a small data set, runs over it, and how tests are spread."""
+"""Shared fixtures: one Spark session, a small data set, run contexts; distribution of tests over processes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.runs import Finished, start, versions
-from tests.support.shop import QUICK, SECRET, DataSet, draw_data_set, run_builder
+from tests.support.shop import QUICK, SECRET, DataSet, context_builder, draw_data_set
 from tests.support.tables import Prepared
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from lam_spark.runtime.context import Run
+    from lam_spark.runtime.context import RunContext
 
 hypothesis.settings.register_profile("unit", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("unit")
 
-# Most of the tests' Java machines live for a minute: the quick compiler only. It brings a code cache of 48 MB,
-# which the session that all tests share fills: from there on everything is interpreted, and tasks fail.
-# Hadoop forks a `chmod` for each file that it writes: with vfork that takes half the time.
+# Most of the tests' JVMs live for a minute: only the quick compiler pays off. Its default code cache of 48 MB is too
+# small for the shared session: once it is full, code is interpreted and tasks fail.
+# Hadoop forks a `chmod` for each file that it writes; with vfork that takes half the time.
 JAVA_OPTIONS = (
     "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=512m "
     "-Djdk.lang.Process.launchMechanism=VFORK"
@@ -35,11 +35,11 @@ JAVA_OPTIONS = (
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """With `-n`: a file's tests stay in one process, and all of tests/e2e, which share one long run, in one."""
+    """With `-n`: the tests of a file stay in one process, and so do all of tests/e2e, which share one long run."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        # These share the fixture `prepared`, which takes the better part of a minute to make.
+        # These share the fixture `prepared`, which takes most of a minute.
         prepared = {
             f"tests/{name}.py"
             for name in (
@@ -55,12 +55,12 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    """Called by xdist."""
+    """Hook of xdist."""
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a Spark session, and what runs whole stages."""
+    """Mark tests that need a Spark session, and those that run whole stages."""
     for item in items:
         if "spark" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.spark)
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def secret() -> Iterator[str]:
-    """The key of the pseudonyms, in the environment of everything that the tests start."""
+    """Key of the pseudonyms, in the environment of the tests and of the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAM_SPARK_SECRET", SECRET)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -81,11 +81,11 @@ def secret() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def spark(secret: str) -> Iterator[SparkSession]:
-    """The session of all tests: two cores, three partitions, UTC, Delta."""
+    """Session of all tests: two cores, three partitions, UTC, Delta."""
     from lam_spark.config import SparkConfig
-    from lam_spark.runtime.session import platform_gives_session, spark_session
+    from lam_spark.runtime.session import is_provided_by_platform, spark_session
 
-    assert not platform_gives_session(), "a test or plug-in started a session of its own"
+    assert not is_provided_by_platform(), "a test or plug-in started a session of its own"
     session = spark_session(
         SparkConfig(master="local[2]", driver_memory="2g", shuffle_partitions=3, settings=QUICK),
         "lam_spark tests",
@@ -96,43 +96,33 @@ def spark(secret: str) -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def make_data_set(secret: str) -> Callable[..., DataSet]:
-    """Draws the small shop under a root folder: `make_data_set(tmp_path / "shop")`."""
+    """Generates the small shop under a root folder: `make_data_set(tmp_path / "shop")`."""
     return draw_data_set
 
 
 @pytest.fixture
-def make_run(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
-    """Builds runs: `make_run(config)`. Without one, the shop in `tmp_path / "shop"`, with nothing in it."""
-    return run_builder(spark, tmp_path / "shop")
+def make_context(spark: SparkSession, tmp_path: Path) -> Callable[..., RunContext]:
+    """Builds run contexts: `make_context(config)`; by default for an empty shop in `tmp_path / "shop"`."""
+    return context_builder(spark, tmp_path / "shop")
 
 
 @pytest.fixture(scope="session")
 def prepared(
     spark: SparkSession, make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory
 ) -> Prepared:
-    """The shop after ingest, consent, sequences, examples and snapshot. Tests only read it."""
-    from lam_spark.consent import stage as ledger
-    from lam_spark.events import stage as ingest
-    from lam_spark.labels import stage as examples
-    from lam_spark.sequences import stage as assemble
-    from lam_spark.training_data import stage as snapshot
+    """The shop after ingest, consent, sequences, examples and snapshot; tests only read it."""
+    from lam_spark.stages import STAGES
 
     root = tmp_path_factory.mktemp("prepared") / "shop"
     data = make_data_set(root, customers=200)
-    run = run_builder(spark, root)(data.config())
-    stages = {
-        "ingest": ingest,
-        "consent": ledger,
-        "sequences": assemble,
-        "examples": examples,
-        "snapshot": snapshot,
-    }
-    return Prepared(data, run, {name: stage.run(run) for name, stage in stages.items()})
+    ctx = context_builder(spark, root)(data.config())
+    names = ("ingest", "consent", "sequences", "examples", "snapshot")
+    return Prepared(data, ctx, {name: STAGES[name].load()(ctx) for name in names})
 
 
 @pytest.fixture(scope="session")
 def finished(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run. `test_reruns.py`, which works on in its workspace, comes last by its name."""
+    """One full run. `test_reruns.py`, which changes its workspace, comes last by its name."""
     data = make_data_set(tmp_path_factory.mktemp("e2e") / "shop")
     process = start("run", "--conf", str(data.conf))
     stdout, stderr = process.communicate(timeout=600)
@@ -145,15 +135,15 @@ def finished(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def embedded(finished: Finished, spark: SparkSession) -> Finished:
-    """The same workspace after `embed` too, which `run` leaves out.
+    """The same workspace after `embed`, which `run` does not include.
 
-    For tests of files whose names come after `test_full_run.py`, which looks at what `run` alone has left.
+    For test files that come after `test_full_run.py` by name, which checks the state that `run` alone leaves.
     """
-    from lam_spark.cli import run_stage
+    from lam_spark.cli import run_job
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_stage("embed", ["--conf", str(finished.data.conf)])
+        code = run_job("embed", ["--conf", str(finished.data.conf)])
     summary = json.loads(out.getvalue().splitlines()[-1])
     assert code == 0, summary
     return Finished(finished.data, code, out.getvalue(), err.getvalue(), summary, versions(finished.root))

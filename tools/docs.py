@@ -10,11 +10,7 @@ import datetime as dt
 import inspect
 import json
 import sys
-<<<<<<< HEAD
-from collections.abc import Iterator, Sequence
-=======
 from collections.abc import Iterable, Iterator
->>>>>>> h6
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -65,18 +61,11 @@ sys.exit(run_job("{name}"))
 '''
 
 
-<<<<<<< HEAD
-def _table(head: str, rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
-=======
 def _table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
     """A Markdown table; cells contain no `|`."""
     lines = [head, *(" | ".join(row) for row in rows)]
     lines.insert(1, " | ".join(["---"] * len(head.split("|"))))
     return "".join(f"| {line} |\n" for line in lines)
->>>>>>> h6
 
 
 def _code(names: Iterable[str]) -> str:

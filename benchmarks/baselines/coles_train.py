@@ -3,9 +3,9 @@
     python coles_train.py FOLDER SEED
 
 Runs in the library's own environment, so it imports nothing of this project. FOLDER holds `events.parquet`, sorted by
-row and time: `row` (household), `time` (days), `learn` (before the test period), `cat_*` (integers from 1), `num_*`; and
-`queries.parquet`: `row`, `time`. Writes `embeddings.npy`: (queries, HIDDEN) float32, the encoder's state after the last
-event before each query, zeros where there is none.
+row and time: `row` (household), `time` (days), `learn` (before the test period), `cat_*` (integers from 1), `num_*`;
+and `queries.parquet`: `row`, `time`. Writes `embeddings.npy`: (queries, HIDDEN) float32, the encoder's state after
+the last event before each query, zeros where there is none.
 """
 
 from __future__ import annotations

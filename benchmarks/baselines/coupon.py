@@ -25,8 +25,8 @@ _NEVER = 400
 class ContactFeatures:
     """Hand-made features of contacts, from what happened before their day (local time).
 
-    Recency, frequency and money over `WINDOWS`, shares of the commonest categories, coupon history (also of campaigns of
-    the same type), campaign type, size of the offer, purchases of the products on offer and of their categories,
+    Recency, frequency and money over `WINDOWS`, shares of the commonest categories, coupon history (also of campaigns
+    of the same type), campaign type, size of the offer, purchases of the products on offer and of their categories,
     weekdays, demographics.
     """
 

@@ -1,8 +1,10 @@
 """Gradient boosting on the contacts of the synthetic telecom data: usual features, and two reference limits.
 
 - `features`: counts and days since events, as an analyst without knowledge of the generator makes them.
-- `informed_features`: made with knowledge of `lam_spark/datasets/telecom`: the two orders, the silence, who is a parent,
-  who reacts negatively to calls, who is about to leave. From the same events, so they show what a contact's events tell.
+- `informed_features`: made with knowledge of `lam_spark/datasets/telecom`: the two orders, the silence, who is a
+parent,
+  who reacts negatively to calls, who is about to leave. From the same events, so they show what a contact's events
+  tell.
 - `truth_features`: the ground-truth state and traits, plus the informed features of leaving.
 """
 

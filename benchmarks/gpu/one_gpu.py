@@ -37,7 +37,7 @@ from benchmarks.support.blocks import DAYS, make_blocks
 from benchmarks.support.steps import stack_blocks, step_loss, untrained_model
 from lam_spark.config import TrainingConfig
 from lam_spark.model.artifact import as_batch, open_artifact, read_artifact
-from lam_spark.model.attention import seen_events, visibility
+from lam_spark.model.attention import attention_mask, query_event_mask
 from lam_spark.model.transformer import ModelSize
 from lam_spark.training import trainer
 from lam_spark.training.process_group import LocalGroup
@@ -208,7 +208,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
 
     d_model, _, heads, count = SIZES[name]
     batch = as_batch(stack_blocks(LAYOUT, cached_blocks(count)), torch.device("cuda"))
-    mask = visibility(batch["window"], seen_events(batch))
+    mask = attention_mask(batch["window"], query_event_mask(batch))
     slots = mask.shape[1]
     shape = (count, heads, slots, d_model // heads)
     qkv = [torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]

@@ -8,11 +8,11 @@ complete model of the same seeds. The test period is not read. One training a co
 if torch sees one. This takes hours on two cores; with `--folder` finished trainings are stored, and the same command
 resumes. `--smoke`: 1,000 telecom customers, one seed, four variants.
 
-Variants without a part: `order`: events between two queries are shuffled, their times stay; `time`: no elapsed time and no
-hour of the week (aggregates and decayed counts still know days); `numbers`: no number in any event; `who`: queries lack
-the customer's traits; `bins`: no quantile bins; `aggregates`, `decayed_counts`: constant; `counts`: both constant, so that
-heads see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last step's weights.
-`contrastive` adds its term. `accumulate...`: four batches a step, learning rate as it is or scaled.
+Variants without a part: `order`: events between two queries are shuffled, their times stay; `time`: no elapsed time
+and no hour of the week (aggregates and decayed counts still know days); `numbers`: no number in any event; `who`:
+queries lack the customer's traits; `bins`: no quantile bins; `aggregates`, `decayed_counts`: constant; `counts`: both
+constant, so that heads see the sequence alone; `pre_training`: fine-tuning from the start; `averaging`: the last
+step's weights. `contrastive` adds its term. `accumulate...`: four batches a step, learning rate as it is or scaled.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def without_numbers(batch: Batch, layout: Layout) -> Batch:
 
 def without_who(batch: Batch, layout: Layout) -> Batch:
     """Set the customer's traits in queries to missing."""
-    names = [f"query_{name}" for name in layout.who]
+    names = [f"query_{name}" for name in layout.who_fields]
     values = {name: torch.nan if batch[name].is_floating_point() else MISSING for name in names}
     return {**batch, **{name: torch.full_like(batch[name], value) for name, value in values.items()}}
 
@@ -122,9 +122,9 @@ def without_bins(spec: TrainingSpec) -> TrainingSpec:
 _count, _time_features = DecayedCounts.forward, transformer._time_features
 
 
-def constant_counts(module: DecayedCounts, batch: Batch, seen_BQT: Tensor) -> Tensor:
+def constant_counts(module: DecayedCounts, batch: Batch, visible_BQT: Tensor) -> Tensor:
     """Decayed counts of 0."""
-    return torch.zeros_like(_count(module, batch, seen_BQT))
+    return torch.zeros_like(_count(module, batch, visible_BQT))
 
 
 def no_elapsed_time(elapsed: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
     python -m benchmarks.quality.coupon [--smoke]
 
 All households opt in, so that the test rows are all 1,653 contacts of campaigns 16 to 19. The baselines
-(`benchmarks/baselines/coupon.py`) learn from the same contacts as the model, labels matured before 2017-10-02, and select
-their settings on the validation period. Figures: AUC on the test rows. Target: 0.80. `--smoke`: one seed, small model.
+(`benchmarks/baselines/coupon.py`) learn from the same contacts as the model, labels matured before 2017-10-02, and
+select their settings on the validation period. Figures: AUC on the test rows. Target: 0.80. `--smoke`: one seed,
+small model.
 """
 
 from __future__ import annotations

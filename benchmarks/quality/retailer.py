@@ -3,8 +3,8 @@
     python -m benchmarks.quality.retailer [--smoke] [--folder FOLDER]
 
 Complete Journey, forward in time, all households opted in: coupon redemption of a contacted household, and every four
-weeks, for households that bought in the last 91 days: lapse (no purchase in 28 days), spend in 28 days, and which of the
-20 commonest categories they buy in 28 days. Training labels mature before 2017-10-02, where the test period begins;
+weeks, for households that bought in the last 91 days: lapse (no purchase in 28 days), spend in 28 days, and which of
+the 20 commonest categories they buy in 28 days. Training labels mature before 2017-10-02, where the test period begins;
 rounds and epochs are chosen on the period from 2017-07-12. One training predicts all four targets.
 
 All sides predict the same test rows. The model trains on weekly calendar queries, the baselines on every fourth week,
@@ -12,9 +12,9 @@ LightGBM also on weekly ones. Baselines (`benchmarks/baselines/retailer.py`): a 
 scikit-learn's and LightGBM's boosting on hand-made features, LightGBM on CoLES embeddings alone and with the features.
 
 Figures are means over the seeds. `difference_...` compares the model's first seed with the best baseline's first: 95 %
-interval over households; `ties` and `wins` count targets whose interval contains 0 or lies above it. `seconds_...` are of
-one training without features. `--smoke`: one seed, small model, no scikit-learn, logistic regression or CoLES. With
-`--folder` finished trainings are stored, and the same command resumes.
+interval over households; `ties` and `wins` count targets whose interval contains 0 or lies above it. `seconds_...`
+are of one training without features. `--smoke`: one seed, small model, no scikit-learn, logistic regression or CoLES.
+With `--folder` finished trainings are stored, and the same command resumes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ resumes. The target covers both arms of telemarketing: treated customers and the
 All figures are of the same test contacts; the model's are means over the seeds (`..._low`, `..._high`: extremes;
 `..._seeds_averaged`: of the mean prediction). `difference_...`: first seed against LightGBM, 95 % over customers.
 
-- AUC of an order by the treated. `share_of_gap`: how much of the gap between the best counts (truth file, or LightGBM on
+- AUC of an order by the treated. `share_of_gap`: how much of the gap between the best counts (truth file, or LightGBM
+on
   counts if better) and the best possible prediction is attained.
 - Lift of the top decile of the treated.
 - Uplift (prediction if treated minus prediction in the control arm) against the true effect: rank correlation, and the
@@ -18,9 +19,9 @@ All figures are of the same test contacts; the model's are means over the seeds 
   effect of a call), the reluctant (negative effect).
 - Accuracy of the next action, compared with the commonest action and Markov chains.
 
-LightGBM gets counts by action, touchpoint, place, subject, item and hour over 7/28/91/365 days, money, demographics, the
-offer, and days since each event (`counts`: without the last). `informed` and `truth` are LightGBM with features that use
-the generator's code and the ground-truth state (`benchmarks/baselines/telecom.py`): what is attainable at all.
+LightGBM gets counts by action, touchpoint, place, subject, item and hour over 7/28/91/365 days, money, demographics,
+the offer, and days since each event (`counts`: without the last). `informed` and `truth` are LightGBM with features
+that use the generator's code and the ground-truth state (`benchmarks/baselines/telecom.py`): what is attainable at all.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def make_blocks(layout: Layout, count: int) -> list[Block]:
     for customer in customers(layout, np.random.default_rng(0)):
         prepared = prepare(layout, customer)
         for window in prepared.windows:
-            blocks += packer.place(prepared, window, with_loss=True)
+            blocks += packer.add_window(prepared, window, with_loss=True)
         if len(blocks) >= count:
             return blocks[:count]
     raise AssertionError("the iterator of customers is endless")

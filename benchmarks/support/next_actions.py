@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible
 from lam_spark.model.artifact import as_batch, open_artifact
-from lam_spark.model.transformer import entry
+from lam_spark.model.transformer import module_key
 from lam_spark.training.losses import Period, next_groups
 from lam_spark.training_data.columns import customers, event_columns
 from lam_spark.training_data.layout import Layout
@@ -51,7 +51,7 @@ class NextActions:
         for block, source, slots in self._groups():
             with torch.inference_mode():
                 hidden = model(as_batch(block), with_targets=False).event_hidden_BTD.flatten(0, 1)
-                guess = model.next_value[entry("action")](hidden[source]).argmax(-1).numpy()
+                guess = model.next_value[module_key("action")](hidden[source]).argmax(-1).numpy()
             correct += int((guess == block["event_action"].reshape(-1)[slots]).sum())
             total += len(slots)
         return {"next_action_lam": correct / total, "next_actions": total}
@@ -106,7 +106,7 @@ class NextActions:
         for customer in customers(self.layout, rows):
             prepared = prepare(self.layout, customer)
             for window in prepared.windows:
-                yield from packer.place(prepared, window, with_loss=True)
+                yield from packer.add_window(prepared, window, with_loss=True)
         yield from packer.flush()
 
 

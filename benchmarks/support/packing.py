@@ -29,7 +29,14 @@ from lam_spark.datasets.telecom.rows import draw_chunk, draw_rows
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import LargeActionModel, ModelSize
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
-from lam_spark.training_data.packing import Block, Packer, Prepared, empty_block, fill_block, prepare
+from lam_spark.training_data.packing import (
+    Block,
+    Packer,
+    PreparedCustomer,
+    empty_block,
+    prepare,
+    write_window,
+)
 
 # Customers a batch.
 BATCH_ROWS = 32
@@ -83,7 +90,7 @@ def draw_histories(config: Config, count: int) -> list[History]:
     return histories
 
 
-def prepare_all(layout: Layout, histories: Sequence[History]) -> list[Prepared]:
+def prepare_all(layout: Layout, histories: Sequence[History]) -> list[PreparedCustomer]:
     """Customers with the latest events that a context holds; field values are random, which costs the same."""
     rng, prepared = np.random.default_rng(0), []
     for times, calls in histories:
@@ -93,18 +100,18 @@ def prepare_all(layout: Layout, histories: Sequence[History]) -> list[Prepared]:
     return prepared
 
 
-def packed_batches(layout: Layout, customers: Sequence[Prepared]) -> list[ShapedBatch]:
+def packed_batches(layout: Layout, customers: Sequence[PreparedCustomer]) -> list[ShapedBatch]:
     """As many batches of blocks as there are of padded rows, so that a step sees as many events."""
     packer, blocks = Packer(layout), list[Block]()
     for prepared in customers:
         for window in prepared.windows:
-            blocks += packer.place(prepared, window, with_loss=True)
+            blocks += packer.add_window(prepared, window, with_loss=True)
     blocks += packer.flush()
     size = -(-len(blocks) // -(-len(customers) // BATCH_ROWS))
     return [_batch(layout, blocks[first : first + size]) for first in range(0, len(blocks), size)]
 
 
-def padded_batches(layout: Layout, customers: Sequence[Prepared]) -> list[ShapedBatch]:
+def padded_batches(layout: Layout, customers: Sequence[PreparedCustomer]) -> list[ShapedBatch]:
     """Batches of one customer a row, with no more query slots than a customer of the batch needs."""
     batches = []
     for first in range(0, len(customers), BATCH_ROWS):
@@ -120,7 +127,7 @@ def padded_batches(layout: Layout, customers: Sequence[Prepared]) -> list[Shaped
         )
         rows = [empty_block(shape) for _ in windows]
         for row, (prepared, window) in zip(rows, windows, strict=True):
-            fill_block(shape, row, (0, 0, 1), prepared, window, with_loss=True)
+            write_window(shape, row, (0, 0, 1), prepared, window, with_loss=True)
         batches.append(_batch(shape, rows))
     return batches
 

@@ -126,6 +126,6 @@ class _Writer:
             return
         if written != expected:
             raise DataQualityError(
-                f"table {name!r}: expected to write {expected:,} rows, as counted before, wrote {written:,}; all tables "
-                "are rolled back. Check that no input changes during a run, then run the stage again"
+                f"table {name!r}: expected to write {expected:,} rows, as counted before, wrote {written:,}; all "
+                "tables are rolled back. Check that no input changes during a run, then run the stage again"
             )

@@ -81,8 +81,9 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
     missing = [stage for stage in _NEEDED if stage not in newest]
     if missing:
         raise ConfigError(
-            f"the report of {day} needs audit entries of the stages {', '.join(missing)}, of {' and '.join(conditions)} "
-            f"those of the present scores and list of this --as-of and of the target {target!r}: run them in this order"
+            f"the report of {day} needs audit entries of the stages {', '.join(missing)}, of "
+            f"{' and '.join(conditions)} those of the present scores and list of this --as-of and of the target "
+            f"{target!r}: run them in this order"
         )
     score = newest["score"].result_of(ScoreResult)
 

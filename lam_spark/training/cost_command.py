@@ -201,7 +201,8 @@ def _work_lines(estimate: Plan, layout: Layout, recipe: Recipe, passes: Passes, 
         f"queries, {passes.queried_blocks:,} of them with queries",
         f"passes       pre-training {passes.pretrain_epochs}, fine-tuning {passes.finetune_epochs}, refit "
         f"{passes.finetune_epochs}; validation on {validating:,} blocks: {estimate.flops:.3g} FLOPs",
-        f"             = {estimate.tokens:,} tokens (an event each), {estimate.slots:,} slots (an event or a query each)",
+        f"             = {estimate.tokens:,} tokens (an event each), {estimate.slots:,} slots (an event or a query "
+        "each)",
     ]
 
 

@@ -77,8 +77,8 @@ class SnapshotResult(StageResult):
     def message(self) -> str:
         """One line for people."""
         return (
-            f"{self.blocks:,} blocks of {self.block_events}, {self.filled_share:.0%} filled: "
-            f"{self.events_new:,} events, {self.queries:,} queries"
+            f"{self.blocks:,} blocks of {self.block_events}, {self.filled_share:.0%} filled: {self.events_new:,} "
+            f"events, {self.queries:,} queries"
         )
 
     @property

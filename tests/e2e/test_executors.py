@@ -21,7 +21,7 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from lam_spark.cli import run_stage
+from lam_spark.cli import run_job
 from tests.support.runs import rows
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ COMPARED = (
     "training_blocks",
 )
 # What differs between two runs of the same: their names, times and folders.
-OF_THE_RUN = ("run_id", "ingested_at", "recorded_at", "taken_at", "part", "modified")
+OF_THE_RUN = ("run_id", "ingested_at", "recorded_at", "ingested_at", "part", "modified")
 EXECUTOR = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
 ALL_STAGES = (
-    "import sys; from lam_spark.cli import run_stage; "
-    f"sys.exit(max(run_stage(stage, sys.argv[1:]) for stage in {STAGES}))"
+    "import sys; from lam_spark.cli import run_job; "
+    f"sys.exit(max(run_job(stage, sys.argv[1:]) for stage in {STAGES}))"
 )
 
 
@@ -74,7 +74,7 @@ def local(
     """The small shop after the stages in local mode."""
     data = make_data_set(tmp_path_factory.mktemp("local") / "shop", customers=200)
     for stage in STAGES:
-        assert run_stage(stage, ["--conf", str(data.conf)]) == 0
+        assert run_job(stage, ["--conf", str(data.conf)]) == 0
     return data
 
 

@@ -1,4 +1,4 @@
-"""What a full run leaves behind, read without the project's own code where that can be."""
+"""What a full run leaves, read without the project's own code where possible."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import pytest
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
-from lam_spark.cli import STAGES, main
+from lam_spark.cli import main
+from lam_spark.evaluation.results import EvaluateResult
 from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.model.metrics import auc
+from lam_spark.scoring.stage import ScoreResult
+from lam_spark.stages import NIGHTLY
 from tests.support.runs import Finished, rows
 from tests.support.shop import CATEGORIES, SECRET
 
@@ -27,14 +30,14 @@ def keys(raw_ids: Any) -> set[str]:
     return {keyed_pseudonym(SECRET.encode(), raw) for raw in raw_ids}
 
 
-def test_it_says_in_one_line_where_the_result_is(finished: Finished) -> None:
+def test_the_summary_names_the_result_in_one_line(finished: Finished) -> None:
     summary = finished.summary
     assert (summary["status"], summary["exit_code"], summary["as_of"]) == ("done", 0, "2023-12-20")
     assert Path(summary["report"]) == finished.root / "report" / "2023-12-20.html"
     assert Path(summary["report"]).is_file()
     assert Path(summary["contact_list"]).is_file()
-    assert set(summary["numbers"]) == {"customers to contact", "lift of the first tenth", "held-out AUC"}
-    assert list(summary["stages"]) == list(STAGES)
+    assert set(summary["numbers"]) == {"customers to contact", "lift of the top decile", "held-out AUC"}
+    assert list(summary["stages"]) == list(NIGHTLY)
 
 
 def test_its_training_can_be_planned_from_its_tables(
@@ -43,14 +46,14 @@ def test_its_training_can_be_planned_from_its_tables(
     assert main(["plan", "--train", "--conf", str(finished.data.conf)]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     blocks = rows(finished.root, "training_blocks")
-    queried = sum(max(block["query_segment"]) > 0 for block in blocks)
+    queried = sum(max(block["query_window"]) > 0 for block in blocks)
     assert 0 < queried <= len(blocks)
     # One pass of pre-training, two of fine-tuning, two of the refit; 64 events and 16 queries a block.
     assert summary["slots"] == (len(blocks) + 4 * queried) * (64 + 16)
     assert summary["parameters"] == finished.summary["stages"]["train"]["parameters"]
 
 
-def test_rows_in_are_events_duplicates_and_refused_rows(finished: Finished) -> None:
+def test_raw_rows_are_events_duplicates_and_rejected_rows(finished: Finished) -> None:
     assert finished.summary["stages"]["ingest"].items() >= finished.data.expected.items()
     events = rows(finished.root, "events")
     assert len(events) == finished.data.expected["events"]
@@ -65,21 +68,21 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     examples = rows(finished.root, "examples")
     assert stages["examples"]["examples"] == len(examples)
     tested = [row for row in examples if row["split"] == "test"]
-    held = rows(finished.root, "held_out_scores")
+    held_out = rows(finished.root, "held_out_scores")
     scored = {row["query_id"] for row in tested if row["target"] == "response"}
-    assert {row["query_id"] for row in held} == scored
+    assert {row["query_id"] for row in held_out} == scored
     others = rows(finished.root, "held_out_predictions")
     assert {(row["target"], row["query_id"]) for row in others} == {
         (row["target"], row["query_id"]) for row in tested if row["target"] != "response"
     }
     assert stages["evaluate"] == {
-        "examples": len(held),
-        "positives": sum(row["label"] for row in held),
-        "examples_before_kept_events": 0,
+        "examples": len(held_out),
+        "positives": sum(row["label"] for row in held_out),
+        "truncated": 0,
     }
     assert stages["snapshot"]["blocks"] == len(rows(finished.root, "training_blocks"))
-    asked = {(row["query_id"], row["split"]) for row in examples if row["split"] != "test"}
-    assert stages["snapshot"]["queries"] == len(asked)
+    labelled = {(row["query_id"], row["split"]) for row in examples if row["split"] != "test"}
+    assert stages["snapshot"]["queries"] == len(labelled)
     assert stages["score"]["customers_with_events"] == len(data.everyone)
     delivered = stages["deliver"]
     assert delivered["customers_scored"] == (
@@ -87,42 +90,47 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     )
 
 
-def test_the_targets_that_are_not_scored_are_held_out_and_measured_too(finished: Finished) -> None:
+def test_the_other_targets_are_evaluated_too(finished: Finished) -> None:
     (entry,) = (row for row in rows(finished.root, "audit") if row["stage"] == "evaluate")
-    measured = json.loads(entry["entry"])["facts"]["others"]
-    held = rows(finished.root, "held_out_predictions")
-    assert set(measured) == {row["target"] for row in held} == {"lapse", "spend", "items"}
-    by_target = {name: [row for row in held if row["target"] == name] for name in measured}
-    assert {name: facts["examples"] for name, facts in measured.items()} == {
-        name: len(found) for name, found in by_target.items()
+    result = EvaluateResult.from_json(json.loads(entry["entry"])["result"])
+    measured = {name: target.metrics for name, target in result.secondary_targets.items()}
+    held_out = rows(finished.root, "held_out_predictions")
+    assert set(measured) == {row["target"] for row in held_out} == {"lapse", "spend", "items"}
+    by_target = {name: [row for row in held_out if row["target"] == name] for name in measured}
+    assert {name: target.examples for name, target in result.secondary_targets.items()} == {
+        name: len(examples) for name, examples in by_target.items()
     }
     lapse, spend, items = (by_target[name] for name in ("lapse", "spend", "items"))
-    label, chance = np.array([[row["label"], row["answer"][0]] for row in lapse]).T
-    assert measured["lapse"]["auc"] == pytest.approx(auc(chance, label), abs=0.01)
+    label, probability = np.array([[row["label"], row["prediction"][0]] for row in lapse]).T
+    assert measured["lapse"]["auc"] == pytest.approx(auc(probability, label), abs=0.01)
     amount = np.array([row["label"] for row in spend])
-    mean, median = np.array([row["answer"] for row in spend]).T
+    mean, median = np.array([row["prediction"] for row in spend]).T
     assert measured["spend"]["mean_absolute_error"] == pytest.approx(np.abs(amount - median).mean())
-    ruled = np.array([0.0 if row["baseline_score"] is None else row["baseline_score"] for row in spend])
-    assert 0 < sum(row["baseline_score"] is None for row in spend) < len(spend)  # who bought nothing lately
-    assert measured["spend"]["baseline_mean_absolute_error"] == pytest.approx(np.abs(amount - ruled).mean())
+    baseline = np.array([0.0 if row["baseline_score"] is None else row["baseline_score"] for row in spend])
+    assert (
+        0 < sum(row["baseline_score"] is None for row in spend) < len(spend)
+    )  # customers without a recent purchase
+    assert measured["spend"]["baseline_mean_absolute_error"] == pytest.approx(
+        np.abs(amount - baseline).mean()
+    )
     assert measured["spend"]["mean_predicted"] == pytest.approx(mean.mean())
     assert (median >= 0).all()
     assert (mean > 0).all()
     happened = np.array([[3 + value in row["label_ids"] for value in range(4)] for row in items], float)
-    shares = np.array([row["answer"] for row in items])
-    areas = [auc(shares[:, value], happened[:, value]) for value in range(4)]
+    probabilities = np.array([row["prediction"] for row in items])
+    areas = [auc(probabilities[:, value], happened[:, value]) for value in range(4)]
     assert measured["items"]["macro_auc"] == pytest.approx(np.nanmean(areas), abs=0.01)
 
 
-def test_every_customer_who_may_be_contacted_has_a_score_for_every_proposal(finished: Finished) -> None:
+def test_every_customer_eligible_for_contact_has_a_score_for_every_proposal(finished: Finished) -> None:
     scores = rows(finished.root, "scores")
     pairs = {(row["customer_key"], row["proposal_id"]) for row in scores}
     assert pairs == {
         (key, f"two weeks of {category}") for key in keys(finished.data.contact) for category in CATEGORIES
     }
     assert len(scores) == len(pairs) == finished.summary["stages"]["score"]["scores"]
-    assert all(0.0 <= row["calibrated"] <= 1.0 for row in scores)
-    assert len({row["calibrated"] for row in scores}) > len(scores) / 2  # it tells people apart
+    assert all(0.0 <= row["probability"] <= 1.0 for row in scores)
+    assert len({row["probability"] for row in scores}) > len(scores) / 2  # scores differ between customers
     assert len({row["model_digest"] for row in scores}) == 1
 
 
@@ -130,16 +138,16 @@ def test_the_list_is_the_top_of_the_scores(finished: Finished) -> None:
     best: dict[str, dict[str, Any]] = {}
     for row in rows(finished.root, "scores"):
         known = best.get(row["customer_key"])
-        if known is None or (row["calibrated"], row["proposal_id"]) > (
-            known["calibrated"],
+        if known is None or (row["probability"], row["proposal_id"]) > (
+            known["probability"],
             known["proposal_id"],
         ):
             best[row["customer_key"]] = row
-    top = sorted(best.values(), key=lambda row: (-row["calibrated"], row["customer_key"]))[:50]
+    top = sorted(best.values(), key=lambda row: (-row["probability"], row["customer_key"]))[:50]
     listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
     assert [row["rank"] for row in listed] == list(range(1, 51))
     assert [(row["customer_key"], row["proposal_id"], row["proposal_necessity"]) for row in listed] == [
-        (row["customer_key"], row["proposal_id"], row["calibrated"]) for row in top
+        (row["customer_key"], row["proposal_id"], row["probability"]) for row in top
     ]
 
 
@@ -179,10 +187,10 @@ def test_the_report_shows_the_numbers(finished: Finished) -> None:
 
 def test_the_report_names_the_versions_of_all_tables_but_the_audit(finished: Finished) -> None:
     page = Path(finished.summary["report"]).read_text(encoding="utf-8")
-    told = dict(
+    shown = dict(
         re.findall(r"<t[hd][^>]*>(\w+)</t[hd]>\s*<td[^>]*>(\d+)</td>", page.partition("Delta version")[2])
     )
-    assert told == {name: str(version) for name, version in finished.versions.items() if name != "audit"}
+    assert shown == {name: str(version) for name, version in finished.versions.items() if name != "audit"}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +200,7 @@ def mlflow(finished: Finished) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def test_mlflow_tells_how_the_model_was_trained(finished: Finished, mlflow: MlflowClient) -> None:
+def test_mlflow_records_how_the_model_was_trained(finished: Finished, mlflow: MlflowClient) -> None:
     experiment = mlflow.get_experiment_by_name("lam_spark")
     (run,) = mlflow.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
@@ -224,9 +232,9 @@ def test_the_registered_model_is_the_file_that_scored(finished: Finished, mlflow
     assert card["facts"]["parameters"] == finished.summary["stages"]["train"]["parameters"]
 
 
-def test_audit_has_one_chained_entry_a_stage(finished: Finished) -> None:
+def test_the_audit_has_one_chained_entry_per_stage(finished: Finished) -> None:
     entries = sorted(rows(finished.root, "audit"), key=lambda row: row["sequence"])
-    assert [row["stage"] for row in entries] == list(STAGES)
+    assert [row["stage"] for row in entries] == list(NIGHTLY)
     assert {row["run_id"] for row in entries} == {finished.summary["run_id"]}
     assert {row["status"] for row in entries} == {"done"}
     before = "0" * 64
@@ -234,9 +242,11 @@ def test_audit_has_one_chained_entry_a_stage(finished: Finished) -> None:
         assert row["previous_hash"] == before
         before = hashlib.sha256(f"{before}\n{row['entry']}".encode()).hexdigest()
         assert row["entry_hash"] == before
-    told = {row["stage"]: json.loads(row["entry"]) for row in entries}
-    assert {stage: entry["counts"] for stage, entry in told.items()} == finished.summary["stages"]
-    written = [entry["tables_written"] for entry in told.values()]
+    by_stage = {row["stage"]: json.loads(row["entry"]) for row in entries}
+    assert all(entry["result"]["format"] == 1 for entry in by_stage.values())
+    score = ScoreResult.from_json(by_stage["score"]["result"])
+    assert score.counts == finished.summary["stages"]["score"]
+    written = [entry["tables_written"] for entry in by_stage.values()]
     assert dict(itertools.chain.from_iterable(part.items() for part in written)) == {
         name: version for name, version in finished.versions.items() if name != "audit"
     }
@@ -245,6 +255,6 @@ def test_audit_has_one_chained_entry_a_stage(finished: Finished) -> None:
 def test_the_log_has_every_stage(finished: Finished) -> None:
     (file,) = (finished.root / "logs").glob("*.jsonl")
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert [record["stage"] for record in records if record["event"] == "stage done"] == list(STAGES)
+    assert [record["stage"] for record in records if record["event"] == "stage done"] == list(NIGHTLY)
     assert {record["run_id"] for record in records} == {finished.summary["run_id"]}
     assert not [record for record in records if record["level"] == "error"]

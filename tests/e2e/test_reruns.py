@@ -1,4 +1,4 @@
-"""The workspace of the full run, worked on: reruns, refusals, damage, processes that die. Comes last by its name."""
+"""More runs in the workspace of the full run: reruns, refusals, damage, killed processes. Its name puts it last."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ import pytest
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
-from lam_spark.cli import run_stage
+from lam_spark.cli import run_job
 from lam_spark.identity.pseudonyms import keyed_pseudonym
-from lam_spark.runtime.context import Run, StageResult
-from lam_spark.runtime.session import DELTA_PACKAGE, kept_jars
-from lam_spark.storage.tables import store as tables
+from lam_spark.runtime.context import RunContext
+from lam_spark.runtime.results import StageResult
+from lam_spark.runtime.session import DELTA_PACKAGE, cached_jars
+from lam_spark.storage.tables import maintenance
 from tests.support.runs import REPOSITORY, Finished, commit_info, files, rows, start, stopped_when, versions
 from tests.support.shop import QUICK, SECRET, statement
 
 REBUILD = ("--set", "ingest.rebuild=true")
-# A mistake whose error, which is Spark's, quotes a row: raw ids are no numbers.
+# A wrong select whose Spark error quotes a row: raw ids are not numbers.
 QUOTED = (
     "channels.shop.select=SELECT customer AS customer_id, bought_at AS event_time, basket AS event_key, "
     "CAST(customer AS DOUBLE) AS amount FROM purchases"
@@ -44,7 +45,7 @@ class Stage:
     """Runs a stage in this process, in the session of the tests: exit code and summary.
 
     Attributes:
-        stdout, stderr: of the last one.
+        stdout, stderr: Output of the last stage.
     """
 
     def __init__(self, conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +54,7 @@ class Stage:
 
     def __call__(self, name: str, *flags: str) -> tuple[int, dict[str, Any]]:
         self._capsys.readouterr()
-        code = run_stage(name, ["--conf", str(self._conf), *flags])
+        code = run_job(name, ["--conf", str(self._conf), *flags])
         self.stdout, self.stderr = self._capsys.readouterr()
         return code, json.loads(self.stdout.splitlines()[-1])
 
@@ -65,7 +66,7 @@ def stage(finished: Finished, spark: SparkSession, capsys: pytest.CaptureFixture
 
 
 def whole(root: Path, name: str) -> list[tuple[Any, ...]]:
-    """A table's rows, with what names the run that wrote them."""
+    """A table's rows, with the columns of the run that wrote them."""
     return sorted((tuple(row.values()) for row in rows(root, name)), key=repr)
 
 
@@ -74,7 +75,7 @@ def logged(root: Path, summary: dict[str, Any]) -> str:
     return (root / "logs" / f"{summary['run_id']}.jsonl").read_text(encoding="utf-8")
 
 
-def told(root: Path, summary: dict[str, Any], event: str) -> list[dict[str, Any]]:
+def events(root: Path, summary: dict[str, Any], event: str) -> list[dict[str, Any]]:
     """The records of an event in the log of a run."""
     records = map(json.loads, logged(root, summary).splitlines())
     return [record for record in records if record["event"] == event]
@@ -86,12 +87,12 @@ def last_entry(root: Path) -> dict[str, Any]:
 
 
 def without_run(root: Path, name: str) -> list[tuple[Any, ...]]:
-    """A table's rows but for what a rerun may change."""
+    """A table's rows without what a rerun may change."""
     drop = ("run_id", "ingested_at", "consent_version")
     return sorted(tuple(v for k, v in row.items() if k not in drop) for row in rows(root, name))
 
 
-def test_scored_again_the_scores_are_the_same(finished: Finished, stage: Stage) -> None:
+def test_scoring_again_gives_the_same_scores(finished: Finished, stage: Stage) -> None:
     before = without_run(finished.root, "scores")
     code, summary = stage("score")
     assert code == 0
@@ -99,16 +100,16 @@ def test_scored_again_the_scores_are_the_same(finished: Finished, stage: Stage) 
     assert {row["run_id"] for row in rows(finished.root, "scores")} == {summary["run_id"]}
 
 
-def test_embedded_again_only_the_vectors_of_that_day_are_replaced(embedded: Finished, stage: Stage) -> None:
+def test_embedding_again_replaces_only_the_embeddings_of_that_day(embedded: Finished, stage: Stage) -> None:
     def of_day(day: str) -> dict[str, dict[str, Any]]:
         at = pd.Timestamp(embedded.data.config().instant(dt.date.fromisoformat(day))).tz_localize(None)
-        held = [row for row in rows(embedded.root, "embeddings") if row["as_of"] == at]
-        by_customer = {row["customer_key"]: row for row in held}
-        assert len(by_customer) == len(held)
+        of_day = [row for row in rows(embedded.root, "embeddings") if row["as_of"] == at]
+        by_customer = {row["customer_key"]: row for row in of_day}
+        assert len(by_customer) == len(of_day)
         return by_customer
 
-    def vectors(of: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
-        return {key: row["vector"] for key, row in of.items()}
+    def embeddings(of: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+        return {key: row["embedding"] for key, row in of.items()}
 
     first = of_day("2023-12-20")
     code, _ = stage("embed", "--as-of", "2023-06-01", "--set", "embeddings.purpose=direct_marketing")
@@ -120,18 +121,18 @@ def test_embedded_again_only_the_vectors_of_that_day_are_replaced(embedded: Fini
     assert code == 0
     again = of_day("2023-12-20")
     assert {row["run_id"] for row in again.values()} == {summary["run_id"]}
-    assert vectors(again) == vectors(first)
+    assert embeddings(again) == embeddings(first)
     assert of_day("2023-06-01") == earlier
 
 
-def test_whoever_opts_out_after_scoring_is_withheld(finished: Finished, stage: Stage) -> None:
+def test_a_customer_who_opts_out_after_scoring_is_withheld(finished: Finished, stage: Stage) -> None:
     listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
     first = listed[0]["customer_key"]
     ids = {keyed_pseudonym(SECRET.encode(), raw): raw for raw in finished.data.contact}
     late = statement(ids[first], "direct_marketing", "opt_out", "2024-01-01T00:00:00Z")
     with (finished.root / "raw" / "consent_statements.csv").open("a", newline="") as file:
         csv.writer(file).writerow(late.values())
-    code, summary = stage("deliver")  # takes it in by itself
+    code, summary = stage("deliver")  # ingests the statement itself
     assert code == 0
     counts = summary["stages"]["deliver"]
     assert counts["statements_new"] == 1
@@ -148,7 +149,7 @@ def test_whoever_opts_out_after_scoring_is_withheld(finished: Finished, stage: S
 def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> None:
     before = without_run(finished.root, "contact_list")
     version = versions(finished.root)["contact_list"]
-    jars = kept_jars()
+    jars = cached_jars()
     delta = ["--jars", ",".join(map(str, jars))] if jars else ["--packages", DELTA_PACKAGE]
     settings = {
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -176,19 +177,19 @@ def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> N
     assert without_run(finished.root, "contact_list") == before
 
 
-def test_a_second_run_waits_outside(finished: Finished, stage: Stage) -> None:
+def test_a_second_run_is_refused(finished: Finished, stage: Stage) -> None:
     before = versions(finished.root)
-    with (finished.root / ".lock").open("a+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with (finished.root / ".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         code, summary = stage("deliver")
     assert code == summary["exit_code"] == 6
-    assert "another run works in" in summary["error"]
+    assert "another run holds the workspace" in summary["error"]
     assert versions(finished.root) == before
     code, _ = stage("deliver")
     assert code == 0
 
 
-def test_a_damaged_model_scores_nobody(finished: Finished, stage: Stage) -> None:
+def test_a_damaged_model_scores_no_customer(finished: Finished, stage: Stage) -> None:
     (weights,) = (finished.root / "mlflow").rglob("model.safetensors")
     kept = weights.read_bytes()
     version = versions(finished.root)["scores"]
@@ -203,7 +204,7 @@ def test_a_damaged_model_scores_nobody(finished: Finished, stage: Stage) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "code", "says"),
+    ("name", "flags", "code", "message"),
     [
         ("sequences", ("--as-of", "2022-12-31"), 2, "as_of 2022-12-31 is outside the data"),
         ("deliver", ("--as-of", "2023-12-19"), 2, "no scores for as_of 2023-12-19"),
@@ -220,21 +221,27 @@ def test_a_damaged_model_scores_nobody(finished: Finished, stage: Stage) -> None
             4,
             "the consent ledger has no statements",
         ),
-        ("score", ("--set", "scoring.alias=nobody"), 5, "found none: run the stage 'train'"),
+        ("score", ("--set", "scoring.alias=unknown"), 5, "found none: run the stage 'train'"),
         ("embed", ("--set", "embeddings.purpose=research"), 4, "eligible for the purpose 'research'"),
     ],
 )
 def test_exit_codes_and_nothing_published(
-    finished: Finished, stage: Stage, tmp_path: Path, name: str, flags: tuple[str, ...], code: int, says: str
+    finished: Finished,
+    stage: Stage,
+    tmp_path: Path,
+    name: str,
+    flags: tuple[str, ...],
+    code: int,
+    message: str,
 ) -> None:
     empty = tmp_path / "empty.csv"
     empty.write_text("customer,purpose,state,effective_at,recorded_at,source\n")
     before = versions(finished.root)
     got, summary = stage(name, *(flag.replace("{empty}", str(empty)) for flag in flags))
     assert (got, summary["exit_code"], summary["status"]) == (code, code, "failed")
-    assert says in summary["error"]
+    assert message in summary["error"]
     after = versions(finished.root)
-    assert after.pop("audit") == before.pop("audit") + 1  # the failure itself is on record
+    assert after.pop("audit") == before.pop("audit") + 1  # the failure has an entry
     assert after == before
     last = last_entry(finished.root)
     assert (last["stage"], last["status"], last["run_id"]) == (name, "failed", summary["run_id"])
@@ -244,11 +251,11 @@ def test_a_root_that_cannot_be_written(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, summary = stage("ingest", "--set", f"root={tmp_path / 'file' / 'shop'}")
     assert code == 2
-    assert "expected a folder that can be written" in summary["error"]
+    assert "expected a writable folder" in summary["error"]
 
 
 @pytest.mark.parametrize("wish", ["", "1"], ids=["by default", "where values may be shown"])
-def test_an_error_writes_no_raw_id_down_and_shows_one_only_if_that_is_wished(
+def test_an_error_stores_no_raw_id_and_shows_one_only_on_request(
     finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
     monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", wish)
@@ -261,33 +268,33 @@ def test_an_error_writes_no_raw_id_down_and_shows_one_only_if_that_is_wished(
     last = last_entry(finished.root)
     assert (last["run_id"], json.loads(last["entry"])["error"]) == (summary["run_id"], named)
     assert "RAW-CUSTOMER" not in last["entry"]
-    # Where it happened is shown either way.
-    assert re.search(r'File ".*/lam_spark/events/ingest\.py", line \d+, in run', stage.stderr)
+    # The place of the error is always shown.
+    assert re.search(r'File ".*/lam_spark/events/stage\.py", line \d+, in ingest', stage.stderr)
     hint = (
         f"lam-spark ingest: {named} (its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it)\n"
     )
     assert ("RAW-CUSTOMER" in stage.stderr, stage.stderr.endswith(hint)) == (bool(wish), not wish)
 
 
-def test_a_process_that_fails_shows_no_raw_id(finished: Finished) -> None:
-    """Nor does the Java machine, which has the process's stderr."""
+def test_a_failing_process_shows_no_raw_id(finished: Finished) -> None:
+    """Nor does the JVM, which shares its stderr."""
     process = start("ingest", "--conf", str(finished.data.conf), *REBUILD, "--set", QUOTED)
     stdout, stderr = process.communicate(timeout=300)
     if process.returncode != 1 or "CAST_INVALID_INPUT" not in stdout:
-        raise RuntimeError(f"another failure than is meant: {stdout[-500:]}{stderr[-2000:]}")
+        raise RuntimeError(f"another failure than the expected one: {stdout[-500:]}{stderr[-2000:]}")
     assert "RAW-CUSTOMER" not in stdout + stderr
 
 
 def registered(finished: Finished) -> tuple[int, str]:
-    """How many versions the registry has, and the one behind the alias."""
+    """Number of versions in the registry, and the version behind the alias."""
     uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     found = client.search_model_versions("name = 'small_shop'")
     return len(found), str(client.get_model_version_by_alias("small_shop", "champion").version)
 
 
-def ranks() -> list[psutil.Process]:
-    """The processes that train under this one."""
+def training_processes() -> list[psutil.Process]:
+    """Training processes below this one."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -296,7 +303,7 @@ def ranks() -> list[psutil.Process]:
     return found
 
 
-def test_a_rank_that_dies_registers_no_model_and_the_next_run_goes_on(
+def test_a_dead_training_process_registers_no_model_and_the_next_run_resumes(
     finished: Finished, stage: Stage
 ) -> None:
     before = registered(finished)
@@ -304,11 +311,11 @@ def test_a_rank_that_dies_registers_no_model_and_the_next_run_goes_on(
     folder = finished.root / "training"
 
     def kill_one() -> None:
-        """End one of the two ranks once there is a checkpoint."""
+        """Kill one of the two processes once there is a checkpoint."""
         deadline = time.monotonic() + 120
         while not list(folder.glob("checkpoints/checkpoint-*-*")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        for process in ranks():
+        for process in training_processes():
             process.kill()
             killed.append(process.pid)
             return
@@ -323,12 +330,12 @@ def test_a_rank_that_dies_registers_no_model_and_the_next_run_goes_on(
     assert code == 5
     assert "training stopped with exit code" in summary["error"]
     assert registered(finished) == before == (1, "1")
-    assert ranks() == []
+    assert training_processes() == []
 
     code, summary = stage("train", *flags)
     assert code == 0, summary
     assert registered(finished) == (2, "2")
-    (resumed,) = told(finished.root, summary, "resumed")
+    (resumed,) = events(finished.root, summary, "resumed")
     assert resumed["phase"] == "pre-training"
     assert 1 <= resumed["epoch"] < 4
     uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
@@ -340,49 +347,49 @@ def test_a_rank_that_dies_registers_no_model_and_the_next_run_goes_on(
     assert not folder.exists()
 
 
-def killed_when(seen: Callable[[], bool], conf: Path) -> None:
-    """Start a rebuild of the events as users do, and end it with -9 as soon as something is seen."""
+def kill_when(condition: Callable[[], bool], conf: Path) -> None:
+    """Start a rebuild of the events as users do, and kill it as soon as a condition holds."""
     process = start("ingest", "--conf", str(conf), *REBUILD)
-    stopped_when(seen, process, process.kill, patience=120)
+    stopped_when(condition, process, process.kill, patience=120)
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_run_that_is_killed_at_work_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
+def test_a_killed_run_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
     before = versions(finished.root)
-    events = without_run(finished.root, "events")
+    rows_before = without_run(finished.root, "events")
     staging = finished.root / "staging"
-    killed_when(lambda: bool(list(staging.glob("*/*.parquet"))), finished.data.conf)
-    assert staging.exists()  # it died at work
+    kill_when(lambda: bool(list(staging.glob("*/*.parquet"))), finished.data.conf)
+    assert staging.exists()  # it was killed while staging
     assert versions(finished.root) == before
-    assert without_run(finished.root, "events") == events
+    assert without_run(finished.root, "events") == rows_before
     code, summary = stage("ingest", *REBUILD)
     assert code == 0
     assert summary["stages"]["ingest"].items() >= finished.data.expected.items()
-    assert without_run(finished.root, "events") == events
+    assert without_run(finished.root, "events") == rows_before
     assert not staging.exists()
 
 
-def test_a_run_that_is_killed_while_it_publishes_is_undone(finished: Finished, stage: Stage) -> None:
+def test_a_run_that_is_killed_while_it_publishes_is_rolled_back(finished: Finished, stage: Stage) -> None:
     published = ("events", "quarantine", "unresolved", "reconciliation", "ingestion_state")
     before = {name: whole(finished.root, name) for name in published}
-    note, good = finished.root / "tables" / "undo.json", versions(finished.root)
+    marker, good = finished.root / "tables" / "publication.json", versions(finished.root)
 
     def publishing() -> bool:
-        return note.exists() and versions(finished.root)["events"] > good["events"]
+        return marker.exists() and versions(finished.root)["events"] > good["events"]
 
-    killed_when(publishing, finished.data.conf)
-    assert note.exists()
+    kill_when(publishing, finished.data.conf)
+    assert marker.exists()
     left = versions(finished.root)
     changed = [name for name in published if left[name] > good[name]]
     assert "events" in changed
-    assert whole(finished.root, "events") != before["events"]  # the same events, taken in by another run
-    code, summary = stage("ingest")  # the next run, whatever it does, first puts things right
+    assert whole(finished.root, "events") != before["events"]  # the same events, ingested by another run
+    code, summary = stage("ingest")  # any next run first rolls back
     assert code == 0
     assert {name: whole(finished.root, name) for name in published} == before
-    assert not note.exists()
-    (undone,) = told(finished.root, summary, "unfinished publication undone")
-    assert sorted(undone["tables"]) == sorted(changed)
-    # The one commit that each of them has got since; there was nothing new to take.
+    assert not marker.exists()
+    (record,) = events(finished.root, summary, "unfinished publication rolled back")
+    assert sorted(record["tables"]) == sorted(changed)
+    # Each of them has one more commit, the RESTORE; there was nothing new to ingest.
     assert versions(finished.root) == left | {name: left[name] + 1 for name in (*changed, "audit")}
     for name in changed:
         restored = commit_info(finished.root, name)
@@ -392,18 +399,18 @@ def test_a_run_that_is_killed_while_it_publishes_is_undone(finished: Finished, s
         )
 
 
-def test_an_interrupted_stage_is_on_record_and_frees_the_workspace(
+def test_an_interrupted_stage_has_an_entry_and_frees_the_workspace(
     finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(run: Run) -> StageResult:
+    def interrupted(ctx: RunContext) -> StageResult:
         raise KeyboardInterrupt
 
     before = versions(finished.root)
     with monkeypatch.context() as patch:
-        patch.setattr("lam_spark.consent.stage.run", interrupted)
+        patch.setattr("lam_spark.consent.stage.update_consent", interrupted)
         code, summary = stage("consent")
     assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
-    assert stage.stderr.endswith("lam-spark consent: interrupted; the last good tables stand\n")
+    assert stage.stderr.endswith("lam-spark consent: interrupted; the last good tables are unchanged\n")
     assert versions(finished.root) == before | {"audit": before["audit"] + 1}
     last = last_entry(finished.root)
     assert (last["stage"], last["status"], last["run_id"]) == ("consent", "failed", summary["run_id"])
@@ -412,17 +419,17 @@ def test_an_interrupted_stage_is_on_record_and_frees_the_workspace(
     assert code == 0
 
 
-def test_a_stage_that_is_done_shows_its_line_and_joins_small_files(
+def test_a_finished_stage_prints_its_line_and_joins_small_files(
     finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_COMMITS_BETWEEN_COMPACTIONS", 1)
+    monkeypatch.setattr(maintenance, "_COMMITS_BETWEEN_COMPACTIONS", 1)
     monkeypatch.setenv("LAM_SPARK_LOG", "human")
     before, small = rows(finished.root, "audit"), len(files(finished.root, "audit"))
     version = versions(finished.root)["audit"]
     code, summary = stage("consent")
     assert code == 0
-    (joined,) = told(finished.root, summary, "small files joined")
-    assert (joined["table"], joined["files"]) == ("audit", small + 1)  # the ledger had nothing new
+    (joined,) = events(finished.root, summary, "small files joined")
+    assert (joined["table"], joined["files"]) == ("audit", small + 1)  # the ledger has no new statements
     assert len(files(finished.root, "audit")) == 1
     assert commit_info(finished.root, "audit")["operation"] == "OPTIMIZE"
     assert versions(finished.root)["audit"] == version + 2
@@ -436,20 +443,19 @@ def test_a_stage_that_is_done_shows_its_line_and_joins_small_files(
 
 def test_a_broken_audit_ends_the_report(finished: Finished, stage: Stage, spark: SparkSession) -> None:
     def rewrite(old: str, new: str) -> None:
-        """By hand, as nobody should."""
+        """Change an entry by hand."""
         audit = finished.root / "tables" / "audit"
         spark.sql(f"UPDATE delta.`{audit}` SET entry = replace(entry, '{old}', '{new}') WHERE sequence = 1")
 
-    taken = finished.data.expected["rows_in"]
     entry = next(row["entry"] for row in rows(finished.root, "audit") if row["sequence"] == 1)
-    count, other = f'"rows_in": {taken}', f'"rows_in": {taken - 1}'
-    assert count in entry
+    row_count = int(re.findall(r'"rows_in": (\d+)', entry)[0])
+    count, other = f'"rows_in": {row_count}', f'"rows_in": {row_count - 1}'
     assert other not in entry
     report = Path(finished.summary["report"])
     before = report.read_bytes()
     rewrite(count, other)
     code, summary = stage("report")
-    rewrite(other, count)  # the next test holds the chain against its hashes
+    rewrite(other, count)  # the next test verifies the chain
     assert (code, summary["exit_code"], summary["status"]) == (1, 1, "failed")
     broken = f"the audit chain breaks at entry 1 (stage ingest, run {finished.summary['run_id']})"
     assert summary["error"].startswith(broken)
@@ -461,7 +467,7 @@ def test_a_broken_audit_ends_the_report(finished: Finished, stage: Stage, spark:
 
 def test_the_audit_chain_holds_after_all_of_this(finished: Finished, spark: SparkSession) -> None:
     from lam_spark.runtime.audit import verify_chain
-    from tests.support.shop import run_builder
+    from lam_spark.storage.tables.store import Tables
 
-    run = run_builder(spark, finished.root)(finished.data.config())
-    assert verify_chain(run) == len(rows(finished.root, "audit")) > 11
+    tables = Tables(spark, finished.root / "tables")
+    assert verify_chain(tables) == len(rows(finished.root, "audit")) > 11

@@ -1,4 +1,4 @@
-"""Ingest: every raw row becomes an event, a duplicate or a refused row, and the counts balance."""
+"""Ingest: every raw row becomes an event, a duplicate or a refused row, and the counts add up."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.events import stage as ingest
-from lam_spark.events.staging import MALFORMED_REASON
+from lam_spark.events.quarantine import MALFORMED_REASON
+from lam_spark.events.reconciliation import ReconciliationCounts
+from lam_spark.events.stage import IngestResult, ingest
 from lam_spark.identity.pseudonyms import keyed_pseudonym
-from lam_spark.runtime.context import Run, StageResult
+from lam_spark.runtime.context import RunContext
 from tests.support.shop import (
     SECRET,
+    context_builder,
     mailing,
     purchase,
     raw_id,
     response,
-    run_builder,
     settings,
     write_inputs,
 )
@@ -56,10 +57,10 @@ MAILINGS = [
 ]
 RESPONSES = [response(ONE, "2023-03-26", "2023-03-20"), response(TWO, "2023-03-21", "2023-03-20")]
 BAD_CSV_OF_ONE = f"{ONE},mailing of May,2023-05-32,books,14"
-BAD_CSV, BAD_JSON = "nobody,mailing of May,2023-05-32,books,14", '{"customer": "nobody", "day"'
+BAD_CSV, BAD_JSON = "someone,mailing of May,2023-05-32,books,14", '{"customer": "someone", "day"'
 
 
-def write_world(root: Path, backwards: bool = False) -> None:
+def write_shop(root: Path, backwards: bool = False) -> None:
     """The rows above, with two exact duplicates, in one order or in the opposite one."""
     purchases = [*GOOD, *(row for rows in BROKEN.values() for row in rows), GOOD[0], GOOD[2]]
     mailings = [*MAILINGS, MAILINGS[0]]
@@ -77,36 +78,36 @@ def write_world(root: Path, backwards: bool = False) -> None:
 
 
 @dataclass(frozen=True)
-class World:
+class Shop:
     root: Path
-    build: Callable[..., Run]
-    run: Run
-    result: StageResult
+    build: Callable[..., RunContext]
+    ctx: RunContext
+    result: IngestResult
 
 
 @pytest.fixture(scope="module")
-def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One ingest over rows of every kind, with the remains of a run that died in `staging`."""
+def shop(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """One ingest over rows of every kind, with a file of a failed run in `staging`."""
     root = tmp_path_factory.mktemp("ingest") / "shop"
-    write_world(root)
+    write_shop(root)
     leftovers = root / "staging" / "shop"
     leftovers.mkdir(parents=True)
-    (leftovers / "part-0.parquet").write_text("left by a run that died")
-    build = run_builder(spark, root)
-    run = build(quality={"max_quarantine_share": 1.0})
-    return World(root, build, run, ingest.run(run))
+    (leftovers / "part-0.parquet").write_text("left by a failed run")
+    build = context_builder(spark, root)
+    ctx = build(quality={"max_quarantine_share": 1.0})
+    return Shop(root, build, ctx, ingest(ctx))
 
 
-def content(run: Run) -> set[tuple[Any, ...]]:
-    """The table `events` without the time of ingest."""
-    return {tuple(row) for row in run.tables.read("events").drop("ingested_at").collect()}
+def content(ctx: RunContext) -> set[tuple[Any, ...]]:
+    """Rows of the table `events` without the time of ingestion."""
+    return {tuple(row) for row in ctx.tables.read("events").drop("ingested_at").collect()}
 
 
-def test_rows_in_are_events_duplicates_and_refused_rows(world: World) -> None:
+def test_rows_in_are_events_duplicates_and_refused_rows(shop: Shop) -> None:
     kinds = ("rows_in", "events", "duplicates", "quarantined")
     sources = {
-        source: {kind: counts[kind] for kind in kinds}
-        for source, counts in world.result.facts["sources"].items()
+        source: {kind: getattr(counts, kind) for kind in kinds}
+        for source, counts in shop.result.sources.items()
     }
     refused = sum(len(rows) for rows in BROKEN.values())
     assert sources == {
@@ -114,51 +115,50 @@ def test_rows_in_are_events_duplicates_and_refused_rows(world: World) -> None:
         "mailing": {"rows_in": 6, "events": 3, "duplicates": 1, "quarantined": 2},
         "response": {"rows_in": 3, "events": 2, "duplicates": 0, "quarantined": 1},
     }
-    counts = world.result.counts
+    counts = shop.result.counts
     assert counts["rows_in"] == counts["events"] + counts["duplicates"] + counts["quarantined"]
     assert counts["unresolved"] == counts["conflicting"] == counts["links"] == 0
-    assert world.run.tables.read("events").count() == counts["events"]
-    assert world.run.tables.read("quarantine").count() == counts["quarantined"]
+    assert shop.ctx.tables.read("events").count() == counts["events"]
+    assert shop.ctx.tables.read("quarantine").count() == counts["quarantined"]
 
 
-def test_every_refused_row_has_its_reason(world: World) -> None:
-    wanted = {reason: len(rows) for reason, rows in BROKEN.items()} | {MALFORMED_REASON: 3}
-    grouped = world.run.tables.read("quarantine").groupBy("reason").count()
-    assert {row["reason"]: row["count"] for row in grouped.collect()} == wanted
-    told: dict[str, int] = {}
-    for reasons in world.result.facts["refused"].values():
+def test_every_refused_row_has_its_reason(shop: Shop) -> None:
+    expected = {reason: len(rows) for reason, rows in BROKEN.items()} | {MALFORMED_REASON: 3}
+    grouped = shop.ctx.tables.read("quarantine").groupBy("reason").count()
+    assert {row["reason"]: row["count"] for row in grouped.collect()} == expected
+    totals: dict[str, int] = {}
+    for reasons in shop.result.refused.values():
         for reason, count in reasons.items():
-            told[reason] = told.get(reason, 0) + count
-    assert told == wanted
+            totals[reason] = totals.get(reason, 0) + count
+    assert totals == expected
 
 
-def test_lines_that_do_not_parse_keep_their_text(world: World) -> None:
-    kept = world.run.tables.read("quarantine").where(f"reason = '{MALFORMED_REASON}'")
-    texts = {(row["source"], row["raw"]) for row in kept.collect()}
+def test_lines_that_do_not_parse_keep_their_text(shop: Shop) -> None:
+    unparsed = shop.ctx.tables.read("quarantine").where(f"reason = '{MALFORMED_REASON}'")
+    texts = {(row["source"], row["raw"]) for row in unparsed.collect()}
     assert texts >= {("mailing", BAD_CSV), ("response", BAD_JSON)}
     assert len(texts) == 3
 
 
-def test_refused_rows_are_kept_without_their_customer(world: World) -> None:
-    mapped = world.run.tables.read("quarantine").where(f"reason != '{MALFORMED_REASON}'")
-    kept = [row["raw"] for row in mapped.collect()]
-    assert not [raw for raw in kept if "RAW-CUSTOMER" in raw]
-    parsed = [json.loads(raw) for raw in kept]
+def test_refused_rows_are_kept_without_their_customer_id(shop: Shop) -> None:
+    mapped = shop.ctx.tables.read("quarantine").where(f"reason != '{MALFORMED_REASON}'")
+    raws = [row["raw"] for row in mapped.collect()]
+    assert not [raw for raw in raws if "RAW-CUSTOMER" in raw]
+    parsed = [json.loads(raw) for raw in raws]
     assert {"customer_id", "customer_key"}.isdisjoint(key for row in parsed for key in row)
     assert {row["event_key"] for row in parsed} == {f"{basket}:books 1" for basket in range(4, 10)}
 
 
-def test_a_row_that_parsed_brings_no_raw_id_into_the_quarantine(world: World) -> None:
-    """A line that does not parse is kept as it came (the table is restricted); a row that did loses its id."""
-    kept = world.run.tables.read("quarantine").collect()
-    unparsed = MALFORMED_REASON
-    assert not [row["raw"] for row in kept if ONE in row["raw"] and row["reason"] != unparsed]
-    assert [row["raw"] for row in kept if row["reason"] == unparsed]
+def test_a_row_that_parses_brings_no_raw_id_into_the_quarantine(shop: Shop) -> None:
+    """A line that does not parse is kept unchanged (the table is restricted); any other row loses its id."""
+    rows = shop.ctx.tables.read("quarantine").collect()
+    assert not [row["raw"] for row in rows if ONE in row["raw"] and row["reason"] != MALFORMED_REASON]
+    assert [row["raw"] for row in rows if row["reason"] == MALFORMED_REASON]
 
 
-def test_events_carry_pseudonyms_utc_times_and_declared_types(world: World) -> None:
+def test_events_carry_pseudonyms_utc_times_and_declared_types(shop: Shop) -> None:
     one = keyed_pseudonym(SECRET.encode(), ONE)
-    sent = world.run.tables.read("events").where(f"source = 'mailing' AND customer_key = '{one}'")
+    sent = shop.ctx.tables.read("events").where(f"source = 'mailing' AND customer_key = '{one}'")
     rows = {row["campaign"]: row for row in sent.collect()}
     # Midnight of 20 March in Berlin is 23:00 UTC the day before; of 15 April, in summer time, 22:00.
     times = sent.selectExpr("campaign", "date_format(event_time, 'yyyy-MM-dd HH:mm') AS at").collect()
@@ -172,86 +172,87 @@ def test_events_carry_pseudonyms_utc_times_and_declared_types(world: World) -> N
     assert row["product"] is None
 
 
-def test_events_order_as_their_ids_do(world: World) -> None:
-    rows = world.run.tables.read("events").select("event_id", "event_order").collect()
+def test_event_order_sorts_like_event_id(shop: Shop) -> None:
+    rows = shop.ctx.tables.read("events").select("event_id", "event_order").collect()
     assert {row["event_order"] for row in rows} == {int(row["event_id"][:15], 16) for row in rows}
     assert [r["event_id"] for r in sorted(rows, key=lambda r: r["event_order"])] == sorted(
         row["event_id"] for row in rows
     )
 
 
-def test_another_order_of_rows_gives_the_same_events(world: World) -> None:
-    before = content(world.run)
-    write_world(world.root, backwards=True)
-    again = world.build(quality={"max_quarantine_share": 1.0}, ingest={"rebuild": True})
-    counts = ingest.run(again).counts
+def test_another_order_of_rows_gives_the_same_events(shop: Shop) -> None:
+    before = content(shop.ctx)
+    write_shop(shop.root, backwards=True)
+    again = shop.build(quality={"max_quarantine_share": 1.0}, ingest={"rebuild": True})
+    counts = ingest(again).counts
     assert content(again) == before
     assert len(before) == 9
-    assert counts == world.result.counts
+    assert counts == shop.result.counts
 
 
-def test_too_many_refused_rows_publish_nothing(world: World) -> None:
-    before = table_versions(world.run)
-    with pytest.raises(DataQualityError, match=r"shop: 6 of 12 new rows \(50\.0%\) were refused"):
-        ingest.run(world.build(quality={"max_quarantine_share": 0.4}, ingest={"rebuild": True}))
-    assert table_versions(world.run) == before
-    assert len(content(world.run)) == 9
+def test_too_many_refused_rows_publish_nothing(shop: Shop) -> None:
+    before = table_versions(shop.ctx)
+    with pytest.raises(DataQualityError) as caught:
+        ingest(shop.build(quality={"max_quarantine_share": 0.4}, ingest={"rebuild": True}))
+    assert str(caught.value) == (
+        "shop: 6 of 12 new rows (50.0%) were refused, the limit is 40.0% (amount is not finite: 2; customer_id is "
+        "missing: 2; event_time is in the future: 1; event_time is missing or not a time: 1). Nothing was published; "
+        "correct the source or raise quality.max_quarantine_share"
+    )
+    assert table_versions(shop.ctx) == before
+    assert len(content(shop.ctx)) == 9
 
 
-def test_another_secret_publishes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = table_versions(world.run)
+def test_another_secret_publishes_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = table_versions(shop.ctx)
     monkeypatch.setenv("LAM_SPARK_SECRET", SECRET[::-1])
     with pytest.raises(ConfigError, match=r"is not the one that the tables in .* were built with"):
-        ingest.run(world.build(quality={"max_quarantine_share": 1.0}))
-    assert table_versions(world.run) == before
+        ingest(shop.build(quality={"max_quarantine_share": 1.0}))
+    assert table_versions(shop.ctx) == before
 
 
-def test_staging_is_swept(world: World) -> None:
-    assert not (world.root / "staging").exists()
-    assert not list((world.root / "tables").rglob("part-0.parquet"))
-
-
-def test_events_of_an_earlier_version_are_refused_until_a_rebuild(world: World) -> None:
-    before = content(world.run)
-    tables = world.run.tables
-    tables.overwrite(tables.read("events").drop("event_order"), "events")
-    with pytest.raises(ConfigError, match=r"without event_order: .*--set ingest.rebuild=true"):
-        ingest.run(world.build(quality={"max_quarantine_share": 1.0}))
-    ingest.run(world.build(quality={"max_quarantine_share": 1.0}, ingest={"rebuild": True}))
-    assert content(world.run) == before
+def test_the_staging_folder_is_cleared(shop: Shop) -> None:
+    assert not (shop.root / "staging").exists()
+    assert not list((shop.root / "tables").rglob("part-0.parquet"))
 
 
 @pytest.mark.parametrize("value", [None, "", "31 characters are one too few.."])
-def test_without_a_proper_secret_nothing_is_written(
-    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+def test_without_a_valid_secret_nothing_is_written(
+    make_context: Callable[..., RunContext],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: str | None,
 ) -> None:
     if value is None:
         monkeypatch.delenv("LAM_SPARK_SECRET")
     else:
         monkeypatch.setenv("LAM_SPARK_SECRET", value)
-    write_world(tmp_path / "shop")
+    write_shop(tmp_path / "shop")
     with pytest.raises(
         ConfigError, match=r"at least 32 characters in the environment variable LAM_SPARK_SECRET"
     ):
-        ingest.run(make_run())
+        ingest(make_context())
     assert [path.name for path in (tmp_path / "shop").iterdir()] == ["raw"]
 
 
 def one_channel(root: Path, select: str) -> Row:
-    """Sections that leave the shop with one channel and this select."""
+    """Configuration sections of a shop with one channel and this select."""
     return {"channels": {"shop": settings(root)["channels"]["shop"] | {"select": select}}}
 
 
 @pytest.mark.parametrize("channel", ["shop", "mailing", "response"])
 def test_a_channel_without_rows_is_refused(
-    make_run: Callable[..., Run], tmp_path: Path, channel: str
+    make_context: Callable[..., RunContext], tmp_path: Path, channel: str
 ) -> None:
     write_inputs(tmp_path / "shop" / "raw", responses=[] if channel == "response" else None)
     spec = settings(tmp_path / "shop")["channels"][channel]
-    with pytest.raises(
-        DataQualityError, match=rf"channels\.{channel}: its input '{spec['grain']}' .* has no rows"
-    ):
-        ingest.run(make_run(channels={channel: spec}))
+    ctx = make_context(channels={channel: spec})
+    with pytest.raises(DataQualityError) as caught:
+        ingest(ctx)
+    assert str(caught.value) == (
+        f"channels.{channel}: its input {spec['grain']!r} ({ctx.config.inputs[spec['grain']].path}) has no rows. An "
+        "empty first load is refused, because a wrong path is more likely than a channel without rows. Check the path"
+    )
     assert not (tmp_path / "shop" / "tables").exists()
 
 
@@ -259,14 +260,18 @@ def test_a_channel_without_rows_is_refused(
     ("join", "rows"), [("CROSS JOIN (SELECT explode(array(1, 2)) AS n)", 8), ("WHERE product IS NOT NULL", 3)]
 )
 def test_a_select_that_changes_the_number_of_rows_is_refused(
-    make_run: Callable[..., Run], tmp_path: Path, join: str, rows: int
+    make_context: Callable[..., RunContext], tmp_path: Path, join: str, rows: int
 ) -> None:
     write_inputs(tmp_path / "shop" / "raw", GOOD)
     select = (
         f"SELECT customer AS customer_id, bought_at AS event_time, basket AS event_key FROM purchases {join}"
     )
-    with pytest.raises(DataQualityError, match=rf"gave {rows} rows for 4 rows of its grain 'purchases'"):
-        ingest.run(make_run(**one_channel(tmp_path / "shop", select)))
+    with pytest.raises(DataQualityError) as caught:
+        ingest(make_context(**one_channel(tmp_path / "shop", select)))
+    assert str(caught.value) == (
+        f"channels.shop.select gave {rows} rows for 4 rows of its grain 'purchases': a join multiplies or drops rows. "
+        "Aggregate the other side to one row per key, and use LEFT JOIN"
+    )
     assert not (tmp_path / "shop" / "tables").exists()
     assert not (tmp_path / "shop" / "staging").exists()
 
@@ -283,16 +288,31 @@ def test_a_select_that_changes_the_number_of_rows_is_refused(
     ],
 )
 def test_a_select_with_wrong_columns_is_refused(
-    make_run: Callable[..., Run], tmp_path: Path, columns: str, message: str
+    make_context: Callable[..., RunContext], tmp_path: Path, columns: str, message: str
 ) -> None:
     write_inputs(tmp_path / "shop" / "raw", GOOD)
     with pytest.raises(ConfigError, match=message):
-        ingest.run(make_run(**one_channel(tmp_path / "shop", f"SELECT {columns} FROM purchases")))
+        ingest(make_context(**one_channel(tmp_path / "shop", f"SELECT {columns} FROM purchases")))
 
 
-def test_a_bad_line_in_a_look_up_stops_the_channel(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_malformed_line_in_a_look_up_stops_the_run(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
     write_inputs(tmp_path / "shop" / "raw", GOOD)
     with (tmp_path / "shop" / "raw" / "products.csv").open("a", encoding="utf-8") as file:
         file.write("books 9,books,one column too many\n")
     with pytest.raises(DataQualityError, match=r"inputs\.products: 1 lines do not parse"):
-        ingest.run(make_run())
+        ingest(make_context())
+
+
+def test_the_message_names_all_counts_that_are_not_zero() -> None:
+    counts = ReconciliationCounts(
+        rows_in=1_010, events=1_000, links=1, duplicates=6, quarantined=1, unresolved=2, conflicting=3
+    )
+    late = ReconciliationCounts(resolved_later=4, reassigned=5, unassigned=6)
+    result = IngestResult({"web": counts, "shop": late}, {"web": {"customer_id is missing": 1}, "shop": {}})
+    assert result.message == (
+        "1,010 new raw rows: 1,000 events, 6 duplicates, 1 quarantined, 1 links, 2 unresolved, 4 resolved later, "
+        "5 reassigned to another customer, 6 no longer assigned to a customer, 3 conflicting"
+    )
+    assert IngestResult.from_json(json.loads(json.dumps(result.to_json()))) == result

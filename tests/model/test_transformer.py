@@ -279,8 +279,8 @@ def test_the_digest_of_another_model_is_refused(saved: tuple[Path, str]) -> None
     with pytest.raises(ModelError) as caught:
         open_artifact(*read_artifact(folder), "0" * 64)
     assert str(caught.value) == (
-        f"expected model files with digest {'0' * 12}… as registered, got {digest[:12]}…: they were changed or damaged. "
-        "Restore them or train again"
+        f"expected model files with digest {'0' * 12}… as registered, got {digest[:12]}…: they were changed or "
+        "damaged. Restore them or train again"
     )
 
 

@@ -211,8 +211,8 @@ def test_a_better_model_is_reported_as_better(context: ReportContext) -> None:
     assert "in 83.4% of cases" in page.text
     assert (
         "Contacts in the model's top decile (the 10% ranked first) redeemed 4.1 times as often as the average contact; "
-        "ordering by previous redemptions gives 3.2. The 95% confidence intervals are 3.5 to 4.7 and 2.6 to 3.9; that of "
-        "the difference is +0.12 to +1.75, which excludes zero: the difference is not chance alone."
+        "ordering by previous redemptions gives 3.2. The 95% confidence intervals are 3.5 to 4.7 and 2.6 to 3.9; that "
+        "of the difference is +0.12 to +1.75, which excludes zero: the difference is not chance alone."
     ) in page.text
     assert "Why the scores can be trusted" in page.text
     assert (
@@ -231,9 +231,9 @@ def test_a_worse_model_is_reported_as_worse(context: ReportContext) -> None:
     assert "The model is worse than the baseline" in page.text
     assert "the baseline is the better choice" in page.text
     assert (
-        "In the top decile, the baseline is better. The 95% confidence intervals are 2.6 to 3.9 and 3.5 to 4.7; that of "
-        f"the difference is {words.MINUS}1.75 to +0.25, which includes zero: in the top decile, the difference may be "
-        "chance."
+        "In the top decile, the baseline is better. The 95% confidence intervals are 2.6 to 3.9 and 3.5 to 4.7; that "
+        f"of the difference is {words.MINUS}1.75 to +0.25, which includes zero: in the top decile, the difference may "
+        "be chance."
     ) in page.text
     assert "here the baseline reaches more than the model" in page.text
     assert "Can the scores be trusted?" in page.text

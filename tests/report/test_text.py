@@ -67,9 +67,9 @@ def test_a_top_decile_below_average_is_reported_as_worse_than_random(context: Re
     assert "0.04 times as often" in text
     assert "worse than random order" in text
     assert (
-        "In the top decile, the baseline is better. The 95% confidence intervals are 0.01 to 0.21 and 2.6 to 3.9; that of "
-        f"the difference is {words.MINUS}3.70 to {words.MINUS}2.50, which excludes zero: the difference is not chance "
-        "alone."
+        "In the top decile, the baseline is better. The 95% confidence intervals are 0.01 to 0.21 and 2.6 to 3.9; that "
+        f"of the difference is {words.MINUS}3.70 to {words.MINUS}2.50, which excludes zero: the difference is not "
+        "chance alone."
     ) in text
 
 

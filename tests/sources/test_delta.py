@@ -1,4 +1,4 @@
-"""A raw input that is a Delta table: a night takes what came since the version before, whatever the table tells."""
+"""A Delta table as an input: a run ingests what came after the last version, with or without a change feed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError
-from lam_spark.events import stage as ingest
+from lam_spark.events.stage import ingest
 from lam_spark.storage.dataframes import local_frame
-from tests.support.shop import STARTED_AT, raw_id, run_builder, settings
+from tests.support.shop import STARTED_AT, context_builder, raw_id, settings
 
 Night = Callable[[], dict[str, int]]
-FEED = "delta.enableChangeDataFeed"
+CHANGE_FEED = "delta.enableChangeDataFeed"
 
 
 class Source:
-    """The shop's table of deeds."""
+    """A Delta table of purchases."""
 
     def __init__(self, spark: SparkSession, path: Path) -> None:
         self.spark, self.path = spark, path
@@ -34,20 +34,20 @@ class Source:
     def sql(self, statement: str) -> None:
         self.spark.sql(statement.format(table=f"delta.`{self.path}`"))
 
-    def tell_changes(self) -> None:
-        self.sql(f"ALTER TABLE {{table}} SET TBLPROPERTIES ({FEED} = true)")
+    def enable_change_feed(self) -> None:
+        self.sql(f"ALTER TABLE {{table}} SET TBLPROPERTIES ({CHANGE_FEED} = true)")
 
 
 @pytest.fixture
 def source(spark: SparkSession, tmp_path: Path) -> Source:
-    made = Source(spark, tmp_path / "deeds")
-    made.add(1, 2, 3)
-    return made
+    table = Source(spark, tmp_path / "deeds")
+    table.add(1, 2, 3)
+    return table
 
 
 @pytest.fixture
 def night(spark: SparkSession, tmp_path: Path, source: Source) -> Night:
-    """Takes in what is new; returns the counts of rows."""
+    """Ingests new rows; returns counts of rows."""
     root = tmp_path / "shop"
     deeds = {"format": "delta", "path": str(source.path), "columns": "who STRING, number INT, at TIMESTAMP"}
     select = (
@@ -58,19 +58,19 @@ def night(spark: SparkSession, tmp_path: Path, source: Source) -> Night:
         "channels": {"shop": {"grain": "deeds", "select": select}},
         "quality": {"max_staleness_days": 400},
     }
-    build = run_builder(spark, root)
+    build = context_builder(spark, root)
     nights = iter(range(99))
 
-    def take() -> dict[str, int]:
-        run = build(started_at=STARTED_AT + dt.timedelta(days=next(nights)), **sections)
-        counts = ingest.run(run).counts
+    def run() -> dict[str, int]:
+        ctx = build(started_at=STARTED_AT + dt.timedelta(days=next(nights)), **sections)
+        counts = ingest(ctx).counts
         return {name: counts[name] for name in ("rows_in", "events", "duplicates")}
 
-    return take
+    return run
 
 
-def test_of_a_table_that_tells_its_changes_only_they_are_read(source: Source, night: Night) -> None:
-    source.tell_changes()
+def test_with_a_change_feed_only_changes_are_read(source: Source, night: Night) -> None:
+    source.enable_change_feed()
     source.add(4)
     assert night() == {"rows_in": 4, "events": 4, "duplicates": 0}
     assert night() == {"rows_in": 0, "events": 0, "duplicates": 0}
@@ -80,24 +80,24 @@ def test_of_a_table_that_tells_its_changes_only_they_are_read(source: Source, ni
     assert night() == {"rows_in": 3, "events": 3, "duplicates": 0}
 
 
-def test_a_table_that_begins_to_tell_its_changes_is_read_whole_once_more(
-    source: Source, night: Night
-) -> None:
+def test_a_table_whose_change_feed_starts_later_is_read_whole_once_more(source: Source, night: Night) -> None:
     assert night() == {"rows_in": 3, "events": 3, "duplicates": 0}
-    source.add(4)  # nobody tells of this one
-    source.tell_changes()
+    source.add(4)  # in no change feed
+    source.enable_change_feed()
     source.add(5)
     assert night() == {"rows_in": 5, "events": 2, "duplicates": 3}
     source.add(6)
     assert night() == {"rows_in": 1, "events": 1, "duplicates": 0}
 
 
-def test_a_table_that_was_made_anew_is_refused(source: Source, night: Night) -> None:
+def test_a_replaced_table_is_refused(source: Source, night: Night) -> None:
     source.add(4)
     assert night()["events"] == 4
     shutil.rmtree(source.path)
     source.add(9)
-    with pytest.raises(
-        ConfigError, match=r"is at version 0, 'shop' has taken version 1: the table was made anew"
-    ):
+    with pytest.raises(ConfigError) as caught:
         night()
+    assert str(caught.value) == (
+        f"inputs.deeds: {source.path} is at version 0, but 'shop' has ingested version 1: the table was replaced. "
+        "Run once with --set ingest.rebuild=true"
+    )

@@ -1,4 +1,4 @@
-"""What makes rows mean something else than those that were taken before, and what does not."""
+"""Which changes of the configuration change the mapping of a reader's rows, and which do not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lam_spark.config import Config
 from lam_spark.config.load import load_config
-from lam_spark.sources.ingestion_state import mapping_digest
+from lam_spark.sources.mapping_digest import mapping_digest
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
 BASE = load_config(SHIPPED).model_dump(mode="json") | {
@@ -33,7 +33,7 @@ BASE = load_config(SHIPPED).model_dump(mode="json") | {
 
 
 def digests(*keys: str, value: Any) -> tuple[str, str]:
-    """Of both channels, with one value of the configuration replaced."""
+    """Digests of both channels, with one value of the configuration replaced."""
     config = Config.model_validate(BASE).model_dump(mode="json")
     node = config
     for key in keys[:-1]:
@@ -47,7 +47,7 @@ BEFORE = digests("name", value="any")
 
 
 @pytest.mark.parametrize(
-    ("keys", "value", "concerned"),
+    ("keys", "value", "changed"),
     [
         (("channels", "calls", "select"), "SELECT 1 FROM calls", (True, False)),
         (("channels", "calls", "rules"), {"short": "id < 3"}, (True, False)),
@@ -68,6 +68,8 @@ BEFORE = digests("name", value="any")
         (("quality", "earliest"), "1990-01-01", (True, True)),
     ],
 )
-def test_what_changes_a_mapping(keys: tuple[str, ...], value: Any, concerned: tuple[bool, bool]) -> None:
+def test_a_mapping_changes_only_with_what_decides_its_rows(
+    keys: tuple[str, ...], value: Any, changed: tuple[bool, bool]
+) -> None:
     now = digests(*keys, value=value)
-    assert tuple(a != b for a, b in zip(now, BEFORE, strict=True)) == concerned
+    assert tuple(a != b for a, b in zip(now, BEFORE, strict=True)) == changed

@@ -1,8 +1,8 @@
-"""What the Spark and the end-to-end tests share: one session, a small data set of our own, and runs over it.
+"""A small data set for the Spark and the end-to-end tests, and run contexts over it.
 
 The data set is a shop's year (2023, Europe/Berlin, so with two clock changes): purchases in Parquet on a UTC
-clock, mailings in CSV on local days, responses in JSON lines on local days, a look-up of products, a ledger of
-consent. Raw ids look like nothing else (`RAW-CUSTOMER-000123`), so that one which leaks is found by its text.
+clock, mailings in CSV on local days, responses in JSON lines on local days, a look-up of products, and consent
+statements. Raw ids have a unique form (`RAW-CUSTOMER-000123`), so that a leaked one is found by its text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from lam_spark.config import Config
-    from lam_spark.runtime.context import Run
+    from lam_spark.runtime.context import RunContext
 
 Row = dict[str, Any]
 
@@ -35,10 +35,10 @@ CATEGORIES = ("books", "games", "music", "tools")
 PURPOSES = ("model_training", "direct_marketing")
 STARTED_AT = dt.datetime(2024, 1, 2, 9, tzinfo=dt.UTC)
 
-# Where the customer with number n stands: what they stated, by n % 20. The first fourteen said yes to both.
+# Consent status of the customer with number n, by n % 20. The first fourteen agreed to both purposes.
 TRAINING_ONLY, CONTACT_ONLY, WITHDREW, REFUSED, UNCLEAR, NEVER_ASKED = 14, 15, 16, 17, 18, 19
 
-# First bought in the test period; bought by nobody who agreed to training.
+# First sold in the test period; bought by no customer who agreed to training.
 LATE_PRODUCT, REFUSED_PRODUCT = "first sold in the test period", "bought by those who refused"
 
 _MAILING_DAYS = (
@@ -69,7 +69,7 @@ ONE_TARGET: Row = {
         "baseline_name": "previous responses",
     },
 }
-# Asked every four weeks of who bought something lately.
+# A query every four weeks for customers with recent purchases.
 _REGULARLY = {
     "every_days": 28,
     "active": "action = 'purchase'",
@@ -113,7 +113,7 @@ _CSV_COLUMNS = {
 
 
 def settings(root: Path) -> Row:
-    """The configuration of the small shop, as the mapping that its YAML file holds."""
+    """Configuration of the small shop, as the mapping in its YAML file."""
     return {
         "name": "small_shop",
         "time_zone": ZONE,
@@ -224,12 +224,12 @@ def settings(root: Path) -> Row:
 
 
 def raw_id(number: int) -> str:
-    """A raw customer id: text that nothing else in the project can look like."""
+    """A raw customer id, in a form that no other text of the project has."""
     return f"RAW-CUSTOMER-{number:06d}"
 
 
 def purchase(customer: str | None, bought_at: dt.datetime | None, basket: int | None = 1, **more: Any) -> Row:
-    """A raw purchase; product and amount may be given."""
+    """A raw purchase; `more` sets product and amount."""
     return {"product": "books 1", "amount": 1.0, **more} | {
         "customer": customer,
         "bought_at": bought_at,
@@ -254,7 +254,7 @@ def response(customer: str, day: str, mailing_day: str) -> Row:
 def statement(
     customer: str | None, purpose: str | None, state: str | None, effective_at: str, recorded_at: str = ""
 ) -> Row:
-    """A raw consent statement; it is recorded when it takes effect unless said otherwise."""
+    """A raw consent statement; by default it is recorded when it takes effect."""
     return {
         "customer": customer,
         "purpose": purpose,
@@ -272,7 +272,7 @@ def write_inputs(
     responses: Sequence[Row] | None = None,
     statements: Sequence[Row] = (),
 ) -> None:
-    """Write the five files of the shop's raw folder; one response is there unless others are given."""
+    """Write the five files of the shop's raw folder; by default with one response."""
     responses = [response(raw_id(0), "2023-03-21", "2023-03-20")] if responses is None else responses
     raw.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(purchases), _PURCHASES), raw / "purchases.parquet")
@@ -293,14 +293,15 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A written data set and what is known about it.
+    """A data set on disk and what is known about it.
 
     Attributes:
-        root: workspace; the inputs lie in `root/raw`.
-        conf: its YAML file.
-        everyone: raw ids with at least one event.
-        training, contact: raw ids that may be processed for the purpose.
-        expected: what `ingest` must count.
+        root: Workspace; the inputs are in `root/raw`.
+        conf: YAML file of the configuration.
+        everyone: Raw ids with at least one event.
+        training: Raw ids eligible for training.
+        contact: Raw ids eligible for contact.
+        expected: Counts that `ingest` must give.
     """
 
     root: Path
@@ -311,14 +312,14 @@ class DataSet:
     expected: dict[str, int] = field(default_factory=dict)
 
     def config(self, *overrides: str) -> Config:
-        """The loaded configuration, with `key=value` overrides."""
+        """The configuration, with `key=value` overrides."""
         from lam_spark.config.load import load_config
 
         return load_config(self.conf, overrides=overrides)
 
 
 def draw_data_set(root: Path, customers: int = 300, seed: int = 11) -> DataSet:
-    """Draw a year of the shop: people answer mailings about what they buy."""
+    """Generate a year of the shop, in which customers respond to mailings about the categories that they buy."""
     rng = np.random.default_rng(seed)
     ids = tuple(raw_id(number) for number in range(1, customers + 1))
     taste = rng.integers(0, len(CATEGORIES), customers)
@@ -395,7 +396,7 @@ def draw_data_set(root: Path, customers: int = 300, seed: int = 11) -> DataSet:
 
 def _draw_statements(ids: Sequence[str]) -> list[Row]:
     training, contact = PURPOSES
-    asked, changed = "2023-01-02T10:00:00Z", "2023-05-02T10:00:00Z"
+    first, changed = "2023-01-02T10:00:00Z", "2023-05-02T10:00:00Z"
     rows = []
     for number, customer in enumerate(ids):
         kind = number % 20
@@ -403,24 +404,26 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
             continue
         for purpose in PURPOSES:
             no = kind == REFUSED or (kind, purpose) in ((TRAINING_ONLY, contact), (CONTACT_ONLY, training))
-            rows.append(statement(customer, purpose, "opt_out" if no else "opt_in", asked))
+            rows.append(statement(customer, purpose, "opt_out" if no else "opt_in", first))
             if kind in (WITHDREW, UNCLEAR):  # unclear: the two newest statements disagree
-                rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else asked))
+                rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else first))
     rows.append(statement(ids[0], training, "opt_out", "2023-03-01T10:00:00Z"))
     rows.append(statement(ids[0], training, "opt_in", "2023-04-01T10:00:00Z"))
-    rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", asked))  # not yet in effect
+    rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", first))  # not yet in effect
     return rows
 
 
-def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
-    """The function behind `make_run`, for fixtures of a wider scope."""
-    from lam_spark.runtime.context import Run
-    from lam_spark.runtime.log import Journal
+def context_builder(spark: SparkSession, root: Path) -> Callable[..., RunContext]:
+    """The function behind the fixture `make_context`, for fixtures of a wider scope."""
+    from lam_spark.runtime.context import RunContext
+    from lam_spark.runtime.log import RunLog
     from lam_spark.storage.tables.store import Tables
 
     numbers = itertools.count(1)
 
-    def build(config: Config | None = None, started_at: dt.datetime = STARTED_AT, **sections: Any) -> Run:
+    def build(
+        config: Config | None = None, started_at: dt.datetime = STARTED_AT, **sections: Any
+    ) -> RunContext:
         if config is None:
             from lam_spark.config.load import load_config
 
@@ -429,13 +432,13 @@ def run_builder(spark: SparkSession, root: Path) -> Callable[..., Run]:
             path.write_text(yaml.safe_dump(settings(root) | sections, sort_keys=False))
             config = load_config(path)
         run_id = f"test-{next(numbers):03d}"
-        return Run(
+        return RunContext(
             config=config,
             run_id=run_id,
             started_at=started_at,
             spark=spark,
             tables=Tables(spark, config.workspace / "tables"),
-            journal=Journal(run_id, None),
+            log=RunLog(run_id, None),
             clock=lambda: started_at,
         )
 

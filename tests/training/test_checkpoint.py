@@ -1,4 +1,4 @@
-"""Checkpoints on disk, and trainings that are cut off and go on."""
+"""Checkpoints on disk, and trainings that are interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -11,76 +11,97 @@ import pytest
 import torch
 
 from lam_spark.model.artifact import WEIGHTS
-from lam_spark.training.checkpoint import Checkpoint, last_checkpoint, read_checkpoint, write_checkpoint
+from lam_spark.training.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    last_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lam_spark.training.launch import worker
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
-from lam_spark.training.trainer import CHECKPOINTS, Trainer
+from lam_spark.training.state import TrainingState
+from lam_spark.training.trainer import Trainer
 from tests.support.disks import full_disk
 from tests.support.learnable import SHAPE, blocks, specification
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm uses an old API of pyarrow
 
 Records = list[dict[str, Any]]
 
 
 def checkpoint(number: int, fingerprint: str = "this") -> Checkpoint:
-    return Checkpoint(
-        {"fingerprint": fingerprint, "number": number}, {"w": torch.full((1000,), float(number))}
-    )
+    weights = {"w": torch.full((1000,), float(number))}
+    return Checkpoint(fingerprint, TrainingState(step=number), weights, {}, {}, {})
 
 
-def written(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def found(folder: Path, fingerprint: str = "this") -> tuple[int | None, list[str]]:
-    """Number of the checkpoint that is found, and the damaged ones."""
+def newest(folder: Path, fingerprint: str = "this") -> tuple[int | None, list[str]]:
+    """Step of the newest undamaged checkpoint, and the damaged ones."""
     path, damaged = last_checkpoint(folder, fingerprint)
     if path is None:
         return None, damaged
     last = read_checkpoint(path)
-    assert torch.equal(last.tensors["w"], torch.full((1000,), float(last.state["number"])))
-    return last.state["number"], damaged
+    assert last.fingerprint == fingerprint
+    assert torch.equal(last.model["w"], torch.full((1000,), float(last.state.step)))
+    return last.state.step, damaged
 
 
-def test_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
+    state = TrainingState(
+        "refit", 2, 3, 4, 5.0, 6.0, 7.0, 8, -0.5, {"reply": (1.0, 0.25)}, {"loss": 0.5, "AUC": 0.75}
+    )
+    groups = [{"a.weight": torch.arange(3.0) + number} for number in range(4)]
+    saved = read_checkpoint(write_checkpoint(tmp_path, Checkpoint("this", state, *groups)))
+    assert (saved.fingerprint, saved.state) == ("this", state)
+    for tensors, expected in zip(
+        (saved.model, saved.pretrained, saved.average, saved.optimiser), groups, strict=True
+    ):
+        assert tensors.keys() == expected.keys()
+        assert torch.equal(tensors["a.weight"], expected["a.weight"])
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     for number in range(1, 5):
         write_checkpoint(tmp_path, checkpoint(number))
-    assert [path.name.split("-")[1] for path in written(tmp_path)] == ["00000003", "00000004"]
-    assert found(tmp_path) == (4, [])
+    assert [path.name.split("-")[1] for path in files(tmp_path)] == ["00000003", "00000004"]
+    assert newest(tmp_path) == (4, [])
 
 
-@pytest.mark.parametrize("how", ["bit", "cut", "empty"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
     write_checkpoint(tmp_path, checkpoint(1))
     path = write_checkpoint(tmp_path, checkpoint(2))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    path.write_bytes({"bit": bytes(content), "cut": content[:-100], "empty": b""}[how])
-    assert found(tmp_path) == (1, [path.name])
+    path.write_bytes({"bit": bytes(content), "cut": content[:-100], "empty": b""}[damage])
+    assert newest(tmp_path) == (1, [path.name])
 
 
-def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
-    assert found(tmp_path / "none") == (None, [])
+def test_without_an_undamaged_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert newest(tmp_path / "none") == (None, [])
     path = write_checkpoint(tmp_path, checkpoint(1))
     path.write_bytes(b"")
-    assert found(tmp_path) == (None, [path.name])
+    assert newest(tmp_path) == (None, [path.name])
 
 
-def test_the_checkpoint_of_another_training_is_passed_over(tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_training_is_skipped(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, checkpoint(1, "this"))
     write_checkpoint(tmp_path, checkpoint(2, "other"))
-    assert found(tmp_path) == (1, [])
+    assert newest(tmp_path) == (1, [])
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, checkpoint(1))
-    before = written(tmp_path)
+    before = files(tmp_path)
     with full_disk(2000), pytest.raises(OSError, match="File too large"):
         write_checkpoint(tmp_path, checkpoint(2))
-    assert written(tmp_path) == before
-    assert found(tmp_path) == (1, [])
+    assert files(tmp_path) == before
+    assert newest(tmp_path) == (1, [])
 
 
 def test_training_goes_on_when_a_checkpoint_cannot_be_written(tmp_path: Path) -> None:
@@ -88,85 +109,85 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(tmp_path: Path) ->
     weights = sum(p.numel() for p in Trainer(spec, LocalGroup(), lambda record: None).model.parameters())
     with full_disk(4 * weights * 2):  # the model fits, the model with its optimiser does not
         worker.train(spec, LocalGroup())
-    told = [json.loads(line) for line in (tmp_path / worker.PROGRESS_FILE).read_text().splitlines()]
-    failed = [record for record in told if record["event"] == "checkpoint failed"]
+    records = [json.loads(line) for line in (tmp_path / worker.PROGRESS_FILE).read_text().splitlines()]
+    failed = [record for record in records if record["event"] == "checkpoint failed"]
     assert failed
     assert "too large" in failed[0]["error"].lower()
-    assert told[-1]["event"] == "done"
+    assert records[-1]["event"] == "done"
     assert not (tmp_path / CHECKPOINTS).exists()
 
 
 class StoppedError(Exception):
-    """The test ends a training here."""
+    """Ends a training in a test."""
 
 
-def trained(spec: TrainingSpec, stop_at: int | None = None) -> Records:
-    """Train in this process, at most up to a step of all; what was told."""
-    told: Records = []
-    trainer = Trainer(spec, LocalGroup(), told.append)
+def train(spec: TrainingSpec, stop_at: int | None = None) -> Records:
+    """Train in this process, at most up to a step (from 1), and return the progress records."""
+    records: Records = []
+    trainer = Trainer(spec, LocalGroup(), records.append)
     steps, step = 0, trainer._step
 
-    def counted(*arguments: Any) -> tuple[float, bool]:
+    def counting_step(*arguments: Any) -> tuple[float, bool]:
         nonlocal steps
         steps += 1
         if steps == stop_at:
             raise StoppedError
         return step(*arguments)
 
-    trainer._step = counted  # type: ignore[method-assign]
+    trainer._step = counting_step  # type: ignore[method-assign]
     if stop_at is None:
         trainer.fit()
-        told.append({"event": "steps", "steps": steps})
+        records.append({"event": "steps", "steps": steps})
     else:
         with pytest.raises(StoppedError):
             trainer.fit()
-    return told
+    return records
 
 
-def judged(told: Records) -> dict[tuple[str, int], float]:
+def validation_losses(records: Records) -> dict[tuple[str, int], float]:
     """(phase, epoch) -> validation loss."""
-    return {(r["phase"], r["epoch"]): r["validation loss"] for r in told if "validation loss" in r}
+    return {(r["phase"], r["epoch"]): r["validation loss"] for r in records if "validation loss" in r}
 
 
-def test_a_training_that_is_cut_off_anywhere_ends_with_the_same_weights(tmp_path: Path) -> None:
-    made = blocks(10)
+def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if "seconds" not in name}
+
+
+def test_a_training_that_is_interrupted_anywhere_ends_with_the_same_weights(tmp_path: Path) -> None:
+    content = blocks(10)
     settings = {"pretrain_epochs": 2, "finetune_epochs": 2, "patience": 2, "checkpoint_minutes": 0}
 
     def spec(name: str) -> TrainingSpec:
-        return specification(tmp_path / name, [made[::2], made[1::2]], **settings)
+        return specification(tmp_path / name, [content[::2], content[1::2]], **settings)
 
-    whole = trained(spec("whole"))
+    whole = train(spec("whole"))
     steps, expected = whole[-1]["steps"], (tmp_path / "whole" / WEIGHTS).read_bytes()
-    facts = whole[-2]["facts"]
     assert steps > 20
     phases = set()
-    for cut in range(2, steps + 1, 7):
-        name = f"cut-{cut}"
-        first = trained(spec(name), cut)
+    for stop_at in range(2, steps + 1, 7):
+        name = f"stop-{stop_at}"
+        first = train(spec(name), stop_at)
         assert not (tmp_path / name / WEIGHTS).exists()
-        second = trained(spec(name))
+        second = train(spec(name))
         assert second[0]["event"] == "resumed"
         phases.add(second[0]["phase"])
-        assert second[-1]["steps"] == steps - (cut - 1)  # not one is done twice
-        assert (tmp_path / name / WEIGHTS).read_bytes() == expected, cut
-        assert judged(first) | judged(second) == judged(whole)
-        again = second[-2]["facts"]
-        assert {k: v for k, v in again.items() if "seconds" not in k} == {
-            k: v for k, v in facts.items() if "seconds" not in k
-        }
+        assert second[-1]["steps"] == steps - (stop_at - 1)  # no step is repeated
+        assert (tmp_path / name / WEIGHTS).read_bytes() == expected, stop_at
+        assert validation_losses(first) | validation_losses(second) == validation_losses(whole)
+        assert without_seconds(second[-2]["summary"]) == without_seconds(whole[-2]["summary"])
         assert not (tmp_path / name / CHECKPOINTS).exists()
     assert phases == {"pre-training", "fine-tuning", "refit"}
 
 
-def test_a_training_with_other_settings_begins_anew(tmp_path: Path) -> None:
-    made = blocks(4)
-    trained(specification(tmp_path, [made], pretrain_epochs=2, checkpoint_minutes=0), 4)
+def test_a_training_with_other_settings_starts_from_the_beginning(tmp_path: Path) -> None:
+    content = blocks(4)
+    train(specification(tmp_path, [content], pretrain_epochs=2, checkpoint_minutes=0), 4)
     assert list((tmp_path / CHECKPOINTS).iterdir())
-    told = trained(
-        specification(tmp_path, [made], pretrain_epochs=1, finetune_epochs=1, checkpoint_minutes=0)
+    records = train(
+        specification(tmp_path, [content], pretrain_epochs=1, finetune_epochs=1, checkpoint_minutes=0)
     )
-    assert told[0]["event"] != "resumed"
-    assert ("pre-training", 0) in judged(told)
+    assert records[0]["event"] != "resumed"
+    assert ("pre-training", 0) in validation_losses(records)
 
 
 @pytest.mark.parametrize(
@@ -178,31 +199,33 @@ def test_a_training_with_other_settings_begins_anew(tmp_path: Path) -> None:
     ],
     ids=["fields", "half-lives", "vocabulary"],
 )
-def test_a_training_whose_numbers_mean_something_else_begins_anew(
+def test_a_training_whose_inputs_have_another_meaning_starts_from_the_beginning(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    """With other half-lives or another vocabulary the checkpoint's tensors would fit: only the fingerprint tells."""
+    """With other half-lives or another vocabulary the tensors would fit: only the fingerprint differs."""
     spec = specification(tmp_path, [blocks(4)], checkpoint_minutes=0)
-    trained(spec, 4)
-    assert trained(spec, 1)[0]["event"] == "resumed"
+    train(spec, 4)
+    assert train(spec, 1)[0]["event"] == "resumed"
     other = dataclasses.replace(spec, **change)
-    assert "resumed" not in [record["event"] for record in trained(other, 1)]
+    assert "resumed" not in [record["event"] for record in train(other, 1)]
 
 
-def test_a_training_with_a_damaged_checkpoint_says_so_and_goes_on_from_the_one_before(tmp_path: Path) -> None:
-    made = blocks(6)
+def test_a_training_with_a_damaged_checkpoint_reports_it_and_resumes_from_the_one_before(
+    tmp_path: Path,
+) -> None:
+    content = blocks(6)
 
     def spec(name: str) -> TrainingSpec:
         return specification(
-            tmp_path / name, [made], pretrain_epochs=1, finetune_epochs=1, checkpoint_minutes=0
+            tmp_path / name, [content], pretrain_epochs=1, finetune_epochs=1, checkpoint_minutes=0
         )
 
-    trained(spec("whole"))
-    trained(spec("cut"), 3)
-    *_, last = sorted((tmp_path / "cut" / CHECKPOINTS).iterdir())
+    train(spec("whole"))
+    train(spec("damaged"), 3)
+    *_, last = sorted((tmp_path / "damaged" / CHECKPOINTS).iterdir())
     last.write_bytes(last.read_bytes()[:-1])
-    told = trained(spec("cut"))
-    assert [record["event"] for record in told[:2]] == ["checkpoint damaged", "resumed"]
-    assert told[0]["file"] == last.name
-    assert told[1]["step"] == 1
-    assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    records = train(spec("damaged"))
+    assert [record["event"] for record in records[:2]] == ["checkpoint damaged", "resumed"]
+    assert records[0]["file"] == last.name
+    assert records[1]["step"] == 1
+    assert (tmp_path / "damaged" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()

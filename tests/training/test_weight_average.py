@@ -1,4 +1,4 @@
-"""The average of a model's weights: against its formula, and what of a training uses it."""
+"""Average of a model's weights: against its formula, and its use in a training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lam_spark.training.trainer import Trainer
 from lam_spark.training.weight_average import WeightAverage
 from tests.support.learnable import blocks, specification
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm's, about pyarrow
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm uses an old API of pyarrow
 
 
 def set_to(model: nn.Linear, value: float) -> None:
@@ -25,52 +25,52 @@ def set_to(model: nn.Linear, value: float) -> None:
         model.weight.fill_(value)
 
 
-def test_late_steps_weigh_more_the_more_there_were() -> None:
+def test_the_average_is_about_that_of_the_last_tenth_of_the_steps() -> None:
     model = nn.Linear(1, 1, bias=False)
     average = WeightAverage(model)
     expected = 0.0
-    for done in range(40):
-        set_to(model, float(done))
-        average.follow(done)
-        expected += (done - expected) * 10 / (10 + done)
+    for step in range(40):
+        set_to(model, float(step))
+        average.update(step)
+        expected += (step - expected) * 10 / (10 + step)
         assert average.weights["weight"].item() == pytest.approx(expected, rel=1e-5)
-    assert 34 < expected < 39  # about the last tenth of the steps, not the middle
+    assert 34 < expected < 39  # the middle of all steps would be 19.5
 
 
-def test_a_new_pass_begins_a_new_average() -> None:
+def test_a_new_phase_starts_a_new_average() -> None:
     model = nn.Linear(1, 1, bias=False)
     average = WeightAverage(model)
-    for done, value in ((0, 1.0), (1, 2.0), (0, 7.0)):
+    for step, value in ((0, 1.0), (1, 2.0), (0, 7.0)):
         set_to(model, value)
-        average.follow(done)
+        average.update(step)
     assert average.weights["weight"].item() == 7.0
 
 
-def test_it_is_in_use_for_as_long_as_asked() -> None:
+def test_the_average_is_applied_inside_the_context_only() -> None:
     model = nn.Linear(1, 1, bias=False)
     average = WeightAverage(model)
     set_to(model, 1.0)
-    average.follow(0)
+    average.update(0)
     set_to(model, 5.0)
-    with contextlib.suppress(ModelError), average.in_use():
+    with contextlib.suppress(ModelError), average.applied():
         assert model.weight.item() == 1.0
-        raise ModelError("a judge that fails")
+        raise ModelError("validation fails")
     assert (model.weight.item(), average.weights["weight"].item()) == (5.0, 1.0)
 
 
 def test_a_training_ends_with_the_average_of_its_refit(tmp_path: Path) -> None:
     spec = specification(tmp_path, [blocks()], finetune_epochs=1)
     trainer = Trainer(spec, LocalGroup(), lambda record: None)
-    followed: list[dict[str, torch.Tensor]] = []
-    follow = trainer._average.follow
+    averages: list[dict[str, torch.Tensor]] = []
+    update = trainer._average.update
 
-    def spied(done: int) -> None:
-        follow(done)
-        followed.append({name: w.clone() for name, w in trainer._average.weights.items()})
+    def recording_update(steps_before: int) -> None:
+        update(steps_before)
+        averages.append({name: w.clone() for name, w in trainer._average.weights.items()})
 
-    trainer._average.follow = spied  # type: ignore[method-assign]
+    trainer._average.update = recording_update  # type: ignore[method-assign]
     trainer.fit()
     saved = load(read_artifact(tmp_path)[0])
-    assert all(torch.equal(saved[name], weights) for name, weights in followed[-1].items())
-    last_step = trainer._average.weights  # they changed places
+    assert all(torch.equal(saved[name], weights) for name, weights in averages[-1].items())
+    last_step = trainer._average.weights  # swapped with the average
     assert any(not torch.equal(saved[name], weights) for name, weights in last_step.items())

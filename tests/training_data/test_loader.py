@@ -165,8 +165,9 @@ def test_fewer_files_than_ranks_are_refused(urls: list[str]) -> None:
     with pytest.raises(ModelError) as caught:
         files_of_rank(urls, 0, 4)
     assert str(caught.value) == (
-        "expected at least 4 snapshot files for a training.world_size of 4, got 3: set snapshot.files to at least 4 and "
-        "run the stage 'snapshot' again. If it is set already, fewer files contain queries: reduce training.world_size"
+        "expected at least 4 snapshot files for a training.world_size of 4, got 3: set snapshot.files to at least 4 "
+        "and run the stage 'snapshot' again. If it is set already, fewer files contain queries: reduce "
+        "training.world_size"
     )
 
 

@@ -1,5 +1,4 @@
-"""Writers of raw feed files (JSON lines, CSV with a header, Parquet) and ground-truth files, byte for byte
-reproducible."""
+"""Writers of raw feed files (JSON lines, CSV, Parquet) and of ground-truth files, with reproducible bytes."""
 
 from __future__ import annotations
 

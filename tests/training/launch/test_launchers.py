@@ -1,4 +1,4 @@
-"""What the driver gives its ranks, and what it says when they fail; the ranks here are scripts."""
+"""Environment of the training processes, and messages when they fail. The processes here are scripts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FAILURES = {"failure.0": "rank 0: ModelError: a field has no values", "failure.1
 CAUSES = """
 rank 0: ModelError: a field has no values
 rank 1: ArrowInvalid
-Their log is {log}
-What else they said may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows its end"""
+The log is {log}
+The end of the log may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows it"""
 
 Prepare = Callable[..., TrainingSpec]
 
@@ -32,8 +32,8 @@ Prepare = Callable[..., TrainingSpec]
 @pytest.fixture
 def prepared(tmp_path: Path) -> Prepare:
     def prepare(launcher: str = "in_process") -> TrainingSpec:
-        ranks = 1 if launcher == "in_process" else 2
-        spec = specification(tmp_path, [], launcher=launcher, ranks=ranks)
+        world_size = 1 if launcher == "in_process" else 2
+        spec = specification(tmp_path, [], launcher=launcher, world_size=world_size)
         spec = dataclasses.replace(spec, secrets=("LAM_SPARK_SECRET", "CRM_PASSWORD"))
         spec.save(tmp_path / SPEC_FILE)
         return spec
@@ -41,54 +41,54 @@ def prepared(tmp_path: Path) -> Prepare:
     return prepare
 
 
-def a_rank_that(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let every rank do this; `folder` is the training's."""
+def run_script(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Make every training process run a script; its variable `folder` is the training folder."""
     start = "import json, os, sys; from pathlib import Path; folder = Path(sys.argv[1]).parent\n"
     monkeypatch.setattr(launch, "_WORKER", ("-c", start + script))
 
 
-def test_ranks_are_not_given_secrets(
+def test_training_processes_do_not_get_secrets(
     tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    a_rank_that(monkeypatch, "(folder / 'given').write_text(json.dumps(dict(os.environ)))")
+    run_script(monkeypatch, "(folder / 'environment').write_text(json.dumps(dict(os.environ)))")
     launch.launch(prepared(), lambda record: None)
-    given = json.loads((tmp_path / "given").read_text())
-    assert given["PATH"] == os.environ["PATH"]
-    assert not SECRETS.keys() & given.keys()
+    environment = json.loads((tmp_path / "environment").read_text())
+    assert environment["PATH"] == os.environ["PATH"]
+    assert not SECRETS.keys() & environment.keys()
 
     tasks: list[Mapping[str, str]] = []
     monkeypatch.setattr(
-        launch, "run_on_spark", lambda work, ranks, environment, log: tasks.append(environment)
+        launch, "run_on_spark", lambda work, world_size, environment, log: tasks.append(environment)
     )
     launch.launch(prepared("horovod_spark"), lambda record: None)
     assert tasks[0]["PATH"] == os.environ["PATH"]
     assert not SECRETS.keys() & tasks[0].keys()
 
 
-def test_a_rank_forgets_the_secrets_of_its_executor(
+def test_a_spark_task_drops_the_secrets_of_its_executor(
     tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task of Spark has the environment that its executor was started with, whatever the driver hands over."""
+    """A task of Spark has the environment that its executor was started with, whatever the driver passes."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    given: list[dict[str, str]] = []
-    monkeypatch.setattr(worker, "train", lambda spec, world: given.append(dict(os.environ)))
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(worker, "train", lambda spec, group: environments.append(dict(os.environ)))
     prepared()
     worker.main([str(tmp_path / SPEC_FILE)])
-    assert given[0]["PATH"] == os.environ["PATH"]
-    assert not SECRETS.keys() & given[0].keys()
+    assert environments[0]["PATH"] == os.environ["PATH"]
+    assert not SECRETS.keys() & environments[0].keys()
 
 
-def leave_failures(folder: Path) -> None:
-    """As two ranks do."""
+def write_failures(folder: Path) -> None:
+    """Write the failure files of two processes."""
     for name, text in FAILURES.items():
         (folder / name).write_text(text)
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_what_others_say_of_a_failure_is_shown_on_request_only(
+def test_the_text_of_other_libraries_is_shown_on_request_only(
     tmp_path: Path,
     prepared: Prepare,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,53 +97,53 @@ def test_what_others_say_of_a_failure_is_shown_on_request_only(
 ) -> None:
     monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", "1" if shown else "")
     files = "".join(f"(folder / {name!r}).write_text({text!r})\n" for name, text in FAILURES.items())
-    a_rank_that(monkeypatch, f'{files}sys.exit("{ROW}")')
+    run_script(monkeypatch, f'{files}sys.exit("{ROW}")')
     causes = CAUSES.format(log=tmp_path / "worker.log")
     with pytest.raises(ModelError) as raised:
         launch.launch(prepared(), lambda record: None)
     assert str(raised.value) == f"training stopped with exit code 1{causes}"
     assert (ROW in capsys.readouterr().err) == shown
 
-    def run(work: Callable[[], None], ranks: int, environment: Mapping[str, str], log: IO[str]) -> None:
-        leave_failures(tmp_path)
-        log.write("a rank's last words")
+    def run(work: Callable[[], None], world_size: int, environment: Mapping[str, str], log: IO[str]) -> None:
+        write_failures(tmp_path)
+        log.write("end of the log")
         raise RuntimeError(ROW)
 
     monkeypatch.setattr(launch, "run_on_spark", run)
     with pytest.raises(ModelError) as raised:
         launch.launch(prepared("horovod_spark"), lambda record: None)
-    assert str(raised.value) == (
-        f"training stopped: RuntimeError{causes}\nMore may stand in the executors' logs"
-    )
-    said = capsys.readouterr().err
-    assert (ROW in said) == ("a rank's last words" in said) == shown
+    assert str(raised.value) == (f"training stopped: RuntimeError{causes}\nThe executors' logs may have more")
+    stderr = capsys.readouterr().err
+    assert (ROW in stderr) == ("end of the log" in stderr) == shown
 
 
-def test_failures_of_an_earlier_run_are_forgotten(
+def test_failure_files_of_an_earlier_run_are_deleted(
     tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = prepared()
-    leave_failures(tmp_path)
-    a_rank_that(monkeypatch, "os._exit(9)")
-    with pytest.raises(ModelError, match="exit code 9\nTheir log is"):
+    write_failures(tmp_path)
+    run_script(monkeypatch, "os._exit(9)")
+    with pytest.raises(ModelError) as raised:
         launch.launch(spec, lambda record: None)
+    _, _, _, *log = CAUSES.format(log=tmp_path / "worker.log").splitlines()
+    assert str(raised.value) == "\n".join(["training stopped with exit code 9", *log])
 
 
 @pytest.mark.parametrize(
-    ("error", "left"),
+    ("error", "text"),
     [
         (ModelError("a field\nhas no values"), "ModelError: a field\nhas no values"),
         (ValueError(ROW), "ValueError"),
     ],
 )
-def test_a_rank_leaves_why_it_failed(
-    tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch, error: Exception, left: str
+def test_a_process_writes_the_cause_of_its_failure(
+    tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
 ) -> None:
-    def fail(spec: TrainingSpec, world: object) -> str:
+    def fail(spec: TrainingSpec, group: object) -> str:
         raise error
 
     monkeypatch.setattr(worker, "train", fail)
     prepared()
     with pytest.raises(type(error)):
         worker.main([str(tmp_path / SPEC_FILE)])
-    assert (tmp_path / "failure.0").read_text() == f"rank 0: {left}"
+    assert (tmp_path / "failure.0").read_text() == f"rank 0: {text}"

@@ -1,6 +1,6 @@
-"""Night after night: clicks under cookies, calls under phone numbers, and links that come late or change hands.
+"""Ids of other kinds over several nights: clicks under cookies, and links that come late or change the customer.
 
-What the nights add up to is compared with one rebuild of everything, and with the rules written out in Python.
+The tables after all nights are compared with one rebuild, and with the rules written out in Python.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.events import stage as ingest
+from lam_spark.events import stage
+from lam_spark.events.stage import ingest
 from lam_spark.identity.pseudonyms import keyed_pseudonym
-from lam_spark.runtime.context import Run, StageResult
-from tests.support.shop import SECRET, run_builder, settings
+from lam_spark.runtime.context import RunContext
+from tests.support.shop import SECRET, context_builder, settings
 from tests.support.tables import table_versions
 
 START = dt.datetime(2023, 3, 1, tzinfo=dt.UTC)
 LOOKBACK = dt.timedelta(days=2)
-MOST_CUSTOMERS = 3
+MAX_CUSTOMERS = 3
 NIGHTS = 3
 
 Click = tuple[str, int, str]  # cookie, minutes after START, page
@@ -34,7 +35,7 @@ Link = tuple[str, str, int]  # cookie, customer, minutes after START
 
 
 def sections(root: Path) -> dict[str, Any]:
-    """The shop's configuration with one channel, of clicks, and the logins that tie cookies to customers."""
+    """The shop's configuration with one channel, of clicks, and logins that link cookies to customers."""
     return settings(root) | {
         "inputs": settings(root)["inputs"]
         | {
@@ -51,7 +52,7 @@ def sections(root: Path) -> dict[str, Any]:
         },
         "identity": {
             "lookback_days": LOOKBACK.days,
-            "max_customers": MOST_CUSTOMERS,
+            "max_customers": MAX_CUSTOMERS,
             "links": {
                 "login": {
                     "grain": "logins",
@@ -79,8 +80,8 @@ def instant(minute: int) -> dt.datetime:
     return START + dt.timedelta(minutes=minute)
 
 
-def deliver(root: Path, night: int, clicks: list[Click], links: list[Link]) -> None:
-    """A file of each kind, as a night brings them."""
+def write_night(root: Path, night: int, clicks: list[Click], links: list[Link]) -> None:
+    """Write the clicks and logins of a night, one file each."""
     for name in ("clicks", "logins"):
         (root / "raw" / name).mkdir(parents=True, exist_ok=True)
     lines = [
@@ -96,28 +97,28 @@ def deliver(root: Path, night: int, clicks: list[Click], links: list[Link]) -> N
         )
 
 
-def owner(cookie: str, minute: int, links: list[Link]) -> str | None:
+def customer_of(cookie: str, minute: int, links: list[Link]) -> str | None:
     """The rules of `IdentityConfig`, written out."""
-    mine = sorted({(at, customer) for c, customer, at in links if c == cookie})
-    if not mine or len({customer for _, customer in mine}) > MOST_CUSTOMERS:
+    own = sorted({(at, customer) for c, customer, at in links if c == cookie})
+    if not own or len({customer for _, customer in own}) > MAX_CUSTOMERS:
         return None
-    upto = [at for at, _ in mine if at <= minute]
-    at = max(upto) if upto else mine[0][0]
-    if not upto and instant(minute) < instant(at) - LOOKBACK:
+    earlier = [at for at, _ in own if at <= minute]
+    at = max(earlier) if earlier else own[0][0]
+    if not earlier and instant(minute) < instant(at) - LOOKBACK:
         return None
-    customers = {customer for when, customer in mine if when == at}
+    customers = {customer for linked_at, customer in own if linked_at == at}
     return customers.pop() if len(customers) == 1 else None
 
 
 @dataclass
 class Week:
-    """Random nights: clicks and logins in any order of arrival, some delivered twice."""
+    """Random nights: clicks and logins in any order of arrival, some clicks twice."""
 
     clicks: list[list[Click]] = field(default_factory=list)
     links: list[list[Link]] = field(default_factory=list)
 
     @classmethod
-    def draw(cls, seed: int) -> Week:
+    def generate(cls, seed: int) -> Week:
         rng = random.Random(seed)
         week = cls([[] for _ in range(NIGHTS)], [[] for _ in range(NIGHTS)])
         for number in range(40):
@@ -129,121 +130,128 @@ class Week:
                     week.clicks[night].append(click)
             for person in people:
                 for _ in range(rng.randrange(1, 3)):
-                    # Every tenth minute: two people may be linked at one instant.
+                    # Multiples of ten minutes: two customers may be linked at one instant.
                     link = (cookie, person, rng.randrange(0, 7 * 24 * 60, 10 if rng.random() < 0.7 else 5000))
                     week.links[rng.randrange(NIGHTS)].append(link)
         return week
 
 
-def held(run: Run) -> dict[str, set[tuple[Any, ...]]]:
-    """What the tables say, without when it was ingested."""
-    tables = {name: run.tables.read(name).drop("ingested_at") for name in ("events", "unresolved", "links")}
+def content(ctx: RunContext) -> dict[str, set[tuple[Any, ...]]]:
+    """Rows of the tables, without the time of ingestion."""
+    tables = {name: ctx.tables.read(name).drop("ingested_at") for name in ("events", "unresolved", "links")}
     return {name: {tuple(row) for row in frame.collect()} for name, frame in tables.items()}
 
 
 @pytest.fixture
-def build(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
-    builder = run_builder(spark, tmp_path / "shop")
+def build(spark: SparkSession, tmp_path: Path) -> Callable[..., RunContext]:
+    builder = context_builder(spark, tmp_path / "shop")
     return lambda **more: builder(**(sections(tmp_path / "shop") | more))
 
 
 @pytest.mark.long
-def test_the_nights_add_up_to_one_rebuild(build: Callable[..., Run], tmp_path: Path) -> None:
-    root, week = tmp_path / "shop", Week.draw(seed=3)
+def test_all_nights_together_give_the_same_tables_as_one_rebuild(
+    build: Callable[..., RunContext], tmp_path: Path
+) -> None:
+    root, week = tmp_path / "shop", Week.generate(seed=3)
     totals: dict[str, int] = {}
     for night in range(NIGHTS):
-        deliver(root, night, week.clicks[night], week.links[night])
-        counts = ingest.run(build()).counts
+        write_night(root, night, week.clicks[night], week.links[night])
+        counts = ingest(build()).counts
         for name, count in counts.items():
             totals[name] = totals.get(name, 0) + count
-    run = build()
-    by_nights = held(run)
+    ctx = build()
+    by_nights = content(ctx)
     everything = {click for night in week.clicks for click in night}
     links = [link for night in week.links for link in night]
-    wanted = {click: owner(click[0], click[1], links) for click in everything}
+    expected = {click: customer_of(click[0], click[1], links) for click in everything}
     secret = SECRET.encode()
     assert {
         (keyed_pseudonym(secret, customer), instant(minute), page)
-        for (_, minute, page), customer in wanted.items()
+        for (_, minute, page), customer in expected.items()
         if customer
     } == {
         (row["customer_key"], row["event_time"].astimezone(dt.UTC), row["item"])
-        for row in run.tables.read("events").collect()
+        for row in ctx.tables.read("events").collect()
     }
-    resolved = sum(customer is not None for customer in wanted.values())
+    resolved = sum(customer is not None for customer in expected.values())
     assert len(by_nights["events"]) == resolved
     assert len(by_nights["unresolved"]) == len(everything) - resolved
     assert totals["rows_in"] == sum(map(len, week.clicks)) + sum(map(len, week.links))
-    assert totals["events"] + totals["picked_up"] - totals["orphaned"] == resolved
+    assert totals["events"] + totals["resolved_later"] - totals["unassigned"] == resolved
     assert totals["links"] == len(set(links)) == len(by_nights["links"])
-    assert totals["picked_up"] > 0
-    assert totals["moved"] > 0
-    assert totals["orphaned"] > 0
+    assert totals["resolved_later"] > 0
+    assert totals["reassigned"] > 0
+    assert totals["unassigned"] > 0
     assert totals["conflicting"] == 0
-    ingest.run(build(ingest={"rebuild": True}))
-    assert held(build()) == by_nights
+    ingest(build(ingest={"rebuild": True}))
+    assert content(build()) == by_nights
 
 
-def test_an_event_that_says_something_else_is_counted_and_the_first_stands(
-    build: Callable[..., Run], tmp_path: Path
+def test_a_conflicting_duplicate_is_counted_and_the_first_row_stays(
+    build: Callable[..., RunContext], tmp_path: Path
 ) -> None:
     root = tmp_path / "shop"
     select = sections(root)["channels"]["web"]["select"].replace("page AS event_key", "'one' AS event_key")
     channels = {"web": sections(root)["channels"]["web"] | {"select": select}}
     link = [("RAW-COOKIE-1", "RAW-CUSTOMER-1", 30)]
-    deliver(root, 0, [("RAW-COOKIE-1", 60, "home")], link)
-    ingest.run(build(channels=channels))
-    deliver(root, 1, [("RAW-COOKIE-1", 60, "plan"), ("RAW-COOKIE-1", 60, "home")], [])
-    result = ingest.run(build(channels=channels))
+    write_night(root, 0, [("RAW-COOKIE-1", 60, "home")], link)
+    ingest(build(channels=channels))
+    write_night(root, 1, [("RAW-COOKIE-1", 60, "plan"), ("RAW-COOKIE-1", 60, "home")], [])
+    result = ingest(build(channels=channels))
     assert (result.counts["duplicates"], result.counts["conflicting"]) == (2, 1)
     assert [row["item"] for row in build().tables.read("events").collect()] == ["home"]
 
 
-def test_too_many_rows_of_nobody_and_another_mapping_are_refused(
-    build: Callable[..., Run], tmp_path: Path
+def test_too_many_unresolved_rows_and_a_changed_mapping_are_refused(
+    build: Callable[..., RunContext], tmp_path: Path
 ) -> None:
     root = tmp_path / "shop"
-    deliver(root, 0, [("RAW-COOKIE-1", 60, "home")], [("RAW-COOKIE-1", "RAW-CUSTOMER-1", 30)])
-    ingest.run(build())
-    deliver(root, 1, [("RAW-COOKIE-2", 60, "home")], [])
-    with pytest.raises(DataQualityError, match=r"web: 1 of 1 new rows \(100\.0%\) were unresolved"):
-        ingest.run(build(quality={"max_unresolved_share": 0.5}))
+    write_night(root, 0, [("RAW-COOKIE-1", 60, "home")], [("RAW-COOKIE-1", "RAW-CUSTOMER-1", 30)])
+    ingest(build())
+    write_night(root, 1, [("RAW-COOKIE-2", 60, "home")], [])
+    with pytest.raises(DataQualityError) as caught:
+        ingest(build(quality={"max_unresolved_share": 0.5}))
+    assert str(caught.value) == (
+        "web: 1 of 1 new rows (100.0%) were unresolved, the limit is 50.0%. Nothing was published; correct the source "
+        "or raise quality.max_unresolved_share"
+    )
     (root / "raw" / "clicks" / "1.jsonl").unlink()
     assert build().tables.read("unresolved").count() == 0
     channel = sections(root)["channels"]["web"]
     other = {"web": channel | {"select": channel["select"].replace("'view'", "'look'")}}
-    with pytest.raises(
-        ConfigError, match=r"of 'web' changed since its rows were taken.*ingest\.rebuild=true"
-    ):
-        ingest.run(build(channels=other))
     stricter = sections(root)["identity"] | {"max_customers": 1}
-    with pytest.raises(
-        ConfigError, match=r"identity\.max_customers or lookback_days\): new rows would not mean"
-    ):
-        ingest.run(build(identity=stricter))
-    result: StageResult = ingest.run(build(channels=other, ingest={"rebuild": True}))
+    changes: tuple[dict[str, Any], ...] = ({"channels": other}, {"identity": stricter})
+    for changed in changes:
+        with pytest.raises(ConfigError) as refused:
+            ingest(build(**changed))
+        assert str(refused.value) == (
+            "the select, columns, rules or fields of 'web' changed since its rows were ingested (or, if links assign "
+            "its ids, identity.max_customers or lookback_days): new rows would not mean the same as the old ones. Run "
+            "once with --set ingest.rebuild=true, which reads all inputs again, or restore the mapping"
+        )
+    result = ingest(build(channels=other, ingest={"rebuild": True}))
     assert result.counts["events"] == 1
     assert [row["action"] for row in build().tables.read("events").collect()] == ["look"]
 
 
-def test_a_night_without_news_writes_nothing_and_one_that_fails_is_taken_back(
-    build: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_night_without_new_rows_writes_nothing_and_a_failed_night_is_rolled_back(
+    build: Callable[..., RunContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "shop"
-    deliver(root, 0, [("RAW-COOKIE-1", 60, "home")], [("RAW-COOKIE-1", "RAW-CUSTOMER-1", 30)])
-    ingest.run(build())
-    before, versions = held(build()), table_versions(build())
-    nothing = ingest.run(build())
-    assert (nothing.says, set(nothing.counts.values())) == ("nothing new", {0})
+    write_night(root, 0, [("RAW-COOKIE-1", 60, "home")], [("RAW-COOKIE-1", "RAW-CUSTOMER-1", 30)])
+    ingest(build())
+    before, versions = content(build()), table_versions(build())
+    nothing = ingest(build())
+    assert (nothing.message, set(nothing.counts.values())) == ("nothing new", {0})
     assert table_versions(build()) == versions
-    deliver(root, 1, [("RAW-COOKIE-1", 90, "plan")], [])
+    write_night(root, 1, [("RAW-COOKIE-1", 90, "plan")], [])
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest, "note_taken", full)  # the last table of all
+        patch.setattr(stage, "update_ingestion_state", full)  # the last table to be written
         with pytest.raises(OSError, match="No space left"):
-            ingest.run(build())
-    assert held(build()) == before
-    assert ingest.run(build()).counts["events"] == 1
+            ingest(build())
+    assert content(build()) == before
+    assert ingest(build()).counts["events"] == 1

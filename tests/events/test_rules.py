@@ -1,4 +1,4 @@
-"""What sources do wrong: each row is an event or in quarantine with its reason, each file fits or stops the run."""
+"""Faulty sources: a row becomes an event or is quarantined with its reason; a file that does not fit stops the run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError
-from lam_spark.events import stage as ingest
-from lam_spark.events.staging import MALFORMED_REASON
-from lam_spark.runtime.context import Run
-from tests.support.shop import run_builder, settings
+from lam_spark.events.quarantine import MALFORMED_REASON
+from lam_spark.events.stage import ingest
+from lam_spark.runtime.context import RunContext
+from tests.support.shop import context_builder, settings
 from tests.support.tables import table_versions
 
 ZONE = "Europe/Berlin"
 HEADER = "phone,called_at,agent,amount"
 
-# A line of the call centre -> why it is refused; None for an event. Clocks are local, d/M/y.
+# A line of the call centre -> the reason for its refusal; None for an event. Times are local, d/M/y.
 CALLS: dict[bytes, str | None] = {
     b"RAW-1,05/03/2023 12:00:00,ann,3.5": None,
-    b"RAW-1,29/10/2023 02:30:00,ann,3.5": None,  # came twice that night: the earlier is meant
+    b"RAW-1,29/10/2023 02:30:00,ann,3.5": None,  # came twice that night: taken as the earlier instant
     b"RAW-1,26/03/2023 02:30:00,ann,3.5": f"event_time does not exist in {ZONE}",
     b"RAW-1,05/03/2023 12:00:00,ann,3.5,more": MALFORMED_REASON,
     b"RAW-1,05/03/2023 12:00:00": MALFORMED_REASON,
@@ -113,37 +113,37 @@ def sections(root: Path) -> dict[str, Any]:
 
 def write_sales(path: Path, **columns: Any) -> None:
     noon = dt.datetime(2023, 3, 5, 12, tzinfo=dt.UTC)
-    given = {"customer": ["RAW-3"], "at": [noon], "amount": [1.0]} | columns
-    pq.write_table(pa.table({name: values for name, values in given.items() if values is not None}), path)
+    values = {"customer": ["RAW-3"], "at": [noon], "amount": [1.0]} | columns
+    pq.write_table(pa.table({name: column for name, column in values.items() if column is not None}), path)
 
 
 @pytest.fixture
-def build(spark: SparkSession, tmp_path: Path) -> Callable[..., Run]:
+def build(spark: SparkSession, tmp_path: Path) -> Callable[..., RunContext]:
     raw = tmp_path / "shop" / "raw"
     for name in ("calls", "clicks", "sales"):
         (raw / name).mkdir(parents=True)
     (raw / "calls" / "1.csv").write_bytes(b"\n".join([HEADER.encode(), *CALLS]) + b"\n")
     (raw / "clicks" / "1.jsonl").write_bytes(b"\n".join(CLICKS) + b"\n")
     write_sales(raw / "sales" / "1.parquet")
-    builder = run_builder(spark, tmp_path / "shop")
+    builder = context_builder(spark, tmp_path / "shop")
     return lambda: builder(**sections(tmp_path / "shop"))
 
 
-def test_every_fault_is_refused_with_its_reason_and_changed_files_stop_the_run(
-    build: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_faulty_rows_are_refused_with_their_reason_and_changed_files_stop_the_run(
+    build: Callable[..., RunContext], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = ingest.run(build()).facts
+    result = ingest(build())
     for channel, lines in (("calls", CALLS), ("clicks", CLICKS)):
-        wanted = Counter(reason for reason in lines.values() if reason)
-        assert facts["refused"][channel] == dict(wanted), channel
-        assert facts["sources"][channel]["events"] == sum(reason is None for reason in lines.values())
+        expected = Counter(reason for reason in lines.values() if reason)
+        assert result.refused[channel] == dict(expected), channel
+        assert result.sources[channel].events == sum(reason is None for reason in lines.values())
     tables = build().tables
     night = tables.read("events").where("source = 'calls' AND event_time > '2023-10-01'")
     (twice,) = night.selectExpr("date_format(event_time, 'dd HH:mm')").collect()
     assert twice[0] == "29 00:30"
-    kept = [row["raw"] for row in tables.read("quarantine").where("source = 'calls'").collect()]
-    assert "RAW-1,05/03/2023 12:00:00,ann,3.5,more" in kept  # what did not parse, as it came
-    much = next(json.loads(raw) for raw in kept if "much" in raw)
+    raws = [row["raw"] for row in tables.read("quarantine").where("source = 'calls'").collect()]
+    assert "RAW-1,05/03/2023 12:00:00,ann,3.5,more" in raws  # an unparsed line, unchanged
+    much = next(json.loads(raw) for raw in raws if "much" in raw)
     assert much == {
         "event_time": "05/03/2023 12:00:04",
         "event_key": "05/03/2023 12:00:04",
@@ -160,23 +160,23 @@ def test_every_fault_is_refused_with_its_reason_and_changed_files_stop_the_run(
             "lacks the declared columns at; it has customer, page, time",
         ),
     }
-    for file, (content, says) in changed.items():
+    for file, (content, message) in changed.items():
         file.write_bytes(content)
-        with pytest.raises(ConfigError, match=says):
-            ingest.run(build())
+        with pytest.raises(ConfigError, match=message):
+            ingest(build())
         file.unlink()
-    for columns, says in (
+    for columns, message in (
         ({"amount": None}, "lacks the declared columns amount; it has customer, at"),
         ({"amount": ["1.0"]}, "has other types: amount is string, declared double"),
     ):
         write_sales(raw / "sales" / "2.parquet", **columns)
-        with pytest.raises(ConfigError, match=says):
-            ingest.run(build())
-    # One more column is no harm: it is not read, and the log names it.
+        with pytest.raises(ConfigError, match=message):
+            ingest(build())
+    # A further column is not read, and the log names it.
     write_sales(raw / "sales" / "2.parquet", discount=[0.5], amount=[2.0])
     assert table_versions(build()) == before
     capsys.readouterr()
-    assert ingest.run(build()).counts["conflicting"] == 1
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
-    (staged,) = (record for record in told if record.get("event") == "staged")
+    assert ingest(build()).counts["conflicting"] == 1
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    (staged,) = (record for record in records if record.get("event") == "staged")
     assert (staged["reader"], staged["undeclared_columns"]) == ("sales", ["discount"])

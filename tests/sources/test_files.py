@@ -1,0 +1,50 @@
+"""Files: a missing path is named; malformed lines are kept apart and never turned into nulls."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from lam_spark.config import InputConfig
+from lam_spark.errors import ConfigError
+from lam_spark.sources.inputs import open_input
+
+
+def spec(kind: str, path: Path, columns: str) -> InputConfig:
+    return InputConfig(format=kind, path=str(path), columns=columns)
+
+
+def test_a_path_that_does_not_exist_is_named(spark: SparkSession, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.parquet"
+    with pytest.raises(ConfigError) as caught:
+        open_input(spark, "sales", spec("parquet", path, "id BIGINT"))
+    assert str(caught.value) == f"inputs.sales: expected parquet at {path}, found nothing"
+
+
+def test_malformed_csv_lines_are_kept_apart_in_every_query(spark: SparkSession, tmp_path: Path) -> None:
+    bad = ["x,2023-01-02,4", "2,2023-02-31,4", "3,2023-01-02", "4,2023-01-02,4,5"]
+    good = ["5,2023-01-02,4", "6,,", ",2023-01-03,1"]
+    (tmp_path / "sales.csv").write_text("\n".join(["id,day,n", *bad, *good]) + "\n")
+    source = open_input(spark, "sales", spec("csv", tmp_path / "sales.csv", "id BIGINT, day DATE, n INT"))
+    assert source.malformed is not None
+    assert sorted(row["raw"] for row in source.malformed.collect()) == sorted(bad)
+    day = dt.date(2023, 1, 2)
+    rows = {tuple(row) for row in source.rows.collect()}
+    assert rows == {(5, day, 4), (6, None, None), (None, dt.date(2023, 1, 3), 1)}
+    # A query that needs only one column classifies each line the same way.
+    assert source.rows.select("n").count() == len(good)
+    assert source.rows.count() == len(good)
+
+
+def test_malformed_json_lines_are_kept_apart_in_every_query(spark: SparkSession, tmp_path: Path) -> None:
+    bad = ['{"id": "x", "day": "2023-01-02"}', '{"id": 2, "day": "2023-02-31"}', '{"id": 3, ', "no json"]
+    good = ['{"day": "2023-01-02", "id": 4}', '{"id": 5}', '{"id": 6, "day": null, "more": 1}']
+    (tmp_path / "sales.jsonl").write_text("\n".join([*bad, *good]) + "\n")
+    source = open_input(spark, "sales", spec("json", tmp_path / "sales.jsonl", "id BIGINT, day DATE"))
+    assert source.malformed is not None
+    assert sorted(row["raw"] for row in source.malformed.collect()) == sorted(bad)
+    assert {tuple(row) for row in source.rows.collect()} == {(4, dt.date(2023, 1, 2)), (5, None), (6, None)}
+    assert source.rows.select("id").count() == len(good)
