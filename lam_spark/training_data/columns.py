@@ -176,7 +176,7 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
 
     Args:
         layout: Fields and targets.
-        batch: Rows with the arrays of `event_columns` and `query_columns`, optionally `owner`.
+        batch: Rows with the arrays of `event_columns` and `query_columns`, optionally `customer_index`.
         before: Events at or after this instant (microseconds UTC) are hidden; None: all are visible.
     """
     kinds = layout.columns
@@ -184,9 +184,8 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         name: kinds[name if name in kinds else f"event_{name}"][0]
         for name in (*_event_arrays(layout), *query_columns(layout))
     }
-    owners = (
-        batch["customer_index"].to_numpy() if "customer_index" in batch else np.zeros(len(batch), np.int32)
-    )
+    no_index = np.zeros(len(batch), np.int32)
+    indices = batch["customer_index"].to_numpy() if "customer_index" in batch else no_index
     truncated_events = batch["truncated_events"].to_numpy()
     first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}
@@ -203,7 +202,7 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
             visible = int(np.searchsorted(events["event_time"], before, side="left"))
             events = {name: values[:visible] for name, values in events.items()}
         history = TruncatedHistory(int(truncated_events[row]), int(first_times[row]))
-        yield Customer(events, queries, history, int(owners[row]))
+        yield Customer(events, queries, history, int(indices[row]))
 
 
 def _array(values: Any, dtype: str, inner: int | None) -> Any:
