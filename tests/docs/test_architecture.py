@@ -19,7 +19,9 @@ def listed() -> list[str]:
         if heading := re.match(r"(lam_spark/[\w/]*) ", line):
             folder = heading[1]
         else:
-            files += [f"{folder}{name}" for name in re.findall(r"(?:^  |; )([\w.]+\.\w+)(?=:| {2}|;|$)", line)]
+            files += [
+                f"{folder}{name}" for name in re.findall(r"(?:^  |; )([\w.]+\.\w+)(?=:| {2}|;|$)", line)
+            ]
     return files
 
 

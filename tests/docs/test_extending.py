@@ -15,7 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # (path, kind, text) of each block that has a file name above it.
 BLOCKS = re.findall(r"^`([\w/.]+)`\n\n```(python|diff)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-EXAMPLE = ["tests/event_counts", "tests/test_import_order.py", "tests/test_docs.py", "tests/docs/test_architecture.py"]
+EXAMPLE = [
+    "tests/event_counts",
+    "tests/test_import_order.py",
+    "tests/test_docs.py",
+    "tests/docs/test_architecture.py",
+]
 # What `make docs` changes besides the files of the blocks.
 GENERATED = {"README.md", "docs/tables.md", "jobs/count_events.py"}
 
