@@ -104,11 +104,7 @@ def exclusive(name: str) -> Iterator[None]:
 
 
 def run(log_name: str, command: Command, *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> None:
-    """Run a command with its output in a log file.
-
-    Raises:
-        SetUpError: The command failed; the message has the last lines of the log.
-    """
+    """Run a command with its output in a log file; `SetUpError` with the end of the log if it fails."""
     log = LOGS / f"{log_name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [str(word) for word in command]
