@@ -21,7 +21,7 @@ EXAMPLE = [
     "tests/test_docs.py",
     "tests/docs/test_architecture.py",
 ]
-# What `make docs` changes besides the files of the blocks.
+# Files that `make docs` changes.
 GENERATED = {"README.md", "docs/tables.md", "jobs/count_events.py"}
 
 
