@@ -1,9 +1,8 @@
-"""Puts the jars that a session needs into the cache folder, where lam_spark/session.py looks for them.
+"""Downloads the jars of Delta and PostgreSQL's JDBC driver into the cache folder of `lam_spark/runtime/session.py`.
 
-Run by `make setup` with .venv's Python: `.venv/bin/python tools/fetch_jars.py`. They are Delta's and PostgreSQL's
-JDBC driver. Spark's own `spark.jars.packages` fetches them, so that a mirror named in DEFAULT_ARTIFACT_REPOSITORY
-is used; here their sha256 is checked and they are moved into place. Later runs need no network. What else Delta
-needs (ANTLR, Jackson) comes with pyspark.
+`make setup` runs it: `.venv/bin/python tools/fetch_jars.py`. Spark's `spark.jars.packages` downloads the jars, so a
+mirror in DEFAULT_ARTIFACT_REPOSITORY is used. Their sha256 is checked before they are moved into the cache. Later runs
+need no network. The other dependencies of Delta (ANTLR, Jackson) come with pyspark.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 
 DELTA_VERSION = "4.0.1"
 POSTGRESQL_VERSION = "42.7.14"
-# Folder of the cache -> what is in it: a Maven package, and of its jars those that are kept, with their sha256.
+# Folder of the cache -> its Maven package; `SHA256`: folder -> jars that are kept, with their sha256.
 PACKAGES = {
     f"delta-{DELTA_VERSION}": f"io.delta:delta-spark_2.13:{DELTA_VERSION}",
     f"postgresql-{POSTGRESQL_VERSION}": f"org.postgresql:postgresql:{POSTGRESQL_VERSION}",
@@ -34,20 +33,23 @@ SHA256 = {
 
 
 def cache_root() -> Path:
+    """Cache folder that all checkouts share."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lam_spark"
 
 
 def jars_dir() -> Path:
+    """Folder of the jars in the cache."""
     return cache_root() / "jars"
 
 
 def digest(path: Path) -> str | None:
+    """sha256 of a file; None if it does not exist."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def lacking(*, hashed: bool) -> list[str]:
-    """The folders that lack a jar or, if `hashed`, hold a wrong one. (Only right ones are ever moved there.)"""
+def incomplete_folders(*, hashed: bool) -> list[str]:
+    """Folders in which a jar is missing or, with `hashed`, has another sha256."""
     return [
         folder
         for folder, jars in SHA256.items()
@@ -59,13 +61,13 @@ def lacking(*, hashed: bool) -> list[str]:
 
 
 def resolve(packages: Sequence[str], ivy: Path) -> None:
-    """Has Spark resolve the packages into `ivy`. Launching the JVM does it; no session is needed."""
+    """Let Spark download the packages into the folder `ivy`: launching its JVM does so, without a session."""
     from pyspark.conf import SparkConf
     from pyspark.java_gateway import launch_gateway
 
     conf = SparkConf(loadDefaults=False)
     conf.set("spark.jars.packages", ",".join(packages))
-    conf.set("spark.jars.excludes", "org.antlr:antlr4-runtime")  # pyspark has it
+    conf.set("spark.jars.excludes", "org.antlr:antlr4-runtime")  # part of pyspark
     conf.set("spark.jars.ivy", str(ivy))
     gateway = launch_gateway(conf)  # type: ignore[no-untyped-call]
     gateway.shutdown()
@@ -74,6 +76,7 @@ def resolve(packages: Sequence[str], ivy: Path) -> None:
 
 
 def fetch(folders: Sequence[str]) -> None:
+    """Download the jars of these folders, check them and move them into the cache."""
     jars_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ivy-", dir=jars_dir()) as ivy:
         resolve([PACKAGES[folder] for folder in folders], Path(ivy))
@@ -81,14 +84,14 @@ def fetch(folders: Sequence[str]) -> None:
             (jars_dir() / folder).mkdir(exist_ok=True)
             group = PACKAGES[folder].partition(":")[0]
             for name, sha256 in SHA256[folder].items():
-                fetched = Path(ivy) / "jars" / f"{group}_{name}"
-                if (found := digest(fetched)) != sha256:
-                    raise SystemExit(f"{name}: expected sha256 {sha256}, found {found or 'no such file'}")
-                fetched.replace(jars_dir() / folder / name)
+                jar = Path(ivy) / "jars" / f"{group}_{name}"
+                if (actual := digest(jar)) != sha256:
+                    raise SystemExit(f"{name}: expected sha256 {sha256}, found {actual or 'no such file'}")
+                jar.replace(jars_dir() / folder / name)
 
 
 if __name__ == "__main__":
-    if not (folders := lacking(hashed=True)):
+    if not (folders := incomplete_folders(hashed=True)):
         sys.exit(0)
     fetch(folders)
-    print(f"{', '.join(folders)}: the jars are in {jars_dir()}")
+    print(f"downloaded {', '.join(folders)} to {jars_dir()}")

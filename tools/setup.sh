@@ -1,5 +1,5 @@
 #!/bin/sh
-# Finds a Python 3.11 and hands over to setup.py beside this file. PYTHON=/path/to/python3.11 chooses one.
+# Finds Python 3.11 and runs setup.py with it. PYTHON=/path/to/python3.11 selects one.
 set -eu
 is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; }
 
@@ -9,11 +9,11 @@ for candidate in ${PYTHON:-python3.11 python3 python}; do
     fi
 done
 {
-    echo "[set-up] stopped: Python 3.11 is needed, and '${PYTHON:-python3.11, python3 or python}' is not one here."
+    echo "[set-up] stopped: expected Python 3.11, '${PYTHON:-python3.11, python3 or python}' is not Python 3.11."
     echo "  Install it, for example:"
     echo "    Debian 12:     apt install python3.11 python3.11-dev python3.11-venv"
     echo "    Fedora, RHEL:  dnf install python3.11 python3.11-devel"
     echo "    elsewhere:     pyenv install 3.11"
-    echo "  or name one: make PYTHON=/path/to/python3.11 ..."
+    echo "  or select one: make PYTHON=/path/to/python3.11 ..."
 } >&2
 exit 1

@@ -7,7 +7,8 @@ result:
 - `DenseAttention` computes all pairs of slots in a block under a mask: one call of one shape, as GPUs and compilers
   prefer.
 - `WindowedAttention` gathers windows of similar length and attends within each. The cost grows with the length of the
-  windows, not with the block. On CPUs it is faster for blocks of more than a few hundred events (docs/benchmarks.md).
+  windows, not with the block. On CPUs it is faster for blocks of more than a few hundred events
+  (benchmarks/RESULTS.md).
 
 Shapes: B blocks, T event slots, Q query slots, S = T + Q, H heads, E head dimension; n windows of up to L events.
 """

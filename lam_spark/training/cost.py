@@ -26,8 +26,8 @@ from lam_spark.training_data.layout import Layout
 REFERENCE_GPU_HOURS = 145
 # Share of a GPU's bfloat16 peak. A compiled model with d_model 768 and about 55 million parameters reached 23 % on an
 # H100 with 32 blocks a step (230 of 989 TFLOP/s); numeric bins and decayed counts, added since, cost larger models 12 %
-# of that (docs/benchmarks.md). An A100, not measured, is assumed to reach the same share: it has more memory bandwidth
-# per FLOP.
+# of that (benchmarks/RESULTS.md). An A100, not measured, is assumed to reach the same share: it has more memory
+# bandwidth per FLOP.
 UTILISATION = 0.20
 _BACKWARD = 2
 # float32: weight, gradient, AdamW's two moments and the weight average; with several processes also the flat gradients

@@ -1,4 +1,4 @@
-"""The benchmarks are documented: each script says how it runs, and the index lists it."""
+"""Every benchmark script documents its command, and the index lists every script."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ def path_of(script: str) -> Path:
 
 
 @pytest.mark.parametrize("script", scripts())
-def test_every_script_opens_with_its_command_and_its_smallest_version(script: str) -> None:
+def test_every_script_starts_with_its_command_and_its_smoke_option(script: str) -> None:
     docstring = ast.get_docstring(ast.parse(path_of(script).read_text(encoding="utf-8")))
     assert docstring is not None
     assert f"python -m benchmarks.{script} [--smoke]" in docstring

@@ -38,7 +38,7 @@ _HOROVOD_VARIABLES = {
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(int(COLLECTIVE_TIMEOUT.total_seconds())),
     # By default Horovod's thread wakes every millisecond, which costs a tenth of the speed where processes use all
-    # cores (docs/benchmarks.md).
+    # cores (benchmarks/RESULTS.md).
     "HOROVOD_CYCLE_TIME": "5",
 }
 _WORKER = ("-m", "lam_spark.training.launch.worker")
