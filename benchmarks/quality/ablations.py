@@ -6,7 +6,7 @@ The retailer's four targets (Complete Journey) and the upgrades of 10,000 synthe
 Every training pre-trains one epoch and fine-tunes up to two; the measures of the chosen epoch count, compared with the
 complete model of the same seeds. The test period is not read. One training a core at a time, one thread each, on a GPU
 if torch sees one. This takes hours on two cores; with `--folder` finished trainings are stored, and the same command
-resumes. `--smoke`: 1,000 telecom customers, one seed, four variants.
+resumes. `--smoke`: 1,000 telecom customers, small model, one seed, four variants.
 
 Variants without a part: `order`: events between two queries are shuffled, their times stay; `time`: no elapsed time
 and no hour of the week (aggregates and decayed counts still know days); `numbers`: no number in any event; `who`:
@@ -38,6 +38,7 @@ from torch import Tensor
 from benchmarks.common import (
     EVERYONE_OPTED_IN,
     RETAILER_CONF,
+    SMOKE_TRAINING,
     TELECOM_CONF,
     command_line,
     load,
@@ -265,7 +266,7 @@ DATA: dict[str, tuple[Path, tuple[str, ...]]] = {
     "retailer": (RETAILER_CONF, (EVERYONE_OPTED_IN, *RETAILER_TARGETS)),
     "telecom": (TELECOM_CONF, ("fetch.arguments.customers=10000",)),
 }
-SMOKE_SIZE = "fetch.arguments.customers=1000"
+SMOKE_SETTINGS = ("fetch.arguments.customers=1000", *SMOKE_TRAINING)
 
 
 def main() -> None:
@@ -281,7 +282,7 @@ def main() -> None:
         for name in ["telecom"] if smoke else arguments.data:
             conf, settings = DATA[name]
             root = folder / name
-            spec = prepare_spec(conf, root, *settings, *([SMOKE_SIZE] if smoke else []))
+            spec = prepare_spec(conf, root, *settings, *(SMOKE_SETTINGS if smoke else ()))
             # Batch accumulation is measured on the retailer's data only.
             variants = [v for v in VARIANTS if name == "retailer" or not v.startswith("accumulate")]
             results = train_variants(spec, root / "ablations", seeds, SMOKE_VARIANTS if smoke else variants)
