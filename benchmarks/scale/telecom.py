@@ -1,8 +1,8 @@
 """Ingestion of the synthetic telecom data set, compared with its ground truth at one size and at five times that size.
 
-    python benchmarks/telecom.py [--small]
+    python -m benchmarks.scale.telecom [--smoke]
 
-20,000 and 100,000 customers with 5 % dirty rows (--small: 500 and 2,500). Compares, for each of the twelve feeds, the
+20,000 and 100,000 customers with 5 % dirty rows (`--smoke`: 500 and 2,500). Compares, for each of the twelve feeds, the
 raw rows, events, links, duplicates, unresolved rows, and quarantined rows per reason. Every difference counts.
 """
 
@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, lam_spark, report, small_asked, stage_records
+from benchmarks.common import TELECOM_CONF, lam_spark, report, smoke_requested, stage_records
 
-_CONF = REPOSITORY / "conf/telecom.yaml"
 _COUNTS = ("rows_in", "events", "links", "duplicates", "quarantined", "unresolved")
 
 
@@ -24,9 +23,9 @@ def ingested(root: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str,
     """Read the published tables: source -> counts, and source -> reason -> quarantined rows."""
     from lam_spark.config.load import load_config
     from lam_spark.runtime.session import spark_session
-    from lam_spark.storage.tables import Tables
+    from lam_spark.storage.tables.store import Tables
 
-    config = load_config(_CONF, overrides=[f"root={root}"])
+    config = load_config(TELECOM_CONF, overrides=[f"root={root}"])
     spark = spark_session(config.spark)
     tables = Tables(spark, config.workspace / "tables")
     counts = {
@@ -63,8 +62,8 @@ def differences(
 def measure(root: Path, customers: int) -> dict[str, float]:
     """Generate a data set, ingest it and compare."""
     arguments = f"fetch.arguments.customers={customers}"
-    fetch = lam_spark("fetch", _CONF, root, arguments)
-    ingest = lam_spark("ingest", _CONF, root, arguments)
+    fetch = lam_spark("fetch", TELECOM_CONF, root, arguments)
+    ingest = lam_spark("ingest", TELECOM_CONF, root, arguments)
     records = {**stage_records(root, fetch["run_id"]), **stage_records(root, ingest["run_id"])}
     truth = json.loads((root / "truth" / "counts.json").read_text())
     del truth["consent_statements"]  # read by the stage consent
@@ -72,7 +71,7 @@ def measure(root: Path, customers: int) -> dict[str, float]:
     for line in lines:
         print(f"  DIFFERENT  {line}")
     rows = records["ingest"]["counts"]["rows_in"]
-    print(f"  {customers:,} customers, {rows:,} raw rows: {records['ingest']['says']}", flush=True)
+    print(f"  {customers:,} customers, {rows:,} raw rows: {records['ingest']['message']}", flush=True)
     return {
         "rows": rows,
         "fetch_seconds": records["fetch"]["seconds"],
@@ -84,7 +83,7 @@ def measure(root: Path, customers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    sizes = (500, 2_500) if small_asked(__doc__) else (20_000, 100_000)
+    sizes = (500, 2_500) if smoke_requested(__doc__) else (20_000, 100_000)
     figures: dict[str, float] = {}
     for customers, suffix in zip(sizes, ("", "_at_5x"), strict=True):
         with tempfile.TemporaryDirectory(prefix="telecom-") as folder:
