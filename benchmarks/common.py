@@ -137,29 +137,30 @@ def load(conf: Path, root: Path, *overrides: str) -> Any:
     return load_config(conf, overrides=[f"root={root}", *overrides])
 
 
-def open_run(config: Any, spark: Any = None) -> Any:
+def open_context(config: Any, spark: Any = None) -> Any:
     """The run context of a workspace; the only place where benchmarks build one.
 
     Args:
         config: from `load`.
         spark: session to use; a new one by default.
     """
-    from lam_spark.runtime.context import Run
-    from lam_spark.runtime.log import Journal
+    from lam_spark.runtime.context import RunContext
+    from lam_spark.runtime.log import RunLog
     from lam_spark.runtime.session import spark_session
     from lam_spark.storage.tables.store import Tables
 
     session = spark or spark_session(config.spark)
     tables = Tables(session, config.workspace / "tables")
-    return Run(config, "benchmark", dt.datetime.now(dt.UTC), session, tables, Journal("benchmark", None))
+    return RunContext(
+        config, "benchmark", dt.datetime.now(dt.UTC), session, tables, RunLog("benchmark", None)
+    )
 
 
 def stage_records(root: Path, run_id: str) -> dict[str, dict[str, Any]]:
     """Log records of a run's finished stages: seconds, peak_memory_gib, counts, message."""
     lines = (root / "logs" / f"{run_id}.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    finished = [record for record in records if record["event"] == "stage done"]
-    return {record["stage"]: record | {"message": record["says"]} for record in finished}
+    return {record["stage"]: record for record in records if record["event"] == "stage done"}
 
 
 def report(name: str, figures: Mapping[str, float], targets: Mapping[str, tuple[str, float]]) -> None:

@@ -42,7 +42,7 @@ from benchmarks.common import (
     TELECOM_CONF,
     command_line,
     load,
-    open_run,
+    open_context,
     origin_digest,
     report,
     resumable_folder,
@@ -204,7 +204,7 @@ def prepare_spec(conf: Path, root: Path, *settings: str) -> TrainingSpec:
     if path.exists():
         return TrainingSpec.load(path)
     run_up_to_snapshot(conf, root, *settings)
-    run = open_run(load(conf, root, *settings))
+    run = open_context(load(conf, root, *settings))
     layout = layout_of(run.config, run.tables.read("vocabulary"))
     spec: TrainingSpec = specification(run, root / "training", layout, "")
     run.spark.stop()

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.baselines.sequences import CATEGORICAL, CORES, MAX_EVENTS, NUMERIC, duckdb_build, polars_build
-from benchmarks.common import load, open_run, report, smoke_requested
+from benchmarks.common import load, open_context, report, smoke_requested
 from benchmarks.support.sequences_input import (
     DAYS,
     FIRST_DAY,
@@ -124,7 +124,7 @@ class Ours:
             "as_of": dt.date.fromisoformat(as_of),
             "sequences": sequences,
         }
-        return open_run(self.config.model_copy(update=changes), self.spark)
+        return open_context(self.config.model_copy(update=changes), self.spark)
 
     def events(self, folder: Path) -> Any:
         """The four channels as one frame."""

@@ -12,7 +12,14 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from benchmarks.baselines.telecom import TRUTH_COLUMNS
-from benchmarks.common import STAGES_UP_TO_SNAPSHOT, TELECOM_CONF, load, open_run, run_stage, stored_secret
+from benchmarks.common import (
+    STAGES_UP_TO_SNAPSHOT,
+    TELECOM_CONF,
+    load,
+    open_context,
+    run_stage,
+    stored_secret,
+)
 from benchmarks.support.next_actions import NextActions
 from benchmarks.support.workspace import pseudonyms
 from lam_spark.scoring.udf import Champion, champion, predict
@@ -53,7 +60,7 @@ class TelecomWorkspace:
 
     def open(self) -> None:
         """Start the session; not during a training, which needs the memory."""
-        self.run = open_run(load(TELECOM_CONF, self.root, *self.settings))
+        self.run = open_context(load(TELECOM_CONF, self.root, *self.settings))
 
     def train(self, seed: int) -> dict[str, float]:
         """Train with a seed and store its predictions; `train_seconds` and the next-action figures."""

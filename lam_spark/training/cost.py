@@ -198,9 +198,15 @@ def forward_flops(layout: Layout, size: ModelSize, with_targets: bool = True) ->
     aggregates = len(layout.aggregate_names)
     inner = target_feature_dim(layout, size) * width
     target_heads = sum(inner + (width + aggregates) * target.outputs for target in layout.targets)
-    target_heads += sum(width * len(layout.half_life_days) for target in layout.targets if target.kind == "next")
+    target_heads += sum(
+        width * len(layout.half_life_days) for target in layout.targets if target.kind == "next"
+    )
     return float(
-        size.n_layers * layer + inputs + next_groups + 2 * queries * target_heads + _decayed_count_flops(layout)
+        size.n_layers * layer
+        + inputs
+        + next_groups
+        + 2 * queries * target_heads
+        + _decayed_count_flops(layout)
     )
 
 
