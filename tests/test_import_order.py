@@ -121,6 +121,13 @@ def test_a_module_imports_only_what_comes_before_it(module: str) -> None:
     assert late == set()
 
 
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    remaining = {module: modules_imported(module) - {module} for module in MODULES}
+    while free := {module for module, needed in remaining.items() if not needed & remaining.keys()}:
+        remaining = {module: needed for module, needed in remaining.items() if module not in free}
+    assert remaining == {}
+
+
 @pytest.mark.parametrize("module", sorted(LEAVES))
 def test_what_all_may_import_imports_nothing_itself(module: str) -> None:
     assert modules_imported(module) == set()

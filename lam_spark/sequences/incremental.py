@@ -30,6 +30,7 @@ from lam_spark.sequences.tokens import FIRST_VALUE
 from lam_spark.sequences.vocabulary import count_values, encode, extend_vocabulary, top_ids
 from lam_spark.storage.dataframes import FrameCache, one_row, union_all
 from lam_spark.storage.session_settings import session_settings
+from lam_spark.storage.tables.publish import upsert
 from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import instant, micros, sql_literal
 
@@ -285,7 +286,7 @@ def _write(
         return dict.fromkeys(("inserted", "replaced", "deleted"), 0)
     fresh = _changed_rows(increment, assembler, tasks, lineage.as_of, counts)
     deleted_keys = _deleted_keys(increment, tasks, lineage.as_of, counts)
-    return tables.upsert(fresh, "sequences", "customer_key", metadata, deleted_keys)
+    return upsert(tables, fresh, "sequences", "customer_key", metadata, deleted_keys)
 
 
 def _changed_rows(

@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from delta.tables import DeltaTable
+from pyspark.sql import DataFrame
 
 from lam_spark.storage.files import write_atomically
-
-if TYPE_CHECKING:
-    from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.tables.store import Tables
 
 
 @contextlib.contextmanager
@@ -55,6 +54,36 @@ def roll_back(tables: Tables) -> list[str]:
         tables.written_versions.pop(name, None)
     marker.unlink()
     return changed
+
+
+def upsert(
+    tables: Tables,
+    frame: DataFrame,
+    name: str,
+    key: str,
+    metadata: Mapping[str, Any],
+    deleted_keys: DataFrame | None = None,
+) -> dict[str, int]:
+    """Insert or replace the rows of `frame` and delete those of `deleted_keys`: all or nothing.
+
+    Args:
+        tables: Tables of the workspace.
+        frame: All columns of the table; one row per key.
+        name: Name of the table.
+        key: Column that identifies a row.
+        metadata: Stored with the last commit, even where no row changes.
+        deleted_keys: Keys whose rows are deleted, none of them in `frame`; None: no deletion.
+
+    Returns:
+        Numbers of rows `inserted`, `replaced` and `deleted`.
+    """
+    if deleted_keys is None:
+        return {**tables.merge(frame, name, key, metadata), "deleted": 0}
+    with transaction(tables, name):
+        # A commit of its own: as a clause of the merge it would carry all columns of all rows along.
+        deletion = tables.update(deleted_keys, name, key, delete_where="true")
+        merged = tables.merge(frame, name, key, metadata)
+        return {**merged, "deleted": deletion.get("numTargetRowsDeleted", 0)}
 
 
 def _marker(tables: Tables) -> Path:

@@ -24,7 +24,6 @@ from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, 
 from lam_spark.storage.dataframes import union_all
 from lam_spark.storage.session_settings import session_settings
 from lam_spark.storage.tables.log import TableLog
-from lam_spark.storage.tables.publish import transaction
 from lam_spark.storage.tables.registry import TABLES
 
 # Message of jobs that stop before they publish a score or embedding that is not a number (`raise_error`).
@@ -206,48 +205,33 @@ class Tables:
             merge = merge.whenMatchedUpdate(set={column: f"fresh.{column}" for column in columns})
         return self._commit(merge.execute, name)
 
-    def upsert(
-        self,
-        frame: DataFrame,
-        name: str,
-        key: str,
-        metadata: Mapping[str, Any],
-        deleted_keys: DataFrame | None = None,
-    ) -> dict[str, int]:
-        """Insert or replace the rows of `frame` and delete those of `deleted_keys`: all or nothing.
+    def merge(self, frame: DataFrame, name: str, key: str, metadata: Mapping[str, Any]) -> dict[str, int]:
+        """Insert or replace rows in one commit.
 
         Args:
             frame: All columns of the table; one row per key.
             name: Name of the table.
             key: Column that identifies a row.
-            metadata: Stored with the last commit (`commit_metadata`), even where no row changes.
-            deleted_keys: Keys whose rows are deleted, none of them in `frame`; None: no deletion.
+            metadata: Stored with the commit (`commit_metadata`), even where no row changes.
 
         Returns:
-            Numbers of rows `inserted`, `replaced` and `deleted`.
+            Numbers of rows `inserted` and `replaced`.
         """
-        with transaction(self, name) if deleted_keys is not None else contextlib.nullcontext():
-            deleted = 0
-            if deleted_keys is not None:
-                # A commit of its own: as a clause of the merge it would carry all columns of all rows along.
-                metrics = self.update(deleted_keys, name, key, delete_where="true")
-                deleted = metrics.get("numTargetRowsDeleted", 0)
-            merge = (
-                DeltaTable.forPath(self.spark, self.path(name))
-                .alias("known")
-                .merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
-                .whenMatchedUpdateAll()
-                .whenNotMatchedInsertAll()
-            )
-            with session_settings(self.spark, {_USER_METADATA: json.dumps(metadata)}):
-                metrics = self._commit(merge.execute, name)
-            if not metrics:
-                self.touch_metadata(name, metadata)
-            return {
-                "inserted": metrics.get("numTargetRowsInserted", 0),
-                "replaced": metrics.get("numTargetRowsUpdated", 0),
-                "deleted": deleted,
-            }
+        merge = (
+            DeltaTable.forPath(self.spark, self.path(name))
+            .alias("known")
+            .merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
+            .whenMatchedUpdateAll()
+            .whenNotMatchedInsertAll()
+        )
+        with session_settings(self.spark, {_USER_METADATA: json.dumps(metadata)}):
+            metrics = self._commit(merge.execute, name)
+        if not metrics:
+            self.touch_metadata(name, metadata)
+        return {
+            "inserted": metrics.get("numTargetRowsInserted", 0),
+            "replaced": metrics.get("numTargetRowsUpdated", 0),
+        }
 
     def touch_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
         """Commit new metadata and no rows."""
