@@ -88,6 +88,6 @@ def test_the_example_works_as_it_is_written(repository: Path) -> None:
 
 def test_every_edit_fits_the_present_code() -> None:
     edits = [(name, text) for name, kind, text in BLOCKS if kind == "diff"]
-    assert len(edits) == 4
+    assert len(edits) == 5
     for name, text in edits:
         assert edited((ROOT / name).read_text(encoding="utf-8"), text, name)
