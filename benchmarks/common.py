@@ -19,7 +19,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RETAILER_CONF = REPOSITORY / "conf/complete_journey.yaml"
-TELECOM_CONF = REPOSITORY / "conf/telco.yaml"
+TELECOM_CONF = REPOSITORY / "conf/telecom.yaml"
 PURCHASE_LOG_CONF = REPOSITORY / "conf/purchase_log.yaml"
 STAGES_UP_TO_SNAPSHOT = ("fetch", "ingest", "consent", "sequences", "examples", "snapshot")
 # Consent ledger of the retailer in which every household opted in.

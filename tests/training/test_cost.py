@@ -33,7 +33,7 @@ from lam_spark.training_data.layout import Layout, Target
 from tests.support.tiny import DAY, START, batch_of, customer, layout, normaliser
 
 SHAPE = layout(block_events=64, queries_per_block=8, sizes=(40, 300))
-CONF = str(Path(__file__).parents[2] / "conf" / "telco.yaml")
+CONF = str(Path(__file__).parents[2] / "conf" / "telecom.yaml")
 
 
 def full_batch(blocks: int, shape: Layout = SHAPE) -> dict[str, torch.Tensor]:
