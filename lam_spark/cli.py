@@ -20,18 +20,18 @@ from lam_spark.stages import NIGHTLY, STAGES
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `lam-spark`; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
+    argument_list = list(sys.argv[1:] if arguments is None else arguments)
+    if not argument_list or argument_list[0] in ("-h", "--help"):
         print(_usage())
         return 0
-    if given == ["--version"]:
+    if argument_list == ["--version"]:
         print(f"lam-spark {__version__}")
         return 0
-    if given[0] == "plan":
+    if argument_list[0] == "plan":
         from lam_spark.training.cost_command import plan_training
 
-        return _summarise({"stage": "plan"}, lambda: plan_training(given[1:]))
-    return run_job(given[0], given[1:])
+        return _summarise({"stage": "plan"}, lambda: plan_training(argument_list[1:]))
+    return run_job(argument_list[0], argument_list[1:])
 
 
 def run_job(name: str, arguments: Sequence[str] | None = None) -> int:
@@ -102,10 +102,10 @@ def _plan(config: Config, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse(name: str, arguments: Sequence[str]) -> argparse.Namespace:
-    known = ["run", *STAGES]
-    if name not in known:
-        every = f"expected run or one of {', '.join(STAGES)}"
-        raise ConfigError(f"unknown stage {name!r}: {did_you_mean(name, known, every)}")
+    names = ["run", *STAGES]
+    if name not in names:
+        expected = f"expected run or one of {', '.join(STAGES)}"
+        raise ConfigError(f"unknown stage {name!r}: {did_you_mean(name, names, expected)}")
     parser = FlagParser(f"lam-spark {name}", "--conf FILE --as-of DATE --set key=value --dry-run")
     parser.add_argument("--conf", required=True, metavar="FILE", help="YAML file of the data set")
     parser.add_argument("--as-of", metavar="DATE", help="replaces as_of of the file")

@@ -1,4 +1,4 @@
-"""The list of stages. Help text, jobs, README table and report take their facts from here.
+"""The list of stages. Help text, jobs, README table and report use it.
 
 Functions are named as text and imported when the stage runs, so that help needs neither a JVM nor torch.
 """
@@ -18,9 +18,9 @@ class Stage:
     Attributes:
         function: `module:function`, called with the run context; returns a `StageResult`.
         purpose: One line for the help text.
-        reads: What it reads, in words.
+        reads: Description of its inputs.
         writes: Tables that it writes.
-        output: What it writes besides tables, in words.
+        output: Description of its outputs other than tables.
         nightly: Whether `lam-spark run` includes it; the others run on request only.
         needs_secret: Whether it turns raw ids into pseudonyms.
     """

@@ -1,4 +1,4 @@
-"""The command line without a Spark session: wrong arguments, help, dry run, exit codes."""
+"""The command line, without a Spark session: wrong arguments, help, dry run, exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED = str(Path(__file__).parents[1] / "conf" / "complete_journey.yaml")
 Capture = pytest.CaptureFixture[str]
 
 
-def outcome(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any], str]:
+def call(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, the JSON object on the last line of stdout, and stderr."""
     code = main(arguments)
     out, err = capsys.readouterr()
@@ -30,18 +30,18 @@ def outcome(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any], str]
     return code, summary, err
 
 
-def test_an_unknown_stage_names_the_nearest(capsys: Capture) -> None:
-    code, summary, err = outcome(capsys, "trian", "--conf", SHIPPED)
+def test_the_error_for_an_unknown_stage_suggests_the_nearest_name(capsys: Capture) -> None:
+    code, summary, err = call(capsys, "trian", "--conf", SHIPPED)
     assert code == 2
     assert summary["status"] == "failed"
     assert summary["error"] == "unknown stage 'trian': did you mean 'train'?"
     assert err == "lam-spark trian: ConfigError: unknown stage 'trian': did you mean 'train'?\n"
 
 
-def test_an_unknown_stage_without_a_near_name_lists_all_stages(capsys: Capture) -> None:
-    _, summary, _ = outcome(capsys, "xyzzy")
-    every = ", ".join(STAGES)
-    assert summary["error"] == f"unknown stage 'xyzzy': expected run or one of {every}"
+def test_the_error_for_an_unknown_stage_without_a_similar_name_lists_all_stages(capsys: Capture) -> None:
+    _, summary, _ = call(capsys, "xyzzy")
+    all_stages = ", ".join(STAGES)
+    assert summary["error"] == f"unknown stage 'xyzzy': expected run or one of {all_stages}"
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_an_unknown_stage_without_a_near_name_lists_all_stages(capsys: Capture) 
         (["run", "--conf", SHIPPED, "--set"], "argument --set: expected one argument"),
     ],
 )
-def test_wrong_flags_are_refused_and_the_right_ones_listed(
+def test_the_error_for_a_wrong_flag_lists_the_valid_flags(
     capsys: Capture, arguments: list[str], error: str
 ) -> None:
-    code, summary, _ = outcome(capsys, *arguments)
+    code, summary, _ = call(capsys, *arguments)
     assert code == 2
     assert summary["error"] == f"{error} (flags: --conf FILE --as-of DATE --set key=value --dry-run)"
 
 
 def test_a_missing_configuration_is_a_configuration_error(capsys: Capture, tmp_path: Path) -> None:
-    code, summary, _ = outcome(capsys, "run", "--conf", str(tmp_path / "none.yaml"))
+    code, summary, _ = call(capsys, "run", "--conf", str(tmp_path / "none.yaml"))
     assert code == 2
     assert summary["error"] == f"expected a configuration file at {tmp_path / 'none.yaml'}, found none"
 
@@ -87,10 +87,10 @@ def test_the_version_is_printed(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"lam-spark {__version__}\n"
 
 
-def test_embeddings_are_made_on_request_only(capsys: Capture, tmp_path: Path) -> None:
-    given = ("--conf", SHIPPED, "--dry-run", "--set", f"root={tmp_path / 'root'}")
-    assert outcome(capsys, "embed", *given)[1]["stages"] == ["embed"]
-    assert "embed" not in outcome(capsys, "run", *given)[1]["stages"]
+def test_run_does_not_include_embed(capsys: Capture, tmp_path: Path) -> None:
+    flags = ("--conf", SHIPPED, "--dry-run", "--set", f"root={tmp_path / 'root'}")
+    assert call(capsys, "embed", *flags)[1]["stages"] == ["embed"]
+    assert "embed" not in call(capsys, "run", *flags)[1]["stages"]
 
 
 def test_without_a_secret_no_stage_starts(
@@ -98,30 +98,29 @@ def test_without_a_secret_no_stage_starts(
 ) -> None:
     monkeypatch.delenv("LAM_SPARK_SECRET", raising=False)
     root = tmp_path / "workspace"
-    code, summary, _ = outcome(capsys, "run", "--conf", str(SHIPPED), "--set", f"root={root}")
+    code, summary, _ = call(capsys, "run", "--conf", str(SHIPPED), "--set", f"root={root}")
     assert (code, summary["exit_code"]) == (2, 2)
     assert "LAM_SPARK_SECRET" in summary["error"]
     assert not root.exists()
 
 
 @pytest.mark.parametrize(("launcher", "program"), [("horovod", "horovodrun"), ("torch", "torchrun")])
-def test_without_its_launcher_no_training_starts(
+def test_without_the_training_launcher_no_stage_starts(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, program: str
 ) -> None:
-    """Nor do the stages before it, which take longer."""
     monkeypatch.setenv("LAM_SPARK_SECRET", "0" * 64)
     monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "python"))
     root = tmp_path / "workspace"
-    given = ("--set", f"root={root}", "--set", f"training.launcher={launcher}")
-    code, summary, _ = outcome(capsys, "run", "--conf", str(SHIPPED), *given)
+    flags = ("--set", f"root={root}", "--set", f"training.launcher={launcher}")
+    code, summary, _ = call(capsys, "run", "--conf", str(SHIPPED), *flags)
     assert code == 5
     assert f"expected {program} at {tmp_path / program}" in summary["error"]
     assert not root.exists()
 
 
-def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path: Path) -> None:
+def test_a_dry_run_prints_stages_and_resolved_configuration(capsys: Capture, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    code, plan, _ = outcome(
+    code, plan, _ = call(
         capsys, "run", "--conf", SHIPPED, "--dry-run", "--as-of", "2017-03-13", "--set", f"root={root}",
         "--set", "training.world_size=1",
     )  # fmt: skip
@@ -135,25 +134,25 @@ def test_a_dry_run_shows_the_plan_of_the_resolved_run(capsys: Capture, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_imports_no_session_and_prints_one_line(tmp_path: Path) -> None:
+def test_a_dry_run_does_not_import_the_session_and_prints_one_line(tmp_path: Path) -> None:
     script = (
         "import sys; from lam_spark.cli import main; code = main(sys.argv[1:]); "
         "assert 'lam_spark.runtime.session' not in sys.modules; sys.exit(code)"
     )
     arguments = ["train", "--conf", SHIPPED, "--dry-run", "--set", f"root={tmp_path / 'root'}"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["stages"] for line in done.stdout.splitlines()] == [["train"]]
+    assert completed.returncode == 0, completed.stderr
+    assert [json.loads(line)["stages"] for line in completed.stdout.splitlines()] == [["train"]]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_ends_with_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_exits_with_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_run", interrupted)
-    code, summary, err = outcome(capsys, "run", "--conf", SHIPPED)
+    code, summary, err = call(capsys, "run", "--conf", SHIPPED)
     assert (code, summary["status"], "error" in summary) == (130, "interrupted", False)
     assert err == "lam-spark run: interrupted; the last good tables are unchanged\n"

@@ -1,4 +1,4 @@
-"""Training on one GPU: correctness against the CPU, events a second, and share of the matrix-product rate.
+"""Training on one GPU: correctness against the CPU, events per second, and share of the matrix-product rate.
 
     python -m benchmarks.gpu.one_gpu [--smoke] [--parts gradients fit step attention]
 
@@ -56,7 +56,7 @@ LAYOUT = Layout(
     queries_per_block=32,
     targets=(Target("reply"),),
 )
-# d_model, layers, heads, blocks a step.
+# d_model, n_layers, n_heads, blocks per step.
 SIZES = {"small": (64, 2, 4, 64), "medium": (512, 8, 8, 64), "xlarge": (1024, 24, 16, 32)}
 PARTS = ("gradients", "fit", "step", "attention")
 SETTINGS = TrainingConfig(
@@ -174,8 +174,8 @@ def product_rate() -> float:
 
 def step(name: str, bfloat16: bool, compiled: bool, rate: float, repeats: int) -> dict[str, float]:
     """One training step of a size, including the batch's transfer to the device."""
-    d_model, layers, heads, count = SIZES[name]
-    model = untrained_model(LAYOUT, ModelSize(d_model, layers, heads, 0.1)).cuda()
+    d_model, n_layers, n_heads, count = SIZES[name]
+    model = untrained_model(LAYOUT, ModelSize(d_model, n_layers, n_heads, 0.1)).cuda()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     block, device = stack_blocks(LAYOUT, cached_blocks(count)), torch.device("cuda")
     events = int((block["window"] > 0).sum())
@@ -206,11 +206,11 @@ def attention(name: str, repeats: int) -> dict[str, float]:
     """Forward and backward of one attention layer in bfloat16: dense mask, and `flex_attention`."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    d_model, _, heads, count = SIZES[name]
+    d_model, _, n_heads, count = SIZES[name]
     batch = as_batch(stack_blocks(LAYOUT, cached_blocks(count)), torch.device("cuda"))
     mask = attention_mask(batch["window"], query_event_mask(batch))
     slots = mask.shape[1]
-    shape = (count, heads, slots, d_model // heads)
+    shape = (count, n_heads, slots, d_model // n_heads)
     qkv = [torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
 
     def dense() -> None:
@@ -236,7 +236,7 @@ def attention(name: str, repeats: int) -> dict[str, float]:
         "dense_ms": seconds_of(dense, repeats) * 1e3,
         "flex_ms": seconds_of(flex, repeats) * 1e3,
         "mask_ms": seconds_of(make_mask, repeats) * 1e3,
-        "seen_share": float(mask.float().mean()),
+        "visible_share": float(mask.float().mean()),
         "gap": gap,
     }
 

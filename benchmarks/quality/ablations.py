@@ -195,7 +195,7 @@ def measures(spec: TrainingSpec, name: str) -> dict[str, float]:
         loop = trainer.Trainer(variant.spec(spec), LocalGroup(), stop_at_refit)
         with contextlib.suppress(EpochChosen):
             loop.fit()
-    return loop.standing.validation | {"seconds": time.monotonic() - started}
+    return loop.state.validation | {"seconds": time.monotonic() - started}
 
 
 def prepare_spec(conf: Path, root: Path, *settings: str) -> TrainingSpec:

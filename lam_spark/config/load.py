@@ -86,9 +86,9 @@ def _explain(error: ValidationError, file: Path) -> str:
         elif problem["type"] == "missing":
             lines.append(f"missing key {where!r}")
         else:
-            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
+            received = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where + ': ' if where else ''}{message}{got}")
+            lines.append(f"{where + ': ' if where else ''}{message}{received}")
     return f"{file} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
 
 

@@ -98,9 +98,11 @@ def eligible_by_purpose(
         ConsentError: No customer is eligible for one of the purposes.
     """
     customers = cache(by_purpose(tables.read("consent"), consent, at))
-    found = one_row(customers.agg(F.max("trains"), F.max("contacts")))
-    for is_found, purpose in zip(found, (consent.training_purpose, consent.contact_purpose), strict=True):
-        if not is_found:
+    any_eligible = one_row(customers.agg(F.max("trains"), F.max("contacts")))
+    for is_eligible, purpose in zip(
+        any_eligible, (consent.training_purpose, consent.contact_purpose), strict=True
+    ):
+        if not is_eligible:
             raise no_eligible_customer(purpose)
     return customers
 

@@ -38,7 +38,7 @@ class ConsentCheck:
 
 
 def consent_check(tables: Tables, purpose: str, at: dt.datetime) -> ConsentCheck:
-    """The check that `eligible_customers` has just made, to store with what is derived from it."""
+    """The check that `eligible_customers` has just made, for the commit metadata of derived tables."""
     return ConsentCheck(purpose, tables.read_versions["consent"], at.isoformat())
 
 
@@ -108,10 +108,10 @@ def require_assigned(
     purpose: str,
     at: dt.datetime,
     *,
-    what: str,
+    data_name: str,
     remedy: str,
 ) -> None:
-    """Check that the events which derived data was built from are still there and still eligible customers'.
+    """Check that the events of derived data still exist and still belong to eligible customers.
 
     Args:
         tables: Tables of the workspace.
@@ -120,7 +120,7 @@ def require_assigned(
         until: The data holds events before this instant.
         purpose: Purpose that the customers must have agreed to.
         at: Instant at which consent statements must be effective.
-        what: The derived data, for the message.
+        data_name: Name of the derived data, for the message.
         remedy: What to do, for the message.
 
     Raises:
@@ -130,12 +130,12 @@ def require_assigned(
     count = None if since is None else count_reassigned(tables, cache, since, until, purpose, at)
     if count is None:
         raise ConsentError(
-            f"cannot determine whose the events in {what} are now: the table events was replaced since, VACUUM has "
-            f"removed its change feed, or {what} does not record its version; {remedy}"
+            f"cannot determine whose the events in {data_name} are now: the table events was replaced since, "
+            f"VACUUM has removed its change feed, or {data_name} does not record its version; {remedy}"
         )
     if count:
         raise ConsentError(
-            f"{count:,} events that may be in {what} were deleted since, or a link has assigned them to customers "
+            f"{count:,} events that may be in {data_name} were deleted since, or a link has assigned them to customers "
             f"who are not eligible for {purpose!r}: {remedy}"
         )
 
@@ -147,7 +147,7 @@ def require_not_withdrawn(
     purpose: str,
     at: dt.datetime,
     *,
-    what: str,
+    data_name: str,
     remedy: str,
 ) -> None:
     """Check that no customer in derived data has withdrawn since the ledger was read for it.
@@ -158,12 +158,12 @@ def require_not_withdrawn(
     count = None if check is None else count_withdrawn(tables, cache, check, purpose, at)
     if count is None:
         raise ConsentError(
-            f"cannot determine who has withdrawn since {what} was built: it does not record which version of the "
+            f"cannot determine who has withdrawn since {data_name} was built: it does not record which version of the "
             f"consent ledger was read, or that version is gone (VACUUM); {remedy}"
         )
     if count:
         raise ConsentError(
-            f"{count:,} customers whose events may be in {what} no longer agree to {purpose!r}: {remedy}"
+            f"{count:,} customers whose events may be in {data_name} no longer agree to {purpose!r}: {remedy}"
         )
 
 

@@ -92,7 +92,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
         ctx.as_of,
         purpose,
         ctx.started_at,
-        what="the table 'scores'",
+        data_name="the table 'scores'",
         remedy="run the stages 'sequences' and 'score' again",
     )
     now = ctx.clock()

@@ -45,19 +45,20 @@ def evaluate_secondary_targets(
     sequences = tables.read("sequences").select("customer_key", *event_columns(model.layout))
     parts = []
     for target in targets:
-        own = examples.where(F.col("target") == target.name)
-        rows = sequences.join(collect_queries(own, model.layout), "customer_key")
-        predicted = predict(rows, model, target.name).join(own.select(*columns), ["customer_key", "query_id"])
+        target_examples = examples.where(F.col("target") == target.name)
+        rows = sequences.join(collect_queries(target_examples, model.layout), "customer_key")
+        labels = target_examples.select(*columns)
+        predicted = predict(rows, model, target.name).join(labels, ["customer_key", "query_id"])
         parts.append(predicted.select(*columns, _calibrated(target, model).alias("prediction")))
     predictions = union_all(parts).withColumn("model_digest", F.lit(model.digest))
     tables.overwrite(predictions, "held_out_predictions")
     published = tables.read("held_out_predictions")
     metrics = {}
     for target in targets:
-        own = published.where(F.col("target") == target.name)
-        count = own.count()
+        predicted = published.where(F.col("target") == target.name)
+        count = predicted.count()
         if count:
-            metrics[target.name] = _measure(target, own, count)
+            metrics[target.name] = _measure(target, predicted, count)
     return metrics
 
 

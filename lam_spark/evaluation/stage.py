@@ -66,9 +66,9 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
     examples = examples.join(allowed, "customer_key", "left_semi")
     sequences = tables.read("sequences")
     truncated = ctx.cache(truncated_rows(sequences, model.layout))
-    own = examples.where(F.col("target") == target)
-    left_out = with_complete_history(own, truncated, complete=False).count()
-    test = with_complete_history(own, truncated)
+    scored_examples = examples.where(F.col("target") == target)
+    left_out = with_complete_history(scored_examples, truncated, complete=False).count()
+    test = with_complete_history(scored_examples, truncated)
     rows = sequences.select("customer_key", *event_columns(model.layout)).join(
         collect_queries(test, model.layout), "customer_key"
     )
@@ -81,8 +81,8 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
     scored = predict_probabilities(rows, model, target).join(labels, ["customer_key", "query_id"])
     written = tables.overwrite(scored.withColumn("model_digest", F.lit(model.digest)), "held_out_scores")
     published = ctx.cache(tables.read("held_out_scores"))
-    others = with_complete_history(examples, truncated).where(F.col("target") != target)
-    secondary_targets = evaluate_secondary_targets(tables, model, others, target)
+    secondary_examples = with_complete_history(examples, truncated).where(F.col("target") != target)
+    secondary_targets = evaluate_secondary_targets(tables, model, secondary_examples, target)
     by_model = histogram_of(published, F.col("logit"), F.col("probability"))
     by_baseline = histogram_of(published, F.col("baseline_score"), F.col("probability"))
     intervals = _intervals(published)

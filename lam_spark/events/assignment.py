@@ -88,10 +88,10 @@ def assign_customers(
     _register(tables, config.channels, channels, links, secret)
     published = _Published.read(tables, config.ingest.rebuild)
     new_links = _new_links(tables, links, published.links, staging) if links else None
-    known = [frame.select(*LINK_COLUMNS) for frame in (new_links, published.links) if frame is not None]
+    link_frames = [frame.select(*LINK_COLUMNS) for frame in (new_links, published.links) if frame is not None]
     rows = None
     if channels:
-        all_links = union_all(known) if known else None
+        all_links = union_all(link_frames) if link_frames else None
         rows = _assign_rows(tables, config, channels, all_links, published, span, staging)
     fields = list(config.fields)
     resolved_later, reassigned = _apply_links(new_links, published, config.identity, fields, staging)
@@ -113,15 +113,15 @@ def _register(
 
 
 def _new_links(
-    tables: Tables, staged: Sequence[DataFrame], known: DataFrame | None, staging: Path
+    tables: Tables, staged: Sequence[DataFrame], published_links: DataFrame | None, staging: Path
 ) -> DataFrame:
-    """Links that are not known yet; grain: a link."""
-    stated = union_all(staged).withColumnRenamed("id_kind", "_kind")
-    keyed = with_pseudonyms(tables, stated, F.col("_kind"), "id", "id_key")
+    """Links that are not in the table yet; grain: a link."""
+    statements = union_all(staged).withColumnRenamed("id_kind", "_kind")
+    keyed = with_pseudonyms(tables, statements, F.col("_kind"), "id", "id_key")
     keyed = with_pseudonyms(tables, keyed, F.lit(CUSTOMER), "customer_id", "customer_key")
     links = keyed.groupBy(*LINK_COLUMNS).agg(F.min("source").alias("source"))
-    if known is not None:
-        links = links.join(known, LINK_COLUMNS, "left_anti")
+    if published_links is not None:
+        links = links.join(published_links, LINK_COLUMNS, "left_anti")
     return materialize(links, staging / "new_links")
 
 
@@ -139,19 +139,19 @@ def _assign_rows(
     Columns: `customer_key` (null if the id is unassigned), `event_id`, `event_time`, `source`, `id_key` (null for a
     customer's own id), the declared fields, `_status`, `_conflicting`.
     """
-    known, fields = published.known_events, list(config.fields)
-    own = {name: rows for name, rows in channels.items() if config.channels[name].id == CUSTOMER}
-    linked = {name: rows for name, rows in channels.items() if name not in own}
+    known_events, fields = published.known_events, list(config.fields)
+    by_customer_id = {name: rows for name, rows in channels.items() if config.channels[name].id == CUSTOMER}
+    linked = {name: rows for name, rows in channels.items() if name not in by_customer_id}
     frames = []
-    if own:
-        keyed = _with_keys(tables, config.channels, own)
-        rows = mark_duplicates(keyed, known, fields, span, staging / "own_ids")
+    if by_customer_id:
+        keyed = _with_keys(tables, config.channels, by_customer_id)
+        rows = mark_duplicates(keyed, known_events, fields, span, staging / "own_ids")
         frames.append(
             rows.withColumns({"customer_key": F.col("id_key"), "id_key": F.lit(None).cast("string")})
         )
     if linked:
         keyed = materialize(_with_keys(tables, config.channels, linked), staging / "linked_ids")
-        rows = mark_duplicates(keyed, known, fields, span, None)
+        rows = mark_duplicates(keyed, known_events, fields, span, None)
         customer = F.lit(None).cast("string")
         if links is not None:
             needed = links.join(keyed.select("id_key").distinct(), "id_key", "left_semi")
@@ -188,8 +188,8 @@ def _apply_links(
     """
     if new_links is None or not published.known_events:
         return None, None
-    known = new_links.select(*LINK_COLUMNS).limit(0) if published.links is None else published.links
-    changed = materialize(changed_assignments(known, new_links, identity), staging / "changed_ids")
+    old_links = new_links.select(*LINK_COLUMNS).limit(0) if published.links is None else published.links
+    changed = materialize(changed_assignments(old_links, new_links, identity), staging / "changed_ids")
     totals = one_row(
         changed.agg(
             F.count("*").alias("_ids"),

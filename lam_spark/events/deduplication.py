@@ -32,7 +32,7 @@ def event_order() -> Column:
 
 def mark_duplicates(
     rows: DataFrame,
-    known: Mapping[str, DataFrame],
+    known_tables: Mapping[str, DataFrame],
     fields: Sequence[str],
     span: TimeSpan,
     folder: Path | None,
@@ -44,12 +44,12 @@ def mark_duplicates(
 
     Args:
         rows: New rows with `event_id`.
-        known: Tables of known events (`events`, `unresolved`), by name.
+        known_tables: Tables of known events (`events`, `unresolved`), by name.
         fields: Declared fields.
         span: Time span of the new rows.
         folder: Where the rows are materialized if they are read more than once; None if they are already.
     """
-    if known and folder is not None:
+    if known_tables and folder is not None:
         rows = materialize(rows, folder)
     content = F.xxhash64(*fields)  # equal for rows whose fields agree
     in_order = Window.partitionBy("event_id").orderBy("_content")
@@ -57,7 +57,7 @@ def mark_duplicates(
         {"_number": F.row_number().over(in_order), "_first_content": F.first("_content").over(in_order)}
     )
     known_contents = [F.lit(None).cast("bigint")]
-    for name, table in known.items():
+    for name, table in known_tables.items():
         same = table.where(span.condition()).join(rows.select("event_id"), "event_id", "left_semi")
         marked = marked.join(same.select("event_id", content.alias(f"_in_{name}")), "event_id", "left")
         known_contents.append(F.col(f"_in_{name}"))

@@ -102,10 +102,10 @@ def map_links(inputs: Inputs, name: str, link: LinkConfig, limits: TimeLimits, n
 
 def _check_columns(key: str, fields: Mapping[str, FieldConfig], selected: DataFrame) -> None:
     require_columns(selected, CHANNEL_COLUMNS, key)
-    known = channel_schema(fields).names
+    declared = channel_schema(fields).names
     for name in selected.columns:
-        if name not in known:
-            hint = did_you_mean(name, known, "declare it under fields")
+        if name not in declared:
+            hint = did_you_mean(name, declared, "declare it under fields")
             raise ConfigError(f"{key} yields {name!r}, which is not declared: {hint}")
 
 
@@ -113,8 +113,8 @@ def _read_clock(rows: DataFrame, channel: str, clock: ClockConfig) -> tuple[Data
     """Convert `event_time` from a local time of the clock's zone to UTC.
 
     Returns:
-        The rows, and a column that tells whether the local time existed. A local time that came twice in autumn is
-        taken as the earlier instant (as `to_utc_timestamp` does).
+        The rows, and a column that is true where the local time existed. A local time that occurs twice in
+        autumn is read as the earlier instant (as `to_utc_timestamp` does).
     """
     local = F.col(f"{SELECTED}.event_time")
     if clock.format is None:

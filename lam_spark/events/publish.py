@@ -28,7 +28,7 @@ class Publication:
 
     Attributes:
         sources: Reconciliation counts by source.
-        assigned: New events and links, and what they change in earlier rows.
+        assigned: New events and links, and the earlier rows that they change.
         quarantine: Refused rows.
         fields: Declared fields.
     """
@@ -90,7 +90,7 @@ def _update_earlier_rows(tables: Tables, assigned: Assigned, total: Reconciliati
 
 
 def _new_unresolved(assigned: Assigned, columns: list[str]) -> DataFrame | None:
-    """Rows for `unresolved`: new rows without a customer, and events that lost theirs; None if no frame has any."""
+    """Rows for `unresolved`: new rows without a customer, and events that lost their customer. None if no frames."""
     frames = []
     if assigned.reassigned is not None:
         frames.append(assigned.reassigned.where(F.col("customer_key").isNull()).select(*columns))

@@ -49,8 +49,10 @@ class ReconciliationCounts:
     @classmethod
     def total(cls, counts: Iterable[ReconciliationCounts]) -> ReconciliationCounts:
         """Sum of the counts of several sources."""
-        every = [dataclasses.asdict(one) for one in counts]
-        return cls(**{field.name: sum(one[field.name] for one in every) for field in dataclasses.fields(cls)})
+        values = [dataclasses.asdict(source_counts) for source_counts in counts]
+        return cls(
+            **{field.name: sum(row[field.name] for row in values) for field in dataclasses.fields(cls)}
+        )
 
 
 def reconcile(
@@ -78,9 +80,9 @@ def reconcile(
         # Late links concern rows of earlier runs, whose source may have no new rows.
         counts.setdefault(row["_source"], {})[row["_status"]] = row["count"]
     for reader in set(link_readers) & set(rows_in):
-        one = counts[reader]
-        one["duplicates"] = one["rows_in"] - one["quarantined"] - one.get("links", 0)
-    sources = {source: ReconciliationCounts(**one) for source, one in counts.items()}
+        row = counts[reader]
+        row["duplicates"] = row["rows_in"] - row["quarantined"] - row.get("links", 0)
+    sources = {source: ReconciliationCounts(**row) for source, row in counts.items()}
     for source, reconciled in sources.items():
         if reconciled.rows_in != sum(getattr(reconciled, name) for name in _STATUSES):
             raise DataQualityError(

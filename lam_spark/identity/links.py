@@ -63,14 +63,14 @@ def customer_at(event_time: Column, identity: IdentityConfig) -> Column:
     )
 
 
-def changed_assignments(known: DataFrame, new: DataFrame, identity: IdentityConfig) -> DataFrame:
+def changed_assignments(old_links: DataFrame, new: DataFrame, identity: IdentityConfig) -> DataFrame:
     """Assignments of the ids whose customers change by the links `new`; most logins change nothing.
 
     Grain: `id_key`. Columns: `_assignments` after the change, and `_since`: no event before it changes its customer
     (null: events of any time may).
     """
     touched = new.groupBy("id_key").agg(F.min("linked_at").alias("_earliest"))
-    known_links = known.join(touched, "id_key", "left_semi").select(*LINK_COLUMNS)
+    known_links = old_links.join(touched, "id_key", "left_semi").select(*LINK_COLUMNS)
     after = assignments(known_links.unionByName(new.select(*LINK_COLUMNS)), identity)
     before = assignments(known_links, identity).select("id_key", F.col("_assignments").alias("_before"))
     lookback = F.make_dt_interval(F.lit(identity.lookback_days))

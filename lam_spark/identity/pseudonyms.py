@@ -76,8 +76,8 @@ def matching_secret(tables: Tables, identity: IdentityConfig) -> Secret:
     """
     value = secret_from_environment(identity.secret_env)
     check = hashlib.sha256(b"check:" + value).hexdigest()[:8]
-    known = tables.read_if_exists("identity")
-    if known is not None and not known.where(F.col("key_check") != check).isEmpty():
+    identities = tables.read_if_exists("identity")
+    if identities is not None and not identities.where(F.col("key_check") != check).isEmpty():
         raise ConfigError(
             f"the secret in {identity.secret_env} is not the one that the tables in {tables.folder.parent} were "
             "built with: customers would get new keys. Set the old secret, or use another root"
@@ -109,11 +109,11 @@ def register_ids(tables: Tables, ids: DataFrame, secret: Secret) -> None:
 
 def with_pseudonyms(tables: Tables, rows: DataFrame, kind: Column, raw: str, key: str) -> DataFrame:
     """Replace the column `raw` (registered ids of the kind `kind`) by their pseudonyms in the column `key`."""
-    known = tables.read("identity").select(
+    identities = tables.read("identity").select(
         F.col("id_kind").alias("_id_kind"), F.col("raw_id").alias("_raw_id"), F.col("id_key").alias(key)
     )
     keyed = rows.withColumns({"_id_kind": kind, "_raw_id": F.col(raw)}).drop(raw)
-    return keyed.join(known, ["_id_kind", "_raw_id"]).drop("_id_kind", "_raw_id")
+    return keyed.join(identities, ["_id_kind", "_raw_id"]).drop("_id_kind", "_raw_id")
 
 
 def resolve_customers(tables: Tables, rows: DataFrame, secret: Secret) -> DataFrame:

@@ -1,4 +1,4 @@
-"""Whether `examples` fit a run: its dates, the vocabulary, the sequences, and the customers of their events."""
+"""Checks that `examples` match a run: dates, vocabulary, sequences, and the customers of their events."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from lam_spark.sequences.vocabulary import is_numbered_by
 from lam_spark.storage.dataframes import FrameCache
 from lam_spark.storage.tables.store import Tables
 
-# Keys of the commit metadata of `examples` and `training_blocks`: dates (ISO 8601), version of `events`, and the
-# vocabulary of the token ids (`vocabulary.numbering`).
+# Keys of the commit metadata of `examples` and `training_blocks`. Dates are in ISO 8601.
 AS_OF, PERIODS, EVENTS_VERSION, VOCABULARY = "as_of", "periods", "events_version", "vocabulary"
 
 
@@ -53,9 +52,9 @@ def require_examples(
             f"the last commit of the table examples does not record for which dates they were made: {remedy}"
         )
     if metadata[PERIODS] != periods:
-        found = ", ".join(f"{name} {day}" for name, day in metadata[PERIODS].items())
+        stored_periods = ", ".join(f"{name} {day}" for name, day in metadata[PERIODS].items())
         raise DataQualityError(
-            f"the examples were made for other dates of split ({found}) than configured: {remedy}"
+            f"the examples were made for other dates of split ({stored_periods}) than configured: {remedy}"
         )
     if not is_numbered_by(tables.read("vocabulary"), metadata.get(VOCABULARY)):
         raise DataQualityError(
@@ -76,7 +75,7 @@ def require_examples(
         examples_as_of,
         purpose,
         at,
-        what="the table examples",
+        data_name="the table examples",
         remedy="run the stage 'examples' again",
     )
     return min(sequences_version, events_version)

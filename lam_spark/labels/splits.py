@@ -14,8 +14,8 @@ from lam_spark.errors import DataQualityError
 from lam_spark.labels.queries import horizon_days
 from lam_spark.storage.time import sql_literal
 
-# A straddling example opens in one period and matures in the next: model selection never sees it, the final
-# refit does if it matures before the test period. An unused example is not written.
+# A straddling example opens in one period and matures in the next. It is used only by the final refit, if it
+# matures before the test period. Unused examples are not written.
 TRAIN, VALIDATION, TEST, STRADDLING, UNUSED = "train", "validation", "test", "straddling", "unused"
 # Instead of a split, where the horizon is not a whole number of days: such examples stop the stage.
 _INVALID_HORIZON = "invalid_horizon"
@@ -49,11 +49,11 @@ def split_of(target: TargetConfig, periods: Mapping[str, str], observed_until: d
         for name in ("train_start", "validation_start", "test_start")
     )
     opens, ends = F.col("event_time"), F.col("label_end")
-    known = F.expr(sql_literal(observed_until))
+    observed_end = F.expr(sql_literal(observed_until))
     horizon, is_whole = horizon_days(target)
     return (
         F.when(horizon.isNotNull() & ~is_whole, _INVALID_HORIZON)
-        .when((opens < start) | (ends > known) | ends.isNull(), UNUSED)
+        .when((opens < start) | (ends > observed_end) | ends.isNull(), UNUSED)
         .when(opens >= test, TEST)
         .when(ends > test, UNUSED)
         .when(opens >= validation, VALIDATION)
@@ -83,11 +83,11 @@ def require_labels(name: str, target: TargetConfig, counts: Mapping[str, SplitCo
         DataQualityError: A period lacks one class of a binary target, or positive labels of another target.
     """
     for split in (TRAIN, VALIDATION):
-        found = counts.get(split, SplitCounts(0, 0, 0))
-        most = found.examples if target.kind != "binary" else found.examples - 1
-        if not 0 < found.positives <= most:
+        split_counts = counts.get(split, SplitCounts(0, 0, 0))
+        max_positives = split_counts.examples - (1 if target.kind == "binary" else 0)
+        if not 0 < split_counts.positives <= max_positives:
             needed = "both classes are" if target.kind == "binary" else "at least one positive is"
             raise DataQualityError(
-                f"target {name!r} has {found.positives:,} positive of {found.examples:,} examples in the {split} "
-                f"period; {needed} needed. Check its population, label and the dates of split"
+                f"target {name!r} has {split_counts.positives:,} positive of {split_counts.examples:,} examples in the "
+                f"{split} period; {needed} needed. Check its population, label and the dates of split"
             )

@@ -72,12 +72,12 @@ class ExamplesResult(StageResult):
         """`examples`, and per target and split the examples and the positives (unused: those without horizon)."""
         counts = {}
         for target, splits in self.targets.items():
-            for split, found in splits.items():
-                counts[f"{target}.{split}"] = found.examples
+            for split, split_counts in splits.items():
+                counts[f"{target}.{split}"] = split_counts.examples
                 if split == UNUSED:
-                    counts[f"{target}.{split}.without_horizon"] = found.without_horizon
+                    counts[f"{target}.{split}.without_horizon"] = split_counts.without_horizon
                 else:
-                    counts[f"{target}.{split}.positives"] = found.positives
+                    counts[f"{target}.{split}.positives"] = split_counts.positives
         return {**counts, "examples": self.examples}
 
 
@@ -178,6 +178,6 @@ def _count(examples: DataFrame) -> dict[str, dict[str, SplitCounts]]:
     )
     counts: dict[str, dict[str, SplitCounts]] = {}
     for row in groups.orderBy("target", "split").toLocalIterator():
-        found = SplitCounts(row["_examples"], row["_positives"], row["_without_horizon"])
-        counts.setdefault(row["target"], {})[row["split"]] = found
+        split_counts = SplitCounts(row["_examples"], row["_positives"], row["_without_horizon"])
+        counts.setdefault(row["target"], {})[row["split"]] = split_counts
     return counts

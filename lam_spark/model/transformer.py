@@ -46,7 +46,7 @@ from lam_spark.training_data.layout import HOURS_OF_WEEK, MICROS_PER_DAY, Layout
 Batch = dict[str, Tensor]
 _TIME_FEATURES = 8
 _MAX_DEVIATIONS = 4.0
-# Decayed counts are many and correlated: unscaled, one optimiser step would move a logit by all of them at once.
+# Decayed counts are many and correlated: unscaled, one optimiser step would add up their changes of a logit.
 _COUNT_SCALE = 0.25
 
 

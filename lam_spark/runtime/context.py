@@ -20,7 +20,7 @@ Result = TypeVar("Result", bound=StageResult)
 
 
 def utc_now() -> dt.datetime:
-    """The present instant (UTC)."""
+    """The current instant (UTC)."""
     return dt.datetime.now(dt.UTC)
 
 
@@ -31,7 +31,7 @@ class RunContext:
     Attributes:
         run_id: Unique, sortable by time.
         started_at: Start of the run (UTC): consent statements must be effective by then.
-        clock: Gives the present instant (UTC), hours after `started_at` where a training lies between.
+        clock: Returns the current instant (UTC), which is hours after `started_at` after a training.
         cache: DataFrames that are computed once; a stage's are released at its end.
     """
 

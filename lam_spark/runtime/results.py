@@ -57,10 +57,10 @@ class StageResult:
         Raises:
             AuditError: The values are of another type, of another format, or damaged.
         """
-        expected, found = (cls.__name__, cls.FORMAT), (stored.get("type"), stored.get("format"))
-        if found != expected:
+        expected, actual = (cls.__name__, cls.FORMAT), (stored.get("type"), stored.get("format"))
+        if actual != expected:
             raise AuditError(
-                f"expected a result {expected[0]} of format {expected[1]}, found {found[0]} of format {found[1]}: it "
+                f"expected a result {expected[0]} of format {expected[1]}, found {actual[0]} of format {actual[1]}: it "
                 "was written by another version of lam_spark. Run the stage again"
             )
         try:

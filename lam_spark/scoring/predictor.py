@@ -56,7 +56,7 @@ def prediction_values(
     layout: Layout, target: str, predictions: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """Convert the output of `predict_queries` to (q, n): mean and median of a `value` target, else the logits."""
-    spec = next(one for one in layout.targets if one.name == target)
+    spec = next(spec for spec in layout.targets if spec.name == target)
     if spec.kind != "value":
         return predictions.astype(np.float64).reshape(len(predictions), spec.outputs)
     parameters = torch.from_numpy(predictions).double().reshape(-1, spec.outputs)
@@ -134,8 +134,8 @@ def _numbered(layout: Layout, customers: Iterable[Customer], counts: list[int]) 
         counts.append(n_queries)
         rows = np.arange(first, first + n_queries, dtype=np.int32)
         first += n_queries
-        known = _with_known_ids(layout, customer)
-        yield dataclasses.replace(known, queries={**known.queries, "query_row": rows})
+        customer = _with_known_ids(layout, customer)
+        yield dataclasses.replace(customer, queries={**customer.queries, "query_row": rows})
 
 
 def _run_blocks(

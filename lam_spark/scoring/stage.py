@@ -61,7 +61,7 @@ def score(ctx: RunContext) -> ScoreResult:
     """Publish `scores` for this target and `as_of` (a rerun replaces them).
 
     Grain: (customer_key, target, proposal_id, as_of). Customers without an event before `as_of` have no row, as if the
-    sequences had been built on that day; nor have customers whose history before it is truncated too much.
+    sequences had been built on that day. Customers whose history before it is truncated too much have none either.
 
     Raises:
         ConsentError: No customer may be contacted.

@@ -75,8 +75,8 @@ def load_registered_model(tables: Tables, config: Config, targets: Collection[st
             )
     unknown = [target for target in targets if target not in artifact.calibration]
     if unknown:
-        known = ", ".join(artifact.calibration)
-        raise ModelError(f"the registered model predicts {known}, not {', '.join(unknown)}: train again")
+        predicted = ", ".join(artifact.calibration)
+        raise ModelError(f"the registered model predicts {predicted}, not {', '.join(unknown)}: train again")
     facts = artifact.facts
     if not {VOCABULARY, TEST_START} <= facts.keys():
         raise ModelError(

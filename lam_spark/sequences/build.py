@@ -21,8 +21,7 @@ from lam_spark.storage.dataframes import FrameCache, one_row
 
 # Spark settings for the queries of a build (`storage.session_settings`).
 BUILD_SETTINGS = {
-    # Spark would sort all rows of a task by customer after 128 distinct ones. A task's events fit into memory
-    # by design (`Assembler`), so that hash aggregation is enough.
+    # Spark would fall back to sorting after 128 customers. The events of a task fit into memory (`Assembler`).
     "spark.sql.objectHashAggregate.sortBased.fallbackThreshold": str(2**31 - 1),
     # Almost all values are distinct: a dictionary would be built in vain.
     "parquet.enable.dictionary#event_time.list.element": "false",
@@ -71,7 +70,7 @@ class Assembler:
         """Entries by customer: `customer_key`, `_entries` (unordered) and the columns of `rows.TRUNCATED_TYPES`.
 
         Grain: a customer with an event. `_entries` holds all events, or for a very long history only the latest
-        ones, at least `max_events`. Arguments as of `rows`. One shuffle by customer; a task holds its entries in
+        ones, at least `max_events`. Arguments as in `rows`. One shuffle by customer; a task holds its entries in
         memory.
         """
         max_events = self.spec.max_events
@@ -87,8 +86,8 @@ class Assembler:
             side = renamed.hint("broadcast") if are_few else renamed
             return events.join(side, same).drop("customer_key", "_known_key")
 
-        known = numbered.join(starts, "customer_key", "left") if start_count else numbered
-        latest = events_of(known).where(~_is_truncated()) if start_count else events_of(known)
+        with_starts = numbered.join(starts, "customer_key", "left") if start_count else numbered
+        latest = events_of(with_starts).where(~_is_truncated()) if start_count else events_of(with_starts)
         grouped = self._group(latest, max(2, math.ceil(event_count / _EVENTS_PER_TASK)))
         truncated = nothing_truncated()
         if start_count:

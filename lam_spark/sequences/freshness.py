@@ -1,4 +1,4 @@
-"""Whether `sequences` hold all events that a stage needs, of customers to whom these events still belong."""
+"""Checks that `sequences` contain all events that a stage needs, and that the events have not been reassigned."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def require_sequences(
         as_of,
         purpose,
         at,
-        what="the table sequences",
+        data_name="the table sequences",
         remedy="run the stage 'sequences' again",
     )
     return lineage.events_version

@@ -205,8 +205,10 @@ def _update_vocabulary(
     differences = cache(count_values(weighted, categorical, F.col("_sign")).where("count <> 0"))
     if differences.isEmpty():
         return lineage.value_counts_version
-    known = tables.read("value_counts", lineage.value_counts_version)
-    totals = union_all([known, differences]).groupBy("field", "value").agg(F.sum("count").alias("count"))
+    last_counts = tables.read("value_counts", lineage.value_counts_version)
+    totals = (
+        union_all([last_counts, differences]).groupBy("field", "value").agg(F.sum("count").alias("count"))
+    )
     tables.overwrite(totals.where("count > 0"), "value_counts")
     extend_vocabulary(tables, fields, tables.read("value_counts"))
     return tables.version("value_counts")
@@ -223,9 +225,9 @@ def _weighted_events(increment: Increment, categorical: Sequence[str], cutoff: i
         present = increment.events.withColumn("_sign", F.lit(1)).join(switched, "customer_key")
         parts[0] = parts[0].join(switched, "customer_key", "left_anti")
         parts.append(before(present.where("trains"), cutoff))
-        # Customers who left were counted with their earlier events: the present ones without the changes.
-        left = before(present.where("NOT trains"), last_cutoff)
-        parts.append(left.withColumn("_sign", F.lit(-1)))
+        # Customers who opted out were counted with their earlier events: the present ones without the changes.
+        opted_out = before(present.where("NOT trains"), last_cutoff)
+        parts.append(opted_out.withColumn("_sign", F.lit(-1)))
         changes = before(increment.changes, last_cutoff)
         parts.append(changes.join(switched.where("NOT trains"), "customer_key", "left_semi"))
     columns = ["event_time", "_sign", *categorical]
@@ -233,7 +235,7 @@ def _weighted_events(increment: Increment, categorical: Sequence[str], cutoff: i
 
 
 def _count_values_added(lineage: SequencesLineage, tops: Mapping[str, int]) -> int:
-    """Values added to the vocabulary since the rows were built, by a later run that died, too."""
+    """Values added to the vocabulary since the rows were built, including those of a run that failed later."""
     return sum(top - lineage.top_ids.get(name, FIRST_VALUE - 1) for name, top in tops.items())
 
 

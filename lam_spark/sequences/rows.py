@@ -18,8 +18,8 @@ _NUMBER_TYPE = "decimal(27,9)"
 # Sums of truncated events clip larger numbers to this: they would not fit the exact type.
 _LARGEST = 1e17
 
-# Columns about the events that a row no longer holds. `truncated_counts` is by token id of `model.count_by`,
-# `truncated_sums` by numeric field; both are exact, whatever the order of addition.
+# Columns that summarise truncated events: counts by token id of `model.count_by`, sums by numeric field. The decimal
+# sums are exact and do not depend on the order of addition.
 TRUNCATED_TYPES = {
     "first_event_time": "timestamp",
     "truncated_events": "bigint",
@@ -75,9 +75,9 @@ def finish_rows(customers: DataFrame, spec: SequenceSpec) -> DataFrame:
 
 
 def _row_hash() -> Column:
-    """Hash of everything that a row holds.
+    """Hash of all values of a row.
 
-    Spark's hash skips nulls; the entries' `_nulls` tells which numbers are null.
+    Spark's hash skips nulls; `_nulls` of the entries records which numbers are null.
     """
     maps = [F.array_sort(F.map_entries(name)) for name in ("truncated_counts", "truncated_sums")]
     return F.xxhash64("_kept", "first_event_time", "truncated_events", *maps)

@@ -154,13 +154,13 @@ def _rebuild(tables: Tables, cache: FrameCache, config: Config, cutoff: int, at:
 def _stage_result(tables: Tables, result: UpdateResult, rebuild_reason: str | None) -> SequencesResult:
     totals = (F.count("*"), F.sum("events_seen"), F.sum("seq_len"), F.max("seq_len"))
     row = one_row(tables.read("sequences").agg(*totals))
-    rows, seen, in_rows, longest = (int(value or 0) for value in row)
+    rows, total_events, in_rows, longest = (int(value or 0) for value in row)
     return SequencesResult(
         mode="update" if rebuild_reason is None else "rebuild",
         rebuild_reason=rebuild_reason,
         sequences=rows,
         events_in_sequences=in_rows,
-        events_truncated=seen - in_rows,
+        events_truncated=total_events - in_rows,
         longest_sequence=longest,
         vocabulary_added=result.values_added,
         customers_added_to=result.customers_added_to,

@@ -1,6 +1,6 @@
 """Customers with very long histories: their truncated events are summarised before they are collected.
 
-Otherwise a task would hold every event of such a customer at once. A sample finds these customers; the result does
+Otherwise a task would hold every event of such a customer in memory. A sample finds these customers; the result does
 not depend on it, because a customer that it misses has at most a few times `max_events` and `rows.finish_rows`
 truncates exactly.
 """

@@ -55,7 +55,7 @@ def extend_vocabulary(tables: Tables, fields: Mapping[str, FieldConfig], value_c
         tables: Tables of the workspace.
         fields: Declared fields, with `min_count` and `max_values`.
         value_counts: From `count_values`, of events that the vocabulary may use: of customers eligible for
-            training, before the cutoff. Others would leak the future through the vocabulary.
+            training, before the cutoff. Later events would leak the future through the vocabulary.
     """
     order = Window.partitionBy("field").orderBy(F.desc("count"), "value")
     frequent = (
@@ -63,12 +63,12 @@ def extend_vocabulary(tables: Tables, fields: Mapping[str, FieldConfig], value_c
         .withColumn("_rank", F.row_number().over(order))
         .where((F.col("count") >= F.col("_min_count")) & (F.col("_rank") <= F.col("_max_values")))
     )
-    known = tables.read_if_exists("vocabulary")
-    if known is None:
+    vocabulary = tables.read_if_exists("vocabulary")
+    if vocabulary is None:
         fresh = frequent.withColumn("_top", F.lit(None).cast("int"))
     else:
-        top = known.groupBy("field").agg(F.max("token_id").alias("_top"))
-        pairs = F.broadcast(known.select("field", "value"))
+        top = vocabulary.groupBy("field").agg(F.max("token_id").alias("_top"))
+        pairs = F.broadcast(vocabulary.select("field", "value"))
         fresh = frequent.join(pairs, ["field", "value"], "left_anti").join(F.broadcast(top), "field", "left")
     last = F.coalesce("_top", F.lit(FIRST_VALUE - 1))
     rows = fresh.select(

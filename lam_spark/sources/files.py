@@ -83,8 +83,8 @@ def open_files(
         .option("header", "true")
         .load(list(paths))
     )
-    # Spark parses only the columns that a query needs, and a line is malformed only if one of these is. A
-    # condition on all columns makes every query classify a line the same way.
+    # Spark checks only the columns that a query reads. A condition on all columns makes all queries agree on
+    # which lines are malformed.
     parsed = lines.where(F.xxhash64(*schema.names) >= F.lit(-(2**63)))
     return Input(
         rows=parsed.where(F.col(MALFORMED).isNull()).drop(MALFORMED),

@@ -24,10 +24,8 @@ from lam_spark.training_data.layout import Layout
 
 # GPU-hours of the reference system, a large telecom operator's.
 REFERENCE_GPU_HOURS = 145
-# Share of a GPU's bfloat16 peak. A compiled model with d_model 768 and about 55 million parameters reached 23 % on an
-# H100 with 32 blocks a step (230 of 989 TFLOP/s); numeric bins and decayed counts, added since, cost larger models 12 %
-# of that (benchmarks/RESULTS.md). An A100, not measured, is assumed to reach the same share: it has more memory
-# bandwidth per FLOP.
+# Share of a GPU's bfloat16 peak. An H100 reached 23 % with d_model 768 and 32 blocks per step; numeric bins and
+# decayed counts cost 12 % of that (docs/benchmarks.md). An A100 is assumed to reach the same.
 UTILISATION = 0.20
 _BACKWARD = 2
 # float32: weight, gradient, AdamW's two moments and the weight average; with several processes also the flat gradients
@@ -36,7 +34,7 @@ _BYTES_PER_PARAMETER = 20
 _BYTES_TO_SUM = 8
 # Activations kept for the backward pass, bytes per slot, layer and d_model; measured 45 and 52 (bfloat16, compiled).
 _BYTES_PER_ACTIVATION = 50
-# float32 logits of every field's values and of `next` targets, with what they are computed from.
+# float32 logits of every field's values and of `next` targets, with their inputs.
 _BYTES_PER_LOGIT = 12
 
 

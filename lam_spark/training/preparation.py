@@ -96,7 +96,7 @@ def _require_consent(tables: Tables, cache: FrameCache, config: Config, at: dt.d
         None if stored is None else ConsentCheck(**stored),
         purpose,
         at,
-        what=snapshot,
+        data_name=snapshot,
         remedy="run the stage 'snapshot' again",
     )
     require_assigned(
@@ -106,7 +106,7 @@ def _require_consent(tables: Tables, cache: FrameCache, config: Config, at: dt.d
         config.instant(config.split.test_start),
         purpose,
         at,
-        what=snapshot,
+        data_name=snapshot,
         remedy="run the stages 'sequences', 'examples' and 'snapshot' again",
     )
 

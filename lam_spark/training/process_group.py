@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lam_spark.errors import ModelError
 
 Shared = TypeVar("Shared")
-# Timeout of a collective call. Dead processes are noticed at once through the launcher and broken connections, but a
-# process with more files may read for a long time before it joins.
+# Timeout of a collective call: a process with more files may join late. Dead processes are noticed by the launcher
+# without it.
 COLLECTIVE_TIMEOUT = dt.timedelta(hours=1)
 # Pause between two polls of a Horovod operation.
 _POLL_SECONDS = 0.0003
@@ -253,10 +253,10 @@ def sum_gradients(
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    own = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if group.size == 1:
-        return own
-    flat = torch.cat([gradient.reshape(-1) for gradient in own])
+        return gradients
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     if compress:
         # float16 rounds values below 3e-8 to zero, and gradients are divided by the counts of all processes.
         exponent = _FLOAT16_EXPONENT - group.size.bit_length() - group.largest(_exponent(flat))
@@ -268,7 +268,7 @@ def sum_gradients(
     for p in parameters:
         p.grad = total[start : start + p.numel()].view_as(p)
         start += p.numel()
-    return own
+    return gradients
 
 
 def _exponent(values: Tensor) -> int:

@@ -61,8 +61,8 @@ class Meter:
 
     def finish(self) -> None:
         """Report the epoch's mean loss and its events, summed over all processes."""
-        own = torch.tensor([self.state.loss_sum, self._tokens], dtype=torch.float64)
-        loss_sum, tokens = self.group.sum(own).tolist()
+        local = torch.tensor([self.state.loss_sum, self._tokens], dtype=torch.float64)
+        loss_sum, tokens = self.group.sum(local).tolist()
         if self.group.rank == 0:
             self._report("epoch end", loss_sum / max(1, self.steps), tokens)
 

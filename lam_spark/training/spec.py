@@ -101,8 +101,7 @@ class TrainingSpec:
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides the trained weights; a checkpoint is valid for one fingerprint."""
         values = self.to_json() | {"format": CHECKPOINT_FORMAT}
-        # The numeric statistics come from the present events and consent, and Spark adds floats in any order.
-        # A resumed training keeps those that it started with.
+        # Numeric statistics may differ between runs: Spark adds floats in any order. A resumed training keeps its own.
         for name in ("folder", "facts", "secrets", "numeric_mean", "numeric_std", "numeric_edges"):
             del values[name]
         for name in NOT_DECISIVE:

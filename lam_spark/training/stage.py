@@ -32,7 +32,7 @@ from lam_spark.training.value_embeddings import (
 from lam_spark.training_data.columns import layout_of
 from lam_spark.training_data.value_embeddings import read_value_embeddings
 
-# Kept next to the specification, so that one of another version, or a torn one, need not be read to be recognised.
+# A separate file, so that the specification of another version or a damaged one need not be read.
 _FINGERPRINT_FILE = "fingerprint"
 CONFIGURATION_FILE = "configuration.json"
 _CHECKPOINT_EVENTS = ("resumed", "checkpoint failed", "checkpoint damaged")

@@ -219,9 +219,9 @@ class Trainer:
         flops = block_flops(self.spec.layout, self.spec.size, phase.with_targets)
         meter = Meter(self.group, self.progress, state, steps)
         # After a resume, finished batches are read again but not computed.
-        rest = itertools.islice(batches, state.step, None)
+        remaining = itertools.islice(batches, state.step, None)
         while state.step < steps:
-            block = next(rest, None)
+            block = next(remaining, None)
             step = (state.epoch - 1) * steps + state.step
             factor = learning_rate_factor(step, steps * phase.epochs)
             for group in optimiser.param_groups:
@@ -253,14 +253,14 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
         loss, save_due = self._backward(self._batches(block, phase), phase)
         parameters = [weight for group in optimiser.param_groups for weight in group["params"]]
-        own = sum_gradients(self.group, parameters, self.settings.fp16_gradient_compression)
+        local_gradients = sum_gradients(self.group, parameters, self.settings.fp16_gradient_compression)
         norm = get_total_norm([p.grad for p in parameters])
         finite = bool(torch.isfinite(norm))
         if not (finite and math.isfinite(loss)):
             # All processes have the same norm, but only this one knows its own loss.
             raise ModelError(
                 not_finite_message(
-                    self.spec, self.group, phase, state, block, loss, own, collective=not finite
+                    self.spec, self.group, phase, state, block, loss, local_gradients, collective=not finite
                 )
             )
         clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
@@ -350,8 +350,8 @@ class Trainer:
 
     def _global_state(self) -> TrainingState:
         """Training state with the costs of all processes and of earlier runs; collective."""
-        own = [self.state.tokens, self.state.flops, self.state.loss_sum]
-        tokens, flops, loss_sum = self.group.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        local_costs = [self.state.tokens, self.state.flops, self.state.loss_sum]
+        tokens, flops, loss_sum = self.group.sum(torch.tensor(local_costs, dtype=torch.float64)).tolist()
         seconds = self.state.seconds + time.monotonic() - self._started
         return dataclasses.replace(
             self.state, tokens=int(tokens), flops=flops, loss_sum=loss_sum, seconds=seconds

@@ -53,6 +53,6 @@ class WeightAverage:
     def swap(self) -> None:
         """Swap the model's weights with their average."""
         for name, parameter in self._model.named_parameters():
-            own = parameter.detach().clone()
+            model_weights = parameter.detach().clone()
             parameter.copy_(self.weights[name])
-            self.weights[name].copy_(own)
+            self.weights[name].copy_(model_weights)

@@ -124,7 +124,7 @@ def collect_queries(examples: DataFrame, layout: Layout) -> DataFrame:
     """Queries by customer: `customer_key`, `query_ids` and the arrays of `query_columns`; grain: a customer.
 
     Arrays are ordered by (time, id, split). Targets with the same query in the same split share an element, because the
-    model predicts all targets at once. Cost: one shuffle by customer.
+    model predicts all targets in one pass. Cost: one shuffle by customer.
 
     Args:
         examples: A row per query and target, as in the table `examples`; the columns target, label, label_ids and

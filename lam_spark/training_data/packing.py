@@ -74,7 +74,7 @@ def cut_windows(
 ) -> list[Window]:
     """Cut a history into windows that contain each event as new once and each query once.
 
-    Window borders lie on a grid that starts at the customer's first event, including truncated ones: the length of the
+    Window borders are on a grid that starts at the customer's first event, including truncated ones: the length of the
     history that a query sees must not depend on later events. A window that does not start at event 0 has more than
     half of `block_events` events.
 

@@ -51,12 +51,12 @@ def read_value_embeddings(
         key = f"fields.{name}.value_embeddings"
         selected = inputs.select(embeddings.select, f"{key}.select")
         require_columns(selected, ("value", "vector"), f"{key}.select")
-        known = vocabulary.where(F.col("field") == name).select("value", "token_id")
-        tables[name] = _table(key, shape, selected, known)
+        token_ids = vocabulary.where(F.col("field") == name).select("value", "token_id")
+        tables[name] = _table(key, shape, selected, token_ids)
     return tables
 
 
-def _table(key: str, shape: tuple[int, int], selected: DataFrame, known: DataFrame) -> Float:
+def _table(key: str, shape: tuple[int, int], selected: DataFrame, token_ids: DataFrame) -> Float:
     """Standardised embeddings of one field (ids, dim); `key` is the configuration key for messages."""
     numbers = F.col("vector").try_cast("array<float>")
     try:
@@ -67,7 +67,7 @@ def _table(key: str, shape: tuple[int, int], selected: DataFrame, known: DataFra
     is_finite = F.forall("vector", lambda number: F.abs(number) < float("inf"))
     is_valid = F.coalesce((F.size("vector") == shape[1]) & is_finite, F.lit(False)).alias("is_valid")
     table, has_vector = np.zeros(shape, np.float64), np.zeros(shape[0], bool)
-    for row in vectors.join(known, "value").select("token_id", "vector", is_valid).toLocalIterator():
+    for row in vectors.join(token_ids, "value").select("token_id", "vector", is_valid).toLocalIterator():
         if not row["is_valid"]:
             raise DataQualityError(
                 f"{key}: expected vectors of {shape[1]} finite numbers, found another one; correct the select"

@@ -1,4 +1,4 @@
-"""Consent: default deny, the newest effective statement decides, and the ledger only grows."""
+"""Consent: denied by default, the newest effective statement decides, and the ledger only grows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_BREAK_SPACE = "\u00a0"
 JAN, FEB, MAR, LATER = (f"2023-{month:02d}-01T00:00:00" for month in (1, 2, 3, 9))
 AT = dt.datetime(2023, 6, 1, tzinfo=dt.UTC)
 
-# Customer -> statements (state, effective, recorded), and the consent status that follows.
+# Customer -> statements (state, effective_at, recorded_at) and the expected consent status.
 CASES: dict[str, tuple[list[tuple[str | None, str, str]], str | None]] = {
     "in": ([("opt_in", JAN, JAN)], "opt_in"),
     "out": ([("opt_out", JAN, JAN)], "opt_out"),
@@ -53,13 +53,13 @@ def test_the_newest_effective_statement_decides(spark: SparkSession) -> None:
     ]
     rows.append(("another purpose", "model_training", "opt_in", JAN, JAN))
     statuses = consent_status(ledger_frame(spark, rows), AT).collect()
-    of_purpose = {row["customer_key"]: row["status"] for row in statuses if row["purpose"] == CONTACT}
-    assert of_purpose == {name: expected for name, (_, expected) in CASES.items() if expected}
+    status_by_customer = {row["customer_key"]: row["status"] for row in statuses if row["purpose"] == CONTACT}
+    assert status_by_customer == {name: expected for name, (_, expected) in CASES.items() if expected}
     assert [row["customer_key"] for row in statuses if row["purpose"] != CONTACT] == ["another purpose"]
-    assert len(statuses) == len(of_purpose) + 1
+    assert len(statuses) == len(status_by_customer) + 1
 
 
-def test_an_opt_out_holds_from_its_fraction_of_a_second(spark: SparkSession) -> None:
+def test_an_opt_out_takes_effect_at_its_fraction_of_a_second(spark: SparkSession) -> None:
     frame = ledger_frame(
         spark,
         [("one", CONTACT, "opt_in", JAN, JAN), ("one", CONTACT, "opt_out", "2023-06-01T00:00:00.500", MAR)],
@@ -69,7 +69,7 @@ def test_an_opt_out_holds_from_its_fraction_of_a_second(spark: SparkSession) -> 
     assert [row["status"] for row in consent_status(frame, after).collect()] == ["opt_out"]
 
 
-def test_customers_are_eligible_for_the_purpose_they_opted_in_to(
+def test_customers_are_eligible_only_for_purposes_they_opted_in_to(
     make_context: Callable[..., RunContext],
 ) -> None:
     ctx = make_context()
@@ -91,18 +91,18 @@ def test_customers_are_eligible_for_the_purpose_they_opted_in_to(
     assert keys("model_training") == ["both", "training"]
     assert keys(CONTACT) == ["both", "contact"]
     assert ctx.tables.read_versions["consent"] == ctx.tables.version("consent")
-    with pytest.raises(ConsentError, match="no customer is eligible for the purpose 'profiling'") as caught:
+    with pytest.raises(ConsentError, match="no customer is eligible for the purpose 'profiling'") as raised:
         eligible_customers(ctx.tables, ctx.cache, "profiling", ctx.started_at)
-    assert caught.value.exit_code == 4
+    assert raised.value.exit_code == 4
     with pytest.raises(ConsentError, match="no customer is eligible"):
         eligible_customers(ctx.tables, ctx.cache, CONTACT, dt.datetime(2022, 12, 31, tzinfo=dt.UTC))
-    known = local_frame(ctx.spark, [("both",), ("none",), ("stranger",)], "customer_key STRING")
-    counts = count_by_status(ctx.tables, (CONTACT, "model_training"), ctx.started_at, known)
+    customers = local_frame(ctx.spark, [("both",), ("none",), ("stranger",)], "customer_key STRING")
+    counts = count_by_status(ctx.tables, (CONTACT, "model_training"), ctx.started_at, customers)
     assert counts[CONTACT] == StatusCounts(opted_in=1, opted_out=1, unclear=0, never_asked=1)
     assert counts["model_training"] == counts[CONTACT]
 
 
-def test_the_ledger_only_grows_and_a_rerun_adds_nothing(
+def test_the_ledger_keeps_old_statements_and_a_rerun_inserts_none(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
     first = [
@@ -115,26 +115,26 @@ def test_the_ledger_only_grows_and_a_rerun_adds_nothing(
     ctx = make_context()
     assert update_consent(ctx).counts == {"statements_in": 3, "statements_new": 2}
     assert update_consent(ctx).counts == {"statements_in": 3, "statements_new": 0}
-    # The source loses old statements and has a new one: the ledger keeps all.
+    # Old statements are missing in the source, but remain in the ledger.
     write_inputs(raw, statements=[statement(raw_id(1), CONTACT, "opt_out", FEB)])
     assert update_consent(ctx).counts == {"statements_in": 1, "statements_new": 1}
     keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2)}
-    kept = [(keys[row["customer_key"]], row["state"]) for row in ctx.tables.read("consent").collect()]
-    assert sorted(kept, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
+    stored = [(keys[row["customer_key"]], row["state"]) for row in ctx.tables.read("consent").collect()]
+    assert sorted(stored, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
 
 
-def test_the_checked_statements_are_the_inserted_ones(
+def test_only_checked_statements_are_inserted(
     make_context: Callable[..., RunContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A live source changes between the check and the insertion: the next run checks the new statements."""
-    good = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2)]
+    """The source changes between check and insertion. The next run checks the new statements."""
+    valid = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2)]
     raw = tmp_path / "shop" / "raw"
-    write_inputs(raw, statements=good)
+    write_inputs(raw, statements=valid)
 
     resolve = ledger.resolve_customers
 
     def change_source(tables: Tables, statements: DataFrame, secret: Secret) -> DataFrame:
-        write_inputs(raw, statements=[good[0] | {"effective_at": None}, good[1] | {"effective_at": None}])
+        write_inputs(raw, statements=[valid[0] | {"effective_at": None}, valid[1] | {"effective_at": None}])
         return resolve(tables, statements, secret)
 
     monkeypatch.setattr(ledger, "resolve_customers", change_source)
@@ -154,13 +154,13 @@ def test_a_ledger_without_statements_is_refused(
     assert not (tmp_path / "shop" / "tables").exists()
 
 
-def test_one_incomplete_statement_refuses_all(
+def test_an_incomplete_statement_refuses_all_statements(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
-    good = statement(raw_id(1), CONTACT, "opt_in", JAN)
-    bad = [good | {"customer": text} for text in (None, "  ", " \t", NO_BREAK_SPACE, "RAW-\ufffd")]
-    bad += [good | {"purpose": None}, good | {"purpose": " "}, good | {"effective_at": None}]
-    write_inputs(tmp_path / "shop" / "raw", statements=[good, *bad])
+    valid = statement(raw_id(1), CONTACT, "opt_in", JAN)
+    incomplete = [valid | {"customer": text} for text in (None, "  ", " \t", NO_BREAK_SPACE, "RAW-\ufffd")]
+    incomplete += [valid | {"purpose": None}, valid | {"purpose": " "}, valid | {"effective_at": None}]
+    write_inputs(tmp_path / "shop" / "raw", statements=[valid, *incomplete])
     with pytest.raises(
         ConsentError, match="8 of 9 consent statements lack a readable customer, purpose or time"
     ):
@@ -168,13 +168,13 @@ def test_one_incomplete_statement_refuses_all(
     assert not (tmp_path / "shop" / "tables").exists()
 
 
-def test_white_space_around_an_id_does_not_hide_an_opt_out(
+def test_white_space_around_ids_and_purposes_is_ignored(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
     padded = [f" {raw_id(2)}", f"{raw_id(3)}\t", f"{NO_BREAK_SPACE}{raw_id(4)} "]
     statements = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in (1, 2, 3, 4)]
     statements += [statement(customer, CONTACT, "opt_out", FEB) for customer in padded]
-    # Padded everywhere, as in a column of fixed width: events and statements have the same customer.
+    # Padded as in a column of fixed width. Events and statements get the same customer key.
     statements += [statement(f"{raw_id(5)}  ", f" {CONTACT} ", "opt_in", JAN)]
     write_inputs(
         tmp_path / "shop" / "raw",
@@ -192,7 +192,7 @@ def test_white_space_around_an_id_does_not_hide_an_opt_out(
     assert [keys[row["customer_key"]] for row in ctx.tables.read("events").collect()] == [5, 5]
 
 
-def test_a_ledger_select_without_a_required_column_is_refused(
+def test_a_consent_select_without_a_required_column_is_refused(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
     write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
@@ -204,16 +204,16 @@ def test_a_ledger_select_without_a_required_column_is_refused(
 def test_statements_without_a_source_are_inserted_once(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
-    """A missing part of a statement is a value like any other: a night without new statements makes no commit."""
-    known = settings(tmp_path / "shop")["consent"]["select"]
-    select = known.replace("recorded_at, source", "recorded_at, CAST(NULL AS STRING) AS source")
-    assert select != known
-    stated, new, versions = [], [], []
+    """NULL is compared like a value: a run without new statements makes no commit."""
+    original_select = settings(tmp_path / "shop")["consent"]["select"]
+    select = original_select.replace("recorded_at, source", "recorded_at, CAST(NULL AS STRING) AS source")
+    assert select != original_select
+    new_statements, versions = [], []
     for number in (1, 2, 2):
-        stated = [statement(raw_id(n), CONTACT, "opt_in", f"{JAN}Z") for n in range(number)]
-        write_inputs(tmp_path / "shop" / "raw", statements=stated)
+        statements = [statement(raw_id(n), CONTACT, "opt_in", f"{JAN}Z") for n in range(number)]
+        write_inputs(tmp_path / "shop" / "raw", statements=statements)
         ctx = make_context(consent={"select": select})
-        new.append(update_consent(ctx).counts["statements_new"])
+        new_statements.append(update_consent(ctx).counts["statements_new"])
         versions.append(ctx.tables.version("consent"))
-    assert new == [1, 1, 0]
+    assert new_statements == [1, 1, 0]
     assert versions[1] == versions[2]

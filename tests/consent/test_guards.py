@@ -1,4 +1,4 @@
-"""What stages refuse because it does not fit together: a few customers, an untrained model."""
+"""Stages refuse tables and models that do not match each other. Uses a few customers and an untrained model."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ SECTIONS: Row = {
         "proposals": "SELECT 'mail' AS proposal_id, 'a mail' AS description, 'propose' AS action, 14 AS offer_days",
     },
 }
-EARLIER = {"train_start": "2023-02-01", "validation_start": "2023-07-01", "test_start": "2023-09-15"}
+EARLIER_SPLIT = {"train_start": "2023-02-01", "validation_start": "2023-07-01", "test_start": "2023-09-15"}
 CUSTOMERS = ("ann", "bob", "cid", "dan")
-# Midnights in Berlin, in UTC the day before: in the training, the validation and twice in the test period.
+# Midnight in Berlin: one in the training period, one in the validation period, two in the test period.
 MAILED = ("2023-03-19T23:00:00", "2023-07-14T22:00:00", "2023-10-19T22:00:00", "2023-11-14T23:00:00")
 
 
-def drawn_events() -> list[Row]:
-    """Four customers get four mails each and answer half of them; of "busy" the sixteen events of December are kept."""
-    # An event on the last day of August: a run of that day knows the outcomes of July's mailings.
+def all_events() -> list[Row]:
+    """Four customers who respond to half of four mailings, a new customer, and "busy" with a truncated history."""
+    # With an event at the end of August, outcomes of the July mailings are complete on that day.
     rows = [event("ann", "2023-08-31T12:00:00", "eve", action="buy", amount=1)]
     for number, customer in enumerate(CUSTOMERS):
         for turn, at in enumerate(MAILED):
@@ -75,9 +75,9 @@ def drawn_events() -> list[Row]:
             )
             rows.append(sent)
             if (number + turn) % 2:
-                answered = f"{dt.datetime.fromisoformat(at) + dt.timedelta(days=3):%Y-%m-%dT%H:%M:%S}"
+                responded_at = f"{dt.datetime.fromisoformat(at) + dt.timedelta(days=3):%Y-%m-%dT%H:%M:%S}"
                 rows.append(
-                    event(customer, answered, f"r{turn}{customer}", action="respond", campaign=str(turn))
+                    event(customer, responded_at, f"r{turn}{customer}", action="respond", campaign=str(turn))
                 )
     rows.append(event("ann", "2023-09-10T12:00:00", "between", action="buy", amount=3))
     rows.append(event("new", "2023-12-05T12:00:00", "first", action="buy", amount=3))
@@ -91,11 +91,11 @@ def drawn_events() -> list[Row]:
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after the stages before `train`, with a model; tests copy it. Dan withdraws in 2025."""
-    root = tmp_path_factory.mktemp("belonging") / "shop"
+    """A workspace after the stages before `train`, with a model. Dan's opt-out takes effect in 2025."""
+    root = tmp_path_factory.mktemp("guards") / "shop"
     ctx = context_builder(spark, root)(**SECTIONS)
-    publish(ctx, drawn_events(), dict.fromkeys((*CUSTOMERS, "busy", "new"), BOTH))
-    withdraws(ctx, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
+    publish(ctx, all_events(), dict.fromkeys((*CUSTOMERS, "busy", "new"), BOTH))
+    opt_out(ctx, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
     for stage in (build_sequences, build_examples, build_snapshot):
         stage(ctx)
     register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
@@ -110,14 +110,14 @@ def build(spark: SparkSession, filled: Path, tmp_path: Path) -> Build:
     return lambda started_at=STARTED_AT, **sections: builder(started_at=started_at, **(SECTIONS | sections))
 
 
-def withdraws(ctx: RunContext, customer: str, effective_at: str, recorded_at: str) -> None:
-    """State in the ledger that a customer opts out of training."""
+def opt_out(ctx: RunContext, customer: str, effective_at: str, recorded_at: str) -> None:
+    """Append a statement that a customer opts out of training."""
     statements = [(customer, TRAINING, "opt_out", effective_at, recorded_at)]
     ctx.tables.append(ledger_frame(ctx.spark, statements), "consent")
 
 
 def specification_of(ctx: RunContext, layout: Layout) -> TrainingSpec:
-    """The specification of a training on the newest snapshot."""
+    """Training specification of the newest snapshot."""
     return specification(
         ctx.tables,
         ctx.cache,
@@ -130,16 +130,19 @@ def specification_of(ctx: RunContext, layout: Layout) -> TrainingSpec:
     )
 
 
-LOST = "customers whose events may be in the training snapshot no longer agree to 'model_training': run the stage"
+NO_LONGER_AGREE = (
+    "customers whose events may be in the training snapshot no longer agree to 'model_training': "
+    "run the stage"
+)
 
 
-def test_training_refuses_a_snapshot_with_a_customer_who_withdrew_since(build: Build) -> None:
-    """Stated after the snapshot, effective before it and after it."""
+def test_training_refuses_a_snapshot_with_a_customer_who_has_since_opted_out(build: Build) -> None:
+    """The opt-outs are recorded after the snapshot and take effect before and after it."""
     later = build(STARTED_AT + dt.timedelta(days=2))
-    withdrawn = {"ann": "2023-06-01T00:00:00", "bob": "2024-01-03T00:00:00"}
-    for number, (customer, effective_at) in enumerate(withdrawn.items(), start=1):
-        withdraws(later, customer, effective_at, "2024-01-03T00:00:00")
-        with pytest.raises(ConsentError, match=f"^{number} {LOST}"):
+    opt_outs = {"ann": "2023-06-01T00:00:00", "bob": "2024-01-03T00:00:00"}
+    for number, (customer, effective_at) in enumerate(opt_outs.items(), start=1):
+        opt_out(later, customer, effective_at, "2024-01-03T00:00:00")
+        with pytest.raises(ConsentError, match=f"^{number} {NO_LONGER_AGREE}"):
             train(later)
     assert later.tables.read_versions["consent"] == later.tables.version("consent")
     build_snapshot(later)
@@ -147,13 +150,13 @@ def test_training_refuses_a_snapshot_with_a_customer_who_withdrew_since(build: B
     assert specification_of(later, layout).all_urls
 
 
-def test_training_refuses_a_snapshot_once_a_statement_has_taken_effect(build: Build) -> None:
-    """Also if the model only has to be registered: a model trained on the customer is not published."""
+def test_training_refuses_a_snapshot_after_an_opt_out_takes_effect(build: Build) -> None:
+    """A finished model that was trained on the customer is not registered either."""
     ctx = build(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
     folder = ctx.config.workspace / "training"
     folder.mkdir()
     (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "summary": {}}) + "\n")
-    with pytest.raises(ConsentError, match=f"^1 {LOST}"):
+    with pytest.raises(ConsentError, match=f"^1 {NO_LONGER_AGREE}"):
         train(ctx)
 
 
@@ -163,7 +166,7 @@ def reassign(ctx: RunContext, event_id: str, customer: str) -> None:
     ctx.spark.sql(f"UPDATE {events} SET customer_key = '{customer}' WHERE event_id = '{event_id}'")
 
 
-def test_events_reassigned_to_a_customer_who_is_not_eligible_are_not_used(build: Build) -> None:
+def test_events_reassigned_to_an_ineligible_customer_are_not_used(build: Build) -> None:
     ctx = build()
     layout = layout_of(ctx.config, ctx.tables.read("vocabulary"))
     reassign(ctx, "between", "bob")
@@ -206,11 +209,11 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
         events_frame(ctx, [event("ann", "2023-05-01T12:00:00", "later", action="buy")]), "events"
     )
     roll_back_deletion("m0ann")
-    reassign(ctx, "later", "no customer")  # no table was derived from it
+    reassign(ctx, "later", "no customer")  # later than the tables that were built from the events
     reassign(ctx, "between", "bob")
     assert reassigned(ctx.as_of) == 0
-    withdraws(ctx, "cid", "2023-12-01T00:00:00", "2023-12-01T00:00:00")
-    reassign(ctx, "m0cid", "no customer")  # its events are left out already
+    opt_out(ctx, "cid", "2023-12-01T00:00:00", "2023-12-01T00:00:00")
+    reassign(ctx, "m0cid", "no customer")  # the events of a customer without consent are excluded
     assert reassigned(ctx.as_of) == 0
     ctx.spark.sql(f"DELETE FROM delta.`{ctx.tables.path('events')}` WHERE event_id = 'eve'")
     assert reassigned(ctx.as_of) == 1
@@ -222,7 +225,7 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
     later = ctx.tables.version("events")
     DeltaTable.forPath(ctx.spark, ctx.tables.path("events")).restoreToVersion(since)
     assert reassigned(ctx.as_of) == 0
-    # The present rows do not descend from that version.
+    # RESTORE has discarded that version.
     assert reassigned(ctx.as_of, later) is None
     ctx.tables.append(
         events_frame(ctx, [event("ann", "2023-05-02T12:00:00", "last", action="buy")]), "events"
@@ -234,7 +237,7 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
     assert reassigned(ctx.as_of) is None
     assert ctx.tables.log("events").history(since) is not None
     ctx.spark.sql(f"RESTORE TABLE delta.`{ctx.tables.path('events')}` TO TIMESTAMP AS OF '{at}'")
-    # The log does not say from which version the rows come.
+    # A RESTORE to a timestamp does not record the restored version.
     assert (
         ctx.tables.log("events").history(since)
         is ctx.tables.commit_metadata("events")
@@ -243,12 +246,12 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
     )
 
 
-def test_a_vacuumed_ledger_version_cannot_be_compared(build: Build) -> None:
+def test_training_refuses_a_snapshot_whose_ledger_version_was_vacuumed(build: Build) -> None:
     ctx = build()
     ledger = Path(ctx.tables.path("consent"))
-    old = set(ledger.rglob("*.parquet"))
+    old_files = set(ledger.rglob("*.parquet"))
     ctx.tables.overwrite(ctx.tables.read("consent"), "consent")
-    for file in old:
+    for file in old_files:
         file.unlink()
     with pytest.raises(
         ConsentError,
@@ -266,12 +269,12 @@ def test_training_refuses_a_snapshot_without_a_consent_check(build: Build) -> No
         train(ctx)
 
 
-def test_blocks_with_the_ids_of_another_vocabulary_are_not_trained_on(build: Build) -> None:
-    """Fields and sizes are the same: only the meaning of the ids differs."""
+def test_blocks_with_token_ids_of_another_vocabulary_are_refused(build: Build) -> None:
+    """Fields and sizes are equal; only the meaning of the ids differs."""
     ctx = build()
-    known = ctx.tables.read("vocabulary")
-    layout = layout_of(ctx.config, known)
-    renumbered = known.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
+    vocabulary = ctx.tables.read("vocabulary")
+    layout = layout_of(ctx.config, vocabulary)
+    renumbered = vocabulary.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
     ctx.tables.overwrite(renumbered, "vocabulary")
     assert layout_of(ctx.config, renumbered) == layout
     with pytest.raises(
@@ -282,13 +285,13 @@ def test_blocks_with_the_ids_of_another_vocabulary_are_not_trained_on(build: Bui
         DataQualityError, match=r"examples hold the ids of another vocabulary .* run the stage 'examples'"
     ):
         build_snapshot(ctx)
-    again = build(**{"sequences": {"max_events": 16, "rebuild": True}})
+    rebuilding = build(**{"sequences": {"max_events": 16, "rebuild": True}})
     for stage in (build_sequences, build_examples, build_snapshot):
-        stage(again)
-    assert specification_of(again, layout).all_urls
+        stage(rebuilding)
+    assert specification_of(rebuilding, layout).all_urls
 
 
-def scored(ctx: RunContext) -> set[str]:
+def scored_customers(ctx: RunContext) -> set[str]:
     """Customers with scores at the run's `as_of`."""
     rows = ctx.tables.read("scores").where(f"as_of = {sql_literal(ctx.as_of)}")
     return {row["customer_key"] for row in rows.collect()}
@@ -298,14 +301,16 @@ def model_of(ctx: RunContext) -> LargeActionModel:
     return random_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
 
 
-def test_a_model_belongs_to_the_vocabulary_it_was_trained_with(build: Build) -> None:
+def test_a_model_is_used_only_with_the_vocabulary_it_was_trained_with(build: Build) -> None:
     ctx = build()
-    known = ctx.tables.read("vocabulary")
-    grown = known.limit(1).selectExpr("field", "'new' AS value", "99 AS token_id", "count_when_added")
-    ctx.tables.append(grown, "vocabulary")
+    vocabulary = ctx.tables.read("vocabulary")
+    new_value = vocabulary.limit(1).selectExpr(
+        "field", "'new' AS value", "99 AS token_id", "count_when_added"
+    )
+    ctx.tables.append(new_value, "vocabulary")
     assert load_registered_model(ctx.tables, ctx.config, ["response"]).layout.sizes == (6,)
-    # As in a rebuilt workspace: the same fields and sizes, other ids.
-    renumbered = known.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
+    # As in a rebuilt workspace: same fields and sizes, other ids.
+    renumbered = vocabulary.selectExpr("field", "value", "8 - token_id AS token_id", "count_when_added")
     ctx.tables.overwrite(renumbered, "vocabulary")
     for stage in (score, embed, evaluate):
         with pytest.raises(
@@ -315,7 +320,7 @@ def test_a_model_belongs_to_the_vocabulary_it_was_trained_with(build: Build) -> 
     assert not ctx.tables.exists("scores")
 
 
-def test_training_records_what_the_model_belongs_to(build: Build, tmp_path: Path) -> None:
+def test_training_records_vocabulary_and_test_start(build: Build, tmp_path: Path) -> None:
     ctx = build()
     layout = layout_of(ctx.config, ctx.tables.read("vocabulary"))
     facts = specification_of(ctx, layout).facts
@@ -331,9 +336,9 @@ def test_a_model_without_these_facts_is_refused(build: Build, tmp_path: Path, fa
         load_registered_model(ctx.tables, ctx.config, ["response"])
 
 
-def test_a_model_is_not_evaluated_on_what_it_was_trained_on(build: Build, tmp_path: Path) -> None:
-    """The test period begins earlier than the model assumes: each stage says what to run."""
-    ctx = build(split=EARLIER)
+def test_a_model_is_not_evaluated_on_its_training_period(build: Build, tmp_path: Path) -> None:
+    """The test period starts earlier than at training. Each stage names the stages to run again."""
+    ctx = build(split=EARLIER_SPLIT)
     layout = layout_of(ctx.config, ctx.tables.read("vocabulary"))
     with pytest.raises(
         ModelError, match=r"packed for other dates of split .* run the stages 'examples' and 'snapshot'"
@@ -358,16 +363,19 @@ def test_the_test_period_is_in_local_days(build: Build) -> None:
     assert evaluate(build()).period == ("2023-10-20", "2023-11-15")  # both at midnight in Berlin
 
 
-STALE = r"expected sequences of all events before 2023-12-2\d 23:00 \(UTC\), found them made for an as_of of 2023-12-19"
+STALE_SEQUENCES = (
+    r"expected sequences of all events before 2023-12-2\d 23:00 \(UTC\), "
+    r"found them made for an as_of of 2023-12-19"
+)
 
 
 @pytest.mark.parametrize("stage", [score, embed])
-def test_no_customer_is_scored_with_a_history_that_ends_too_early(build: Build, stage: Any) -> None:
-    with pytest.raises(DataQualityError, match=STALE):
+def test_sequences_that_end_before_as_of_are_refused(build: Build, stage: Any) -> None:
+    with pytest.raises(DataQualityError, match=STALE_SEQUENCES):
         stage(build(as_of="2023-12-21"))
 
 
-def test_sequences_without_metadata_are_not_scored(build: Build) -> None:
+def test_sequences_without_commit_metadata_are_refused(build: Build) -> None:
     ctx = build()
     ctx.tables.overwrite(ctx.tables.read("sequences"), "sequences")
     with pytest.raises(
@@ -376,14 +384,14 @@ def test_sequences_without_metadata_are_not_scored(build: Build) -> None:
         score(ctx)
 
 
-def test_customers_without_a_kept_history_are_not_scored_as_new_ones(build: Build) -> None:
+def test_customers_with_a_fully_truncated_history_are_not_scored(build: Build) -> None:
     earlier, ctx = build(as_of="2023-12-01"), build()
     counts = score(earlier).counts
     assert (counts["truncated"], counts["customers_scored"]) == (1, 4)
-    assert scored(earlier) == set(CUSTOMERS)
+    assert scored_customers(earlier) == set(CUSTOMERS)
     counts = score(ctx).counts
     assert (counts["truncated"], counts["customers_scored"]) == (0, 6)
-    assert scored(ctx) == {*CUSTOMERS, "busy", "new"}
+    assert scored_customers(ctx) == {*CUSTOMERS, "busy", "new"}
     with pytest.raises(
         DataQualityError, match="no eligible customer has an event before as_of 2023-03-01 that is"
     ):
@@ -404,7 +412,7 @@ def test_examples_end_at_as_of_and_have_complete_histories(build: Build) -> None
     both_refuse(ctx, "does not say for which dates they were made: run the stage 'examples'")
 
 
-def test_a_snapshot_of_an_earlier_day_holds_nothing_after_it(build: Build) -> None:
+def test_a_snapshot_contains_no_event_after_its_as_of(build: Build) -> None:
     ctx = build(as_of="2023-09-01")
     build_examples(ctx)
     build_snapshot(ctx)

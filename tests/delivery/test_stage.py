@@ -1,4 +1,4 @@
-"""The contact list: eligibility is decided once more, by what the ledger's source states at that instant."""
+"""The contact list: consent is read again from its source before delivery."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tests.support.tables import table_versions
 
 CONTACT, JAN = "direct_marketing", "2023-01-01T00:00:00Z"
 KEYS = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2, 3, 4)}
-AGREED = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in KEYS.values()]
-# Customer 3 withdraws while the run, which takes a day, is working.
-LATER = statement(raw_id(3), CONTACT, "opt_out", "2024-01-02T19:00:00Z", JAN)
-WITHDRAWN = statement(raw_id(2), CONTACT, "opt_out", "2024-01-02T12:00:00Z")
-# Text with the quotes and commas of real data.
+OPT_INS = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in KEYS.values()]
+# Customer 3 opts out during the run, which takes a day.
+LATER_OPT_OUT = statement(raw_id(3), CONTACT, "opt_out", "2024-01-02T19:00:00Z", JAN)
+NEW_OPT_OUT = statement(raw_id(2), CONTACT, "opt_out", "2024-01-02T12:00:00Z")
+# A text with quotes and a comma.
 MAIL = '20" pizza, "free"'
 
 
 def events_frame(ctx: RunContext) -> DataFrame:
-    """An event of each customer, a day before the scores' date."""
+    """One event of each customer, a day before `as_of`."""
     rows = [(key, f"event {number}") for key, number in KEYS.items()]
     events = local_frame(ctx.spark, rows, "customer_key STRING, event_id STRING")
     day_before = F.expr(f"{sql_literal(ctx.as_of)} - INTERVAL 1 DAY")
@@ -42,13 +42,13 @@ def events_frame(ctx: RunContext) -> DataFrame:
 
 @pytest.fixture
 def ctx(make_context: Callable[..., RunContext], tmp_path: Path) -> RunContext:
-    """A run that has scored four customers, one day after its start."""
-    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, LATER])
+    """A run with scores of four customers. Its clock is one day after its start."""
+    write_inputs(tmp_path / "shop" / "raw", statements=[*OPT_INS, LATER_OPT_OUT])
     ctx = make_context()
     update_consent(ctx)
     ctx.tables.overwrite(events_frame(ctx), "events")
     rows = [(key, number / 10) for key, number in KEYS.items()]
-    # Several files, as a job writes them.
+    # Several files, as after a distributed write.
     scores = (
         local_frame(ctx.spark, rows, "customer_key STRING, probability DOUBLE")
         .repartition(3)
@@ -67,8 +67,8 @@ def ctx(make_context: Callable[..., RunContext], tmp_path: Path) -> RunContext:
     return dataclasses.replace(make_context(), clock=lambda: STARTED_AT + dt.timedelta(days=1))
 
 
-def test_customers_who_withdrew_during_the_run_are_withheld(ctx: RunContext, tmp_path: Path) -> None:
-    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, LATER, WITHDRAWN])
+def test_customers_who_opt_out_during_the_run_are_not_delivered(ctx: RunContext, tmp_path: Path) -> None:
+    write_inputs(tmp_path / "shop" / "raw", statements=[*OPT_INS, LATER_OPT_OUT, NEW_OPT_OUT])
     result = deliver(ctx)
     assert result.counts == {
         "statements_in": 6,
@@ -82,13 +82,13 @@ def test_customers_who_withdrew_during_the_run_are_withheld(ctx: RunContext, tmp
     assert [KEYS[row["customer_key"]] for row in listed] == [4, 1]
     newest = ctx.tables.version("consent")
     assert {row["consent_version"] for row in listed} == {newest}
-    # These versions go into the audit.
+    # The audit records these versions.
     assert ctx.tables.read_versions["consent"] == newest == ctx.tables.written_versions["consent"]
 
 
-def test_a_refused_source_delivers_no_list(ctx: RunContext, tmp_path: Path) -> None:
+def test_an_invalid_consent_source_delivers_no_list(ctx: RunContext, tmp_path: Path) -> None:
     before = table_versions(ctx)
-    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, WITHDRAWN | {"customer": None}])
+    write_inputs(tmp_path / "shop" / "raw", statements=[*OPT_INS, NEW_OPT_OUT | {"customer": None}])
     with pytest.raises(ConsentError, match="1 of 5 consent statements lack a readable customer"):
         deliver(ctx)
     (tmp_path / "shop" / "raw" / "consent_statements.csv").unlink()
@@ -97,35 +97,35 @@ def test_a_refused_source_delivers_no_list(ctx: RunContext, tmp_path: Path) -> N
     assert table_versions(ctx) == before
 
 
-def test_a_list_may_be_empty(ctx: RunContext, tmp_path: Path) -> None:
-    """All scored customers have withdrawn, another customer agrees, and there is a list of the day before."""
+def test_an_empty_list_is_delivered(ctx: RunContext, tmp_path: Path) -> None:
+    """All scored customers have opted out. The list of the previous day remains in the table."""
     deliver(ctx)
-    earlier = ctx.tables.read("contact_list").withColumn("as_of", F.expr("as_of - INTERVAL 1 DAY"))
-    assert ctx.tables.overwrite(earlier, "contact_list") == 3
-    out = [statement(raw_id(n), CONTACT, "opt_out", "2024-01-02T12:00:00Z") for n in KEYS.values()]
-    other = statement(raw_id(9), CONTACT, "opt_in", JAN)
-    write_inputs(tmp_path / "shop" / "raw", statements=[*AGREED, *out, other])
+    previous_list = ctx.tables.read("contact_list").withColumn("as_of", F.expr("as_of - INTERVAL 1 DAY"))
+    assert ctx.tables.overwrite(previous_list, "contact_list") == 3
+    opt_outs = [statement(raw_id(n), CONTACT, "opt_out", "2024-01-02T12:00:00Z") for n in KEYS.values()]
+    opt_in = statement(raw_id(9), CONTACT, "opt_in", JAN)
+    write_inputs(tmp_path / "shop" / "raw", statements=[*OPT_INS, *opt_outs, opt_in])
     counts = deliver(ctx).counts
     assert (counts["suppressed_by_consent"], counts["below_capacity"], counts["delivered"]) == (4, 0, 0)
     assert ctx.tables.read("contact_list").count() == 3
 
 
-def test_the_file_holds_what_the_table_holds(ctx: RunContext) -> None:
+def test_the_csv_file_matches_the_table(ctx: RunContext) -> None:
     with Path(deliver(ctx).path).open(newline="") as file:
-        read = [
+        csv_rows = [
             (row["customer_key"], row["description"], row["proposal_necessity"])
             for row in csv.DictReader(file)
         ]
     listed = ctx.tables.read("contact_list").orderBy("rank").collect()
     assert [row["description"] for row in listed] == [MAIL] * 3
-    assert read == [(row["customer_key"], MAIL, str(row["proposal_necessity"])) for row in listed]
+    assert csv_rows == [(row["customer_key"], MAIL, str(row["proposal_necessity"])) for row in listed]
 
 
 def test_scores_of_reassigned_events_are_not_delivered(ctx: RunContext) -> None:
-    """A late link assigns the phone to another customer, who is not eligible."""
+    """A late link assigns an event to another customer, who is not eligible."""
     events = ctx.tables.read("events").where("event_id = 'event 4'")
-    moved = events.select("event_id", F.lit("another customer").alias("customer_key"))
-    ctx.tables.update(moved, "events", "event_id", columns=["customer_key"])
+    reassigned = events.select("event_id", F.lit("another customer").alias("customer_key"))
+    ctx.tables.update(reassigned, "events", "event_id", columns=["customer_key"])
     with pytest.raises(
         ConsentError,
         match=r"1 events that may be in the table 'scores' .* run the stages 'sequences' and 'score' again",

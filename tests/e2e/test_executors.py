@@ -1,4 +1,4 @@
-"""The Spark stages on executors of their own, one of which is killed at work, give what local mode gives."""
+"""Spark stages on separate executors, one of which is killed, write the same tables as in local mode."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ COMPARED = (
     "examples",
     "training_blocks",
 )
-# What differs between two runs of the same: their names, times and folders.
-OF_THE_RUN = ("run_id", "ingested_at", "recorded_at", "ingested_at", "part", "modified")
+# Columns that differ between two runs on the same input.
+RUN_COLUMNS = ("run_id", "ingested_at", "recorded_at", "part", "modified")
 EXECUTOR = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
 ALL_STAGES = (
     "import sys; from lam_spark.cli import run_job; "
@@ -55,15 +55,16 @@ ALL_STAGES = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the run on separate executors left.
+    """A finished run on separate executors.
 
     Attributes:
-        killed: process of the executor that was killed.
-        events: Spark's own record of the run.
+        root: Workspace.
+        killed_pid: Process id of the executor that was killed.
+        events: Spark's event log.
     """
 
     root: Path
-    killed: int
+    killed_pid: int
     events: list[dict[str, Any]]
 
 
@@ -71,7 +72,7 @@ class Cluster:
 def local(
     make_data_set: Callable[..., DataSet], spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> DataSet:
-    """The small shop after the stages in local mode."""
+    """The small shop, processed in local mode."""
     data = make_data_set(tmp_path_factory.mktemp("local") / "shop", customers=200)
     for stage in STAGES:
         assert run_job(stage, ["--conf", str(data.conf)]) == 0
@@ -80,19 +81,19 @@ def local(
 
 @pytest.fixture(scope="module")
 def cluster(local: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """The same inputs through the same stages on two executors of one core each."""
+    """The same inputs, processed by two executors with one core each."""
     folder = tmp_path_factory.mktemp("cluster")
     root = folder / "shop"
     shutil.copytree(local.root / "raw", root / "raw")
     content = yaml.safe_load(local.conf.read_text())
-    record = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": (folder / "events").as_uri()}
+    event_log = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": (folder / "events").as_uri()}
     content["root"] = str(root)
     content["spark"] |= {
         "master": "local-cluster[2,1,1024]",
-        "settings": content["spark"]["settings"] | record | {"spark.eventLog.compress": "false"},
+        "settings": content["spark"]["settings"] | event_log | {"spark.eventLog.compress": "false"},
     }
     (folder / "events").mkdir()
-    (folder / "shop.yaml").write_text(yaml.safe_dump(content, sort_keys=False))  # the order of fields counts
+    (folder / "shop.yaml").write_text(yaml.safe_dump(content, sort_keys=False))  # the order of fields matters
     process = subprocess.Popen(
         [sys.executable, "-c", ALL_STAGES, "--conf", str(folder / "shop.yaml")],
         stdout=subprocess.PIPE,
@@ -100,27 +101,26 @@ def cluster(local: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Cluster
         text=True,
         env={**os.environ, "SPARK_HOME": str(spark_home(folder)), "SPARK_SCALA_VERSION": "2.13"},
     )
-    killed: list[int] = []
-    watch = threading.Thread(target=lambda: killed.extend(kill_at_work(process)))
-    watch.start()
+    killed_pids: list[int] = []
+    killer = threading.Thread(target=lambda: killed_pids.extend(kill_working_executor(process)))
+    killer.start()
     try:
         stdout, stderr = process.communicate(timeout=800)
     finally:
-        process.kill()  # nothing to end, unless the time ran out
-        watch.join()
+        process.kill()  # has an effect only after a timeout
+        killer.join()
     assert process.returncode == 0, (stdout[-2000:], stderr[-2000:])
-    assert len(killed) == 1
+    assert len(killed_pids) == 1
     events = []
     for path in (folder / "events").rglob("events_*"):
-        with path.open(
-            encoding="utf-8"
-        ) as file:  # not `splitlines`: a plan may hold any white space there is
+        # Not `splitlines`: a query plan may contain other line separators.
+        with path.open(encoding="utf-8") as file:
             events += [json.loads(line) for line in file]
-    return Cluster(root, killed[0], events)
+    return Cluster(root, killed_pids[0], events)
 
 
 def spark_home(folder: Path) -> Path:
-    """pyspark's Spark under a folder of ours: executors keep their files there, and not among the packages."""
+    """A `SPARK_HOME` with links to pyspark's files: executors write their files there, not into the package."""
     home = folder / "spark"
     home.mkdir()
     for part in Path(pyspark.__file__).parent.iterdir():
@@ -128,13 +128,15 @@ def spark_home(folder: Path) -> Path:
     return home
 
 
-def kill_at_work(process: subprocess.Popen[str]) -> Iterator[int]:
-    """End, with -9, the first executor that starts Python: a task of it waits for that, for about a second."""
+def kill_working_executor(process: subprocess.Popen[str]) -> Iterator[int]:
+    """Kill the first executor that starts a Python worker, and yield its process id.
+
+    A task of the executor runs at that time: it waits about a second for the worker.
+    """
     while process.poll() is None:
         for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(
-                psutil.Error
-            ):  # it has ended, or waits to be noticed; the others are looked at
+            # A process may have ended in the meantime.
+            with contextlib.suppress(psutil.Error):
                 executor = child.parent()
                 if "pyspark.daemon" in child.cmdline() and executor and EXECUTOR in executor.cmdline():
                     executor.kill()
@@ -144,18 +146,18 @@ def kill_at_work(process: subprocess.Popen[str]) -> Iterator[int]:
 
 
 def content(root: Path, name: str) -> list[str]:
-    """A table's rows, in an order of their own, without what belongs to the run."""
+    """Sorted rows of a table as JSON, without the columns that depend on the run."""
     return sorted(
-        json.dumps({k: v for k, v in row.items() if k not in OF_THE_RUN}, default=str, sort_keys=True)
+        json.dumps({k: v for k, v in row.items() if k not in RUN_COLUMNS}, default=str, sort_keys=True)
         for row in rows(root, name)
     )
 
 
 @pytest.mark.parametrize("name", COMPARED)
-def test_the_tables_are_the_same(local: DataSet, cluster: Cluster, name: str) -> None:
+def test_both_runs_write_the_same_rows(local: DataSet, cluster: Cluster, name: str) -> None:
     expected = content(local.root, name)
     assert content(cluster.root, name) == expected
-    assert expected or name == "unresolved"  # the shop knows its customers by their own ids only
+    assert expected or name == "unresolved"  # all ids of the shop are customer ids
 
 
 def test_every_table_is_compared(local: DataSet, cluster: Cluster) -> None:
@@ -163,15 +165,17 @@ def test_every_table_is_compared(local: DataSet, cluster: Cluster) -> None:
         assert {path.name for path in (root / "tables").iterdir()} == {*COMPARED, "audit"}
 
 
-def test_the_work_of_the_killed_executor_was_done_again(cluster: Cluster) -> None:
-    def of(kind: str) -> list[dict[str, Any]]:
+def test_tasks_of_the_killed_executor_were_repeated(cluster: Cluster) -> None:
+    def events_of(kind: str) -> list[dict[str, Any]]:
         return [event for event in cluster.events if event["Event"] == f"SparkListener{kind}"]
 
-    assert len(of("ExecutorAdded")) >= 3  # two, and one in the place of the killed one
-    ended = of("TaskEnd")
-    lost = [task for task in ended if task["Task End Reason"]["Reason"] == "ExecutorLostFailure"]
-    assert lost
-    again = {
-        (t["Stage ID"], t["Task Info"]["Index"]) for t in ended if t["Task End Reason"]["Reason"] == "Success"
+    assert len(events_of("ExecutorAdded")) >= 3  # two, and the replacement of the killed one
+    ended_tasks = events_of("TaskEnd")
+    lost_tasks = [task for task in ended_tasks if task["Task End Reason"]["Reason"] == "ExecutorLostFailure"]
+    assert lost_tasks
+    successful = {
+        (task["Stage ID"], task["Task Info"]["Index"])
+        for task in ended_tasks
+        if task["Task End Reason"]["Reason"] == "Success"
     }
-    assert {(task["Stage ID"], task["Task Info"]["Index"]) for task in lost} <= again
+    assert {(task["Stage ID"], task["Task Info"]["Index"]) for task in lost_tasks} <= successful

@@ -1,4 +1,4 @@
-"""What a full run leaves, read without the project's own code where possible."""
+"""The output of a full run, read without the project's own code where possible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def keys(raw_ids: Any) -> set[str]:
     return {keyed_pseudonym(SECRET.encode(), raw) for raw in raw_ids}
 
 
-def test_the_summary_names_the_result_in_one_line(finished: Finished) -> None:
+def test_the_summary_contains_the_result(finished: Finished) -> None:
     summary = finished.summary
     assert (summary["status"], summary["exit_code"], summary["as_of"]) == ("done", 0, "2023-12-20")
     assert Path(summary["report"]) == finished.root / "report" / "2023-12-20.html"
@@ -40,7 +40,7 @@ def test_the_summary_names_the_result_in_one_line(finished: Finished) -> None:
     assert list(summary["stages"]) == list(NIGHTLY)
 
 
-def test_its_training_can_be_planned_from_its_tables(
+def test_plan_uses_the_tables_of_the_run(
     finished: Finished, spark: SparkSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "--train", "--conf", str(finished.data.conf)]) == 0
@@ -53,7 +53,7 @@ def test_its_training_can_be_planned_from_its_tables(
     assert summary["parameters"] == finished.summary["stages"]["train"]["parameters"]
 
 
-def test_raw_rows_are_events_duplicates_and_rejected_rows(finished: Finished) -> None:
+def test_every_raw_row_is_an_event_a_duplicate_or_rejected(finished: Finished) -> None:
     assert finished.summary["stages"]["ingest"].items() >= finished.data.expected.items()
     events = rows(finished.root, "events")
     assert len(events) == finished.data.expected["events"]
@@ -61,19 +61,19 @@ def test_raw_rows_are_events_duplicates_and_rejected_rows(finished: Finished) ->
     assert len(rows(finished.root, "quarantine")) == finished.data.expected["quarantined"]
 
 
-def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) -> None:
+def test_counts_of_stages_match_the_tables(finished: Finished) -> None:
     stages, data = finished.summary["stages"], finished.data
     assert stages["sequences"]["sequences"] == len(rows(finished.root, "sequences"))
     assert stages["sequences"]["sequences"] == len(data.training | data.contact)
     examples = rows(finished.root, "examples")
     assert stages["examples"]["examples"] == len(examples)
-    tested = [row for row in examples if row["split"] == "test"]
+    test_examples = [row for row in examples if row["split"] == "test"]
     held_out = rows(finished.root, "held_out_scores")
-    scored = {row["query_id"] for row in tested if row["target"] == "response"}
-    assert {row["query_id"] for row in held_out} == scored
-    others = rows(finished.root, "held_out_predictions")
-    assert {(row["target"], row["query_id"]) for row in others} == {
-        (row["target"], row["query_id"]) for row in tested if row["target"] != "response"
+    query_ids = {row["query_id"] for row in test_examples if row["target"] == "response"}
+    assert {row["query_id"] for row in held_out} == query_ids
+    predictions = rows(finished.root, "held_out_predictions")
+    assert {(row["target"], row["query_id"]) for row in predictions} == {
+        (row["target"], row["query_id"]) for row in test_examples if row["target"] != "response"
     }
     assert stages["evaluate"] == {
         "examples": len(held_out),
@@ -84,42 +84,41 @@ def test_the_counts_of_the_stages_are_those_of_the_tables(finished: Finished) ->
     labelled = {(row["query_id"], row["split"]) for row in examples if row["split"] != "test"}
     assert stages["snapshot"]["queries"] == len(labelled)
     assert stages["score"]["customers_with_events"] == len(data.everyone)
-    delivered = stages["deliver"]
-    assert delivered["customers_scored"] == (
-        delivered["suppressed_by_consent"] + delivered["below_capacity"] + delivered["delivered"]
+    deliver_counts = stages["deliver"]
+    assert deliver_counts["customers_scored"] == (
+        deliver_counts["suppressed_by_consent"]
+        + deliver_counts["below_capacity"]
+        + deliver_counts["delivered"]
     )
 
 
-def test_the_other_targets_are_evaluated_too(finished: Finished) -> None:
+def test_secondary_targets_are_evaluated(finished: Finished) -> None:
     (entry,) = (row for row in rows(finished.root, "audit") if row["stage"] == "evaluate")
     result = EvaluateResult.from_json(json.loads(entry["entry"])["result"])
-    measured = {name: target.metrics for name, target in result.secondary_targets.items()}
+    metrics = {name: target.metrics for name, target in result.secondary_targets.items()}
     held_out = rows(finished.root, "held_out_predictions")
-    assert set(measured) == {row["target"] for row in held_out} == {"lapse", "spend", "items"}
-    by_target = {name: [row for row in held_out if row["target"] == name] for name in measured}
+    assert set(metrics) == {row["target"] for row in held_out} == {"lapse", "spend", "items"}
+    by_target = {name: [row for row in held_out if row["target"] == name] for name in metrics}
     assert {name: target.examples for name, target in result.secondary_targets.items()} == {
         name: len(examples) for name, examples in by_target.items()
     }
     lapse, spend, items = (by_target[name] for name in ("lapse", "spend", "items"))
     label, probability = np.array([[row["label"], row["prediction"][0]] for row in lapse]).T
-    assert measured["lapse"]["auc"] == pytest.approx(auc(probability, label), abs=0.01)
+    assert metrics["lapse"]["auc"] == pytest.approx(auc(probability, label), abs=0.01)
     amount = np.array([row["label"] for row in spend])
     mean, median = np.array([row["prediction"] for row in spend]).T
-    assert measured["spend"]["mean_absolute_error"] == pytest.approx(np.abs(amount - median).mean())
+    assert metrics["spend"]["mean_absolute_error"] == pytest.approx(np.abs(amount - median).mean())
     baseline = np.array([0.0 if row["baseline_score"] is None else row["baseline_score"] for row in spend])
-    assert (
-        0 < sum(row["baseline_score"] is None for row in spend) < len(spend)
-    )  # customers without a recent purchase
-    assert measured["spend"]["baseline_mean_absolute_error"] == pytest.approx(
-        np.abs(amount - baseline).mean()
-    )
-    assert measured["spend"]["mean_predicted"] == pytest.approx(mean.mean())
+    # Customers without a recent purchase have no baseline score.
+    assert 0 < sum(row["baseline_score"] is None for row in spend) < len(spend)
+    assert metrics["spend"]["baseline_mean_absolute_error"] == pytest.approx(np.abs(amount - baseline).mean())
+    assert metrics["spend"]["mean_predicted"] == pytest.approx(mean.mean())
     assert (median >= 0).all()
     assert (mean > 0).all()
-    happened = np.array([[3 + value in row["label_ids"] for value in range(4)] for row in items], float)
+    labels = np.array([[3 + value in row["label_ids"] for value in range(4)] for row in items], float)
     probabilities = np.array([row["prediction"] for row in items])
-    areas = [auc(probabilities[:, value], happened[:, value]) for value in range(4)]
-    assert measured["items"]["macro_auc"] == pytest.approx(np.nanmean(areas), abs=0.01)
+    value_aucs = [auc(probabilities[:, value], labels[:, value]) for value in range(4)]
+    assert metrics["items"]["macro_auc"] == pytest.approx(np.nanmean(value_aucs), abs=0.01)
 
 
 def test_every_customer_eligible_for_contact_has_a_score_for_every_proposal(finished: Finished) -> None:
@@ -134,13 +133,13 @@ def test_every_customer_eligible_for_contact_has_a_score_for_every_proposal(fini
     assert len({row["model_digest"] for row in scores}) == 1
 
 
-def test_the_list_is_the_top_of_the_scores(finished: Finished) -> None:
+def test_the_contact_list_contains_the_highest_scores(finished: Finished) -> None:
     best: dict[str, dict[str, Any]] = {}
     for row in rows(finished.root, "scores"):
-        known = best.get(row["customer_key"])
-        if known is None or (row["probability"], row["proposal_id"]) > (
-            known["probability"],
-            known["proposal_id"],
+        current = best.get(row["customer_key"])
+        if current is None or (row["probability"], row["proposal_id"]) > (
+            current["probability"],
+            current["proposal_id"],
         ):
             best[row["customer_key"]] = row
     top = sorted(best.values(), key=lambda row: (-row["probability"], row["customer_key"]))[:50]
@@ -151,16 +150,16 @@ def test_the_list_is_the_top_of_the_scores(finished: Finished) -> None:
     ]
 
 
-def test_the_csv_is_the_table(finished: Finished) -> None:
+def test_the_csv_file_matches_the_table(finished: Finished) -> None:
     listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
     with Path(finished.summary["contact_list"]).open(encoding="utf-8", newline="") as file:
-        written = list(csv.DictReader(file))
+        csv_rows = list(csv.DictReader(file))
     names = ["rank", "customer_key", "proposal_id", "description", "proposal_necessity"]
-    assert list(written[0]) == names
-    assert [[row[name] for name in names[:4]] for row in written] == [
+    assert list(csv_rows[0]) == names
+    assert [[row[name] for name in names[:4]] for row in csv_rows] == [
         [str(row[name]) for name in names[:4]] for row in listed
     ]
-    assert [float(row["proposal_necessity"]) for row in written] == [
+    assert [float(row["proposal_necessity"]) for row in csv_rows] == [
         row["proposal_necessity"] for row in listed
     ]
     assert sorted(path.name for path in (finished.root / "delivery").glob("[!.]*")) == [
@@ -168,39 +167,43 @@ def test_the_csv_is_the_table(finished: Finished) -> None:
     ]
 
 
-def test_the_report_shows_the_numbers(finished: Finished) -> None:
+def test_the_report_shows_the_numbers_of_the_run(finished: Finished) -> None:
     page = Path(finished.summary["report"]).read_text(encoding="utf-8")
     (headlines,) = re.findall(r'<dl class="headlines">(.*?)</dl>', page, re.DOTALL)
     pairs = re.findall(r'<dt>(.*?)</dt>\s*<dd class="value">(.*?)</dd>', headlines, re.DOTALL)
     assert {html.unescape(label): html.unescape(value) for label, value in pairs} == finished.summary[
         "numbers"
     ]
-    # Without the page's style, which is full of numbers of its own.
-    shown = re.sub(r"<[^>]+>", " ", page.partition("<body>")[2])
+    # Without the style sheet, which contains other numbers.
+    text = re.sub(r"<[^>]+>", " ", page.partition("<body>")[2])
     for count in (finished.data.expected["rows_in"], finished.data.expected["events"]):
-        assert f"{count:,}" in shown
+        assert f"{count:,}" in text
     first = min(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
-    assert first["proposal_id"] in shown
-    assert finished.summary["run_id"] in shown
-    assert rows(finished.root, "scores")[0]["model_digest"][:12] in shown
+    assert first["proposal_id"] in text
+    assert finished.summary["run_id"] in text
+    assert rows(finished.root, "scores")[0]["model_digest"][:12] in text
 
 
-def test_the_report_names_the_versions_of_all_tables_but_the_audit(finished: Finished) -> None:
+def test_the_report_shows_the_version_of_every_table_except_the_audit(finished: Finished) -> None:
     page = Path(finished.summary["report"]).read_text(encoding="utf-8")
-    shown = dict(
+    shown_versions = dict(
         re.findall(r"<t[hd][^>]*>(\w+)</t[hd]>\s*<td[^>]*>(\d+)</td>", page.partition("Delta version")[2])
     )
-    assert shown == {name: str(version) for name, version in finished.versions.items() if name != "audit"}
+    assert shown_versions == {
+        name: str(version) for name, version in finished.versions.items() if name != "audit"
+    }
 
 
 @pytest.fixture(scope="module")
 def mlflow(finished: Finished) -> MlflowClient:
-    """The run's own MLflow."""
+    """Client of the MLflow database in the workspace."""
     uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def test_mlflow_records_how_the_model_was_trained(finished: Finished, mlflow: MlflowClient) -> None:
+def test_mlflow_contains_parameters_tags_and_metrics_of_the_training(
+    finished: Finished, mlflow: MlflowClient
+) -> None:
     experiment = mlflow.get_experiment_by_name("lam_spark")
     (run,) = mlflow.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
@@ -217,7 +220,7 @@ def test_mlflow_records_how_the_model_was_trained(finished: Finished, mlflow: Ml
     assert all(0 < point.value < 5 for point in losses)
 
 
-def test_the_registered_model_is_the_file_that_scored(finished: Finished, mlflow: MlflowClient) -> None:
+def test_scores_were_made_with_the_registered_model(finished: Finished, mlflow: MlflowClient) -> None:
     version = mlflow.get_model_version_by_alias("small_shop", "champion")
     (weights,) = (finished.root / "mlflow").rglob("model.safetensors")
     folder = weights.parent
@@ -237,22 +240,22 @@ def test_the_audit_has_one_chained_entry_per_stage(finished: Finished) -> None:
     assert [row["stage"] for row in entries] == list(NIGHTLY)
     assert {row["run_id"] for row in entries} == {finished.summary["run_id"]}
     assert {row["status"] for row in entries} == {"done"}
-    before = "0" * 64
+    previous = "0" * 64
     for row in entries:
-        assert row["previous_hash"] == before
-        before = hashlib.sha256(f"{before}\n{row['entry']}".encode()).hexdigest()
-        assert row["entry_hash"] == before
+        assert row["previous_hash"] == previous
+        previous = hashlib.sha256(f"{previous}\n{row['entry']}".encode()).hexdigest()
+        assert row["entry_hash"] == previous
     by_stage = {row["stage"]: json.loads(row["entry"]) for row in entries}
     assert all(entry["result"]["format"] == 1 for entry in by_stage.values())
     score = ScoreResult.from_json(by_stage["score"]["result"])
     assert score.counts == finished.summary["stages"]["score"]
-    written = [entry["tables_written"] for entry in by_stage.values()]
-    assert dict(itertools.chain.from_iterable(part.items() for part in written)) == {
+    tables_written = [entry["tables_written"] for entry in by_stage.values()]
+    assert dict(itertools.chain.from_iterable(part.items() for part in tables_written)) == {
         name: version for name, version in finished.versions.items() if name != "audit"
     }
 
 
-def test_the_log_has_every_stage(finished: Finished) -> None:
+def test_the_log_contains_every_stage(finished: Finished) -> None:
     (file,) = (finished.root / "logs").glob("*.jsonl")
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [record["stage"] for record in records if record["event"] == "stage done"] == list(NIGHTLY)

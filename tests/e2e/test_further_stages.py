@@ -1,4 +1,4 @@
-"""The stage on request, in the workspace of the full run: embeddings of customers eligible for training."""
+"""The stage `embed` on the workspace of the full run: embeddings of customers eligible for training."""
 
 from __future__ import annotations
 
@@ -19,38 +19,40 @@ from tests.support.shop import SECRET
 
 # 2023-12-20 00:00 in Berlin, a Wednesday, in UTC.
 AS_OF, HOUR_OF_WEEK = pd.Timestamp("2023-12-19 23:00"), 72
-WIDTH = 16
+D_MODEL = 16
 
 
-def of_training(finished: Finished) -> set[str]:
+def training_keys(finished: Finished) -> set[str]:
     """Keys of customers eligible for training."""
     return {keyed_pseudonym(SECRET.encode(), raw) for raw in finished.data.training}
 
 
-def test_every_eligible_customer_has_one_embedding_and_no_other_customer_has_one(embedded: Finished) -> None:
-    made = rows(embedded.root, "embeddings")
-    assert len(made) == len(embedded.data.training)
-    assert {row["customer_key"] for row in made} == of_training(embedded)
-    assert {row["as_of"] for row in made} == {AS_OF}
+def test_exactly_the_eligible_customers_have_an_embedding(embedded: Finished) -> None:
+    embeddings = rows(embedded.root, "embeddings")
+    assert len(embeddings) == len(embedded.data.training)
+    assert {row["customer_key"] for row in embeddings} == training_keys(embedded)
+    assert {row["as_of"] for row in embeddings} == {AS_OF}
     assert embedded.summary["stages"] == {
         "embed": {
-            "customers_eligible": len(made),
+            "customers_eligible": len(embeddings),
             "without_sequence": 0,
             "truncated": 0,
-            "embeddings": len(made),
+            "embeddings": len(embeddings),
         }
     }
 
 
-def test_an_embedding_has_the_model_width_and_names_its_origin(embedded: Finished) -> None:
-    made = rows(embedded.root, "embeddings")
-    vectors = np.array([row["embedding"] for row in made])
-    assert vectors.shape == (len(made), WIDTH)
+def test_an_embedding_has_d_model_values_and_records_its_model(embedded: Finished) -> None:
+    embeddings = rows(embedded.root, "embeddings")
+    vectors = np.array([row["embedding"] for row in embeddings])
+    assert vectors.shape == (len(embeddings), D_MODEL)
     assert np.isfinite(vectors).all()
-    assert len(np.unique(vectors.round(4), axis=0)) > 0.9 * len(made)  # customers differ
+    assert len(np.unique(vectors.round(4), axis=0)) > 0.9 * len(embeddings)  # customers differ
     origin = ("model_digest", "model_version", "consent_version", "run_id")
     (scored,) = {tuple(row[name] for name in origin[:3]) for row in rows(embedded.root, "scores")}
-    assert {tuple(row[name] for name in origin) for row in made} == {(*scored, embedded.summary["run_id"])}
+    assert {tuple(row[name] for name in origin) for row in embeddings} == {
+        (*scored, embedded.summary["run_id"])
+    }
 
 
 def test_the_embeddings_are_those_of_the_registered_model(embedded: Finished) -> None:
@@ -60,14 +62,14 @@ def test_the_embeddings_are_those_of_the_registered_model(embedded: Finished) ->
     sequences = pd.DataFrame(rows(embedded.root, "sequences")).assign(**dict.fromkeys(query_columns(layout)))
     at = AS_OF.value // 1000  # microseconds
     expected = embed_customers(artifact, customers(layout, sequences), at, HOUR_OF_WEEK)
-    made = {row["customer_key"]: row["embedding"] for row in rows(embedded.root, "embeddings")}
-    chosen = sequences["customer_key"].isin(made).to_numpy()
-    assert chosen.sum() == len(made) < len(sequences)
-    given = np.array([made[key] for key in sequences["customer_key"][chosen]])
-    np.testing.assert_allclose(given, expected[chosen], atol=1e-5)
+    stored = {row["customer_key"]: row["embedding"] for row in rows(embedded.root, "embeddings")}
+    is_eligible = sequences["customer_key"].isin(stored).to_numpy()
+    assert is_eligible.sum() == len(stored) < len(sequences)
+    actual = np.array([stored[key] for key in sequences["customer_key"][is_eligible]])
+    np.testing.assert_allclose(actual, expected[is_eligible], atol=1e-5)
 
 
-def test_it_has_an_audit_entry_like_every_stage(embedded: Finished) -> None:
+def test_embed_has_an_audit_entry(embedded: Finished) -> None:
     (record,) = (row for row in rows(embedded.root, "audit") if row["stage"] == "embed")
     assert (record["status"], record["run_id"]) == ("done", embedded.summary["run_id"])
     entry: dict[str, Any] = json.loads(record["entry"])
@@ -77,4 +79,4 @@ def test_it_has_an_audit_entry_like_every_stage(embedded: Finished) -> None:
     assert {name: entry["tables_read"][name] for name in ("sequences", "consent")} == {
         name: embedded.versions[name] for name in ("sequences", "consent")
     }
-    assert (result.purpose, result.d_model) == ("model_training", WIDTH)
+    assert (result.purpose, result.d_model) == ("model_training", D_MODEL)

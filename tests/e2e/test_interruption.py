@@ -1,4 +1,4 @@
-"""Ctrl-C as a terminal sends it: to the run and to every process that it has started in its group."""
+"""Ctrl-C, sent as by a terminal to the process group of a run, ends the run with exit code 130."""
 
 from __future__ import annotations
 
@@ -11,45 +11,52 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.runs import rows, start, stopped_when
+from tests.support.runs import rows, start, stop_when
 
 if TYPE_CHECKING:
     from tests.support.shop import DataSet
 
 pytestmark = pytest.mark.long
 
-LAST_LINE = "lam-spark {}: interrupted; the last good tables stand"
+LAST_LINE = "lam-spark {}: interrupted; the last good tables are unchanged"
 
 
 def logged(root: Path, event: str) -> bool:
-    """Whether any run of the workspace has written such a record."""
+    """Whether a log of the workspace contains a record of this event."""
     return any(f'"event": "{event}"' in file.read_text() for file in (root / "logs").glob("*.jsonl"))
 
 
-def interrupted(stage: str, data: DataSet, seen: Callable[[], bool]) -> tuple[int, dict[str, Any], str]:
-    """Press Ctrl-C as soon as something is seen; exit code, summary and stderr. No process of it is left."""
+def interrupt_when(
+    condition: Callable[[], bool], stage: str, data: DataSet
+) -> tuple[int, dict[str, Any], str]:
+    """Send SIGINT to a run once a condition holds. Returns exit code, summary and stderr.
+
+    Asserts that all processes of the run have ended.
+    """
     process = start(stage, "--conf", str(data.conf), start_new_session=True)
-    stdout, stderr = stopped_when(seen, process, lambda: os.killpg(process.pid, signal.SIGINT), patience=400)
+    stdout, stderr = stop_when(condition, process, lambda: os.killpg(process.pid, signal.SIGINT), timeout=400)
     return process.returncode, json.loads(stdout.splitlines()[-1]), stderr
 
 
-def test_amid_a_spark_job_a_run_ends_with_130(make_data_set: Callable[..., DataSet], tmp_path: Path) -> None:
+def test_a_run_interrupted_during_a_spark_job_exits_with_130(
+    make_data_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
     data = make_data_set(tmp_path / "shop", customers=20)
-    code, summary, stderr = interrupted("ingest", data, (data.root / "staging").exists)
+    code, summary, stderr = interrupt_when((data.root / "staging").exists, "ingest", data)
     assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
     assert LAST_LINE.format("ingest") in stderr.splitlines()
-    assert not (data.root / "tables" / "events").exists()  # it was at work
+    assert not (data.root / "tables" / "events").exists()  # the interruption came before publication
     (entry,) = rows(data.root, "audit")
     assert (entry["stage"], entry["status"]) == ("ingest", "failed")
     assert json.loads(entry["entry"])["error"] == "KeyboardInterrupt"
     assert not (data.root / "staging").exists()
 
 
-def test_amid_training_a_run_ends_with_130_and_its_ranks_with_it(
+def test_a_run_interrupted_during_training_exits_with_130_and_ends_its_ranks(
     make_data_set: Callable[..., DataSet], tmp_path: Path
 ) -> None:
     data = make_data_set(tmp_path / "shop")
-    code, summary, stderr = interrupted("run", data, lambda: logged(data.root, "epoch"))
+    code, summary, stderr = interrupt_when(lambda: logged(data.root, "epoch"), "run", data)
     assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
     assert LAST_LINE.format("run") in stderr.splitlines()
     last = max(rows(data.root, "audit"), key=lambda entry: entry["sequence"])

@@ -1,4 +1,4 @@
-"""The notebook's cells, run one after another on the workspace of the finished run."""
+"""The cells of the notebook run as a script on the workspace of the full run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_notebook_runs_on_a_finished_run(finished: Finished, tmp_path: Path)
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     script = tmp_path / "cells.py"
     script.write_text("\n\n".join(cells), encoding="utf-8")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, str(script)],
         cwd=REPOSITORY,
         env={
@@ -35,7 +35,7 @@ def test_the_notebook_runs_on_a_finished_run(finished: Finished, tmp_path: Path)
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout.splitlines()
-    assert said[0] == "small_shop as of 2023-12-20"
-    assert any(line.startswith("AUC 0.") for line in said)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    lines = completed.stdout.splitlines()
+    assert lines[0] == "small_shop as of 2023-12-20"
+    assert any(line.startswith("AUC 0.") for line in lines)

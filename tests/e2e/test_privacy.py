@@ -1,4 +1,4 @@
-"""Every file that a run writes, searched for raw ids and for the keys of people who did not agree to its purpose."""
+"""No file written by a run contains raw ids, or keys of customers without consent to the purpose of the file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from tests.support.shop import SECRET
 
 RAW_ID = re.compile(rb"RAW.CUSTOMER", re.IGNORECASE)
 HEX_KEY = re.compile(rb"(?=([0-9a-f]{32}))")
+# File name -> whether the file contains a raw id, and the customer keys in it.
+SearchResults = dict[str, tuple[bool, set[str]]]
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every string of a decoded value, however deep."""
+    """All strings of a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, bytes):
@@ -36,27 +38,29 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a file and, where it is Parquet or SQLite, what is encoded in it."""
-    held = path.read_bytes()
-    if held[:4] == b"PAR1":
+    """The bytes of a file, followed by the decoded values of a Parquet or SQLite file."""
+    stored = path.read_bytes()
+    if stored[:4] == b"PAR1":
         decoded = "\n".join(texts(pq.ParquetFile(path).read().to_pydict()))
-        return held + b"\n" + decoded.encode()
-    if held[:15] == b"SQLite format 3":
+        return stored + b"\n" + decoded.encode()
+    if stored[:15] == b"SQLite format 3":
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-            return held + b"\n" + "\n".join(database.iterdump()).encode()
-    return held
+            return stored + b"\n" + "\n".join(database.iterdump()).encode()
+    return stored
 
 
 @pytest.fixture(scope="module")
-def found(finished: Finished, embedded: Finished) -> dict[str, tuple[bool, set[str]]]:
-    """File -> whether it holds a raw id, and the customer keys in it. Raw files and the map are left out.
+def search_results(finished: Finished, embedded: Finished) -> SearchResults:
+    """Search results of all files of the full run and of the stage `embed`.
 
-    Of the run, and of the stage that it leaves out.
+    Raw files and the table `identity` are excluded.
     """
-    known = {keyed_pseudonym(SECRET.encode(), raw).encode() for raw in finished.data.everyone}
+    known_keys = {keyed_pseudonym(SECRET.encode(), raw).encode() for raw in finished.data.everyone}
 
-    def search(held: bytes) -> tuple[bool, set[str]]:
-        return bool(RAW_ID.search(held)), {key.decode() for key in known & set(HEX_KEY.findall(held))}
+    def search(content: bytes) -> tuple[bool, set[str]]:
+        return bool(RAW_ID.search(content)), {
+            key.decode() for key in known_keys & set(HEX_KEY.findall(content))
+        }
 
     results = {
         "stdout": search((finished.stdout + embedded.stdout).encode()),
@@ -73,79 +77,83 @@ def keys(raw_ids: Any) -> set[str]:
     return {keyed_pseudonym(SECRET.encode(), raw) for raw in raw_ids}
 
 
-def within(found: dict[str, tuple[bool, set[str]]], *folders: str) -> set[str]:
-    """All keys in the files of these folders."""
-    parts = [held for name, (_, held) in found.items() if name.startswith(folders)]
+def keys_in(search_results: SearchResults, *folders: str) -> set[str]:
+    """All customer keys in the files of these folders."""
+    parts = [file_keys for name, (_, file_keys) in search_results.items() if name.startswith(folders)]
     assert parts, f"no file in {folders}"
     return set().union(*parts)
 
 
-def test_the_search_finds_what_there_is(finished: Finished, found: dict[str, tuple[bool, set[str]]]) -> None:
-    assert within(found, "tables/events/") == keys(finished.data.everyone)
+def test_the_search_finds_keys_and_raw_ids(finished: Finished, search_results: SearchResults) -> None:
+    assert keys_in(search_results, "tables/events/") == keys(finished.data.everyone)
     raw = content(finished.root / "raw" / "purchases.parquet")
     assert RAW_ID.search(raw)
     identity = b"".join(content(path) for path in (finished.root / "tables" / "identity").glob("*.parquet"))
     assert RAW_ID.search(identity)
 
 
-def test_no_raw_id_outside_the_identity_map(found: dict[str, tuple[bool, set[str]]]) -> None:
-    assert [name for name, (raw, _) in found.items() if raw] == []
+def test_raw_ids_are_only_in_the_identity_table(search_results: SearchResults) -> None:
+    assert [name for name, (raw, _) in search_results.items() if raw] == []
 
 
 @pytest.mark.parametrize(
     "folder",
     ["tables/held_out_scores/", "tables/held_out_predictions/", "tables/examples/", "tables/embeddings/"],
 )
-def test_nobody_is_trained_on_who_did_not_agree(
-    finished: Finished, found: dict[str, tuple[bool, set[str]]], folder: str
+def test_training_and_evaluation_use_only_customers_who_agreed(
+    finished: Finished, search_results: SearchResults, folder: str
 ) -> None:
-    held = within(found, folder)
-    assert held
-    assert held - keys(finished.data.training) == set()
+    used_keys = keys_in(search_results, folder)
+    assert used_keys
+    assert used_keys - keys(finished.data.training) == set()
 
 
-def test_no_block_is_of_somebody_who_did_not_agree(finished: Finished, spark: SparkSession) -> None:
-    """Blocks hold no key: whose events they are, they tell by a hash of it."""
+def test_training_blocks_contain_only_customers_who_agreed(finished: Finished, spark: SparkSession) -> None:
+    """Blocks contain a hash of the customer key instead of the key."""
 
     def hashes(raw_ids: Any) -> set[int]:
         frame = spark.createDataFrame([(key,) for key in keys(raw_ids)], "customer_key STRING")
         return {row[0] for row in frame.select(F.hash("customer_key")).collect()}
 
-    owners = {
-        owner
+    hashes_in_blocks = {
+        customer_hash
         for block in rows(finished.root, "training_blocks")
-        for owner, segment in zip(block["customer_index"], block["window"], strict=True)
-        if segment  # 0 is an empty slot
+        for customer_hash, window in zip(block["customer_index"], block["window"], strict=True)
+        if window  # 0 is an empty slot
     }
     others = set(finished.data.everyone) - finished.data.training
     assert others
-    assert owners.isdisjoint(hashes(others))
-    assert owners == hashes(finished.data.training)  # all of them bought something before the test period
+    assert hashes_in_blocks.isdisjoint(hashes(others))
+    assert hashes_in_blocks == hashes(
+        finished.data.training
+    )  # all of them have purchases before the test period
 
 
 @pytest.mark.parametrize("folder", ["tables/scores/", "tables/contact_list/", "delivery/", "report/"])
-def test_nobody_is_listed_who_did_not_agree(
-    finished: Finished, found: dict[str, tuple[bool, set[str]]], folder: str
+def test_only_customers_who_agreed_are_scored_and_listed(
+    finished: Finished, search_results: SearchResults, folder: str
 ) -> None:
-    listed = within(found, folder)
-    assert listed
-    assert listed - keys(finished.data.contact) == set()
+    listed_keys = keys_in(search_results, folder)
+    assert listed_keys
+    assert listed_keys - keys(finished.data.contact) == set()
 
 
-def test_sequences_are_of_those_who_agreed_to_either(
-    finished: Finished, found: dict[str, tuple[bool, set[str]]]
+def test_sequences_contain_customers_who_agreed_to_either_purpose(
+    finished: Finished, search_results: SearchResults
 ) -> None:
-    assert within(found, "tables/sequences/") == keys(finished.data.training | finished.data.contact)
+    assert keys_in(search_results, "tables/sequences/") == keys(
+        finished.data.training | finished.data.contact
+    )
 
 
-def test_the_ledger_is_of_those_who_stated_something(
-    finished: Finished, found: dict[str, tuple[bool, set[str]]]
+def test_the_ledger_contains_customers_with_a_statement(
+    finished: Finished, search_results: SearchResults
 ) -> None:
-    stated = [raw for number, raw in enumerate(finished.data.everyone) if number % 20 != 19]
-    assert within(found, "tables/consent/") == keys(stated)
+    stated_ids = [raw for number, raw in enumerate(finished.data.everyone) if number % 20 != 19]
+    assert keys_in(search_results, "tables/consent/") == keys(stated_ids)
 
 
-def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) -> None:
+def test_all_other_files_contain_no_customer_key(search_results: SearchResults) -> None:
     tables = (
         "events",
         "consent",
@@ -158,8 +166,10 @@ def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) ->
         "embeddings",
     )
     with_keys = (*(f"tables/{name}/" for name in tables), "delivery/", "report/")
-    others = {name: held for name, (_, held) in found.items() if not name.startswith(with_keys)}
-    assert {name.split("/")[0] for name in others} == {
+    other_files = {
+        name: file_keys for name, (_, file_keys) in search_results.items() if not name.startswith(with_keys)
+    }
+    assert {name.split("/")[0] for name in other_files} == {
         ".lock",
         "logs",
         "mlflow",
@@ -167,10 +177,10 @@ def test_all_other_files_know_nobody(found: dict[str, tuple[bool, set[str]]]) ->
         "stdout",
         "stderr",
     }
-    assert {name: len(held) for name, held in others.items() if held} == {}
+    assert {name: len(file_keys) for name, file_keys in other_files.items() if file_keys} == {}
 
 
-def test_transaction_logs_know_nobody(found: dict[str, tuple[bool, set[str]]]) -> None:
-    logs = {name: held for name, (_, held) in found.items() if "/_delta_log/" in name}
+def test_transaction_logs_contain_no_customer_key(search_results: SearchResults) -> None:
+    logs = {name: file_keys for name, (_, file_keys) in search_results.items() if "/_delta_log/" in name}
     assert len(logs) >= 11
-    assert {name: len(held) for name, held in logs.items() if held} == {}
+    assert {name: len(file_keys) for name, file_keys in logs.items() if file_keys} == {}

@@ -1,4 +1,4 @@
-"""More runs in the workspace of the full run: reruns, refusals, damage, killed processes. Its name puts it last."""
+"""More runs in the workspace of the full run: reruns, refusals, damage, killed processes. Runs as the last file."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from lam_spark.runtime.context import RunContext
 from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.session import DELTA_PACKAGE, cached_jars
 from lam_spark.storage.tables import maintenance
-from tests.support.runs import REPOSITORY, Finished, commit_info, files, rows, start, stopped_when, versions
+from tests.support.runs import REPOSITORY, Finished, commit_info, files, rows, start, stop_when, versions
 from tests.support.shop import QUICK, SECRET, statement
 
 REBUILD = ("--set", "ingest.rebuild=true")
-# A wrong select whose Spark error quotes a row: raw ids are not numbers.
-QUOTED = (
+# Spark quotes a row in the error of this select: raw ids are not numbers.
+QUOTING = (
     "channels.shop.select=SELECT customer AS customer_id, bought_at AS event_time, basket AS event_key, "
     "CAST(customer AS DOUBLE) AS amount FROM purchases"
 )
 
 
 class Stage:
-    """Runs a stage in this process, in the session of the tests: exit code and summary.
+    """Runs a stage in the session of the tests. Returns exit code and summary.
 
     Attributes:
-        stdout, stderr: Output of the last stage.
+        stdout, stderr: Output of the newest stage.
     """
 
     def __init__(self, conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,35 +61,35 @@ class Stage:
 
 @pytest.fixture
 def stage(finished: Finished, spark: SparkSession, capsys: pytest.CaptureFixture[str]) -> Stage:
-    """On the workspace of the full run."""
+    """Runs stages on the workspace of the full run."""
     return Stage(finished.data.conf, capsys)
 
 
-def whole(root: Path, name: str) -> list[tuple[Any, ...]]:
-    """A table's rows, with the columns of the run that wrote them."""
+def all_columns(root: Path, name: str) -> list[tuple[Any, ...]]:
+    """Sorted rows of a table, with all columns."""
     return sorted((tuple(row.values()) for row in rows(root, name)), key=repr)
 
 
-def logged(root: Path, summary: dict[str, Any]) -> str:
-    """The log of a run."""
+def log_text(root: Path, summary: dict[str, Any]) -> str:
+    """Log file of a run."""
     return (root / "logs" / f"{summary['run_id']}.jsonl").read_text(encoding="utf-8")
 
 
 def events(root: Path, summary: dict[str, Any], event: str) -> list[dict[str, Any]]:
-    """The records of an event in the log of a run."""
-    records = map(json.loads, logged(root, summary).splitlines())
+    """Log records of a run with this event."""
+    records = map(json.loads, log_text(root, summary).splitlines())
     return [record for record in records if record["event"] == event]
 
 
 def last_entry(root: Path) -> dict[str, Any]:
-    """The newest row of the audit."""
+    """Newest row of the audit."""
     return max(rows(root, "audit"), key=lambda row: row["sequence"])
 
 
 def without_run(root: Path, name: str) -> list[tuple[Any, ...]]:
-    """A table's rows without what a rerun may change."""
-    drop = ("run_id", "ingested_at", "consent_version")
-    return sorted(tuple(v for k, v in row.items() if k not in drop) for row in rows(root, name))
+    """Sorted rows of a table, without the columns that a rerun may change."""
+    excluded = ("run_id", "ingested_at", "consent_version")
+    return sorted(tuple(v for k, v in row.items() if k not in excluded) for row in rows(root, name))
 
 
 def test_scoring_again_gives_the_same_scores(finished: Finished, stage: Stage) -> None:
@@ -100,16 +100,16 @@ def test_scoring_again_gives_the_same_scores(finished: Finished, stage: Stage) -
     assert {row["run_id"] for row in rows(finished.root, "scores")} == {summary["run_id"]}
 
 
-def test_embedding_again_replaces_only_the_embeddings_of_that_day(embedded: Finished, stage: Stage) -> None:
+def test_embed_replaces_only_the_embeddings_of_its_day(embedded: Finished, stage: Stage) -> None:
     def of_day(day: str) -> dict[str, dict[str, Any]]:
         at = pd.Timestamp(embedded.data.config().instant(dt.date.fromisoformat(day))).tz_localize(None)
-        of_day = [row for row in rows(embedded.root, "embeddings") if row["as_of"] == at]
-        by_customer = {row["customer_key"]: row for row in of_day}
-        assert len(by_customer) == len(of_day)
+        day_rows = [row for row in rows(embedded.root, "embeddings") if row["as_of"] == at]
+        by_customer = {row["customer_key"]: row for row in day_rows}
+        assert len(by_customer) == len(day_rows)
         return by_customer
 
-    def embeddings(of: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
-        return {key: row["embedding"] for key, row in of.items()}
+    def embeddings(by_customer: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+        return {key: row["embedding"] for key, row in by_customer.items()}
 
     first = of_day("2023-12-20")
     code, _ = stage("embed", "--as-of", "2023-06-01", "--set", "embeddings.purpose=direct_marketing")
@@ -129,24 +129,24 @@ def test_a_customer_who_opts_out_after_scoring_is_withheld(finished: Finished, s
     listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
     first = listed[0]["customer_key"]
     ids = {keyed_pseudonym(SECRET.encode(), raw): raw for raw in finished.data.contact}
-    late = statement(ids[first], "direct_marketing", "opt_out", "2024-01-01T00:00:00Z")
+    opt_out = statement(ids[first], "direct_marketing", "opt_out", "2024-01-01T00:00:00Z")
     with (finished.root / "raw" / "consent_statements.csv").open("a", newline="") as file:
-        csv.writer(file).writerow(late.values())
-    code, summary = stage("deliver")  # ingests the statement itself
+        csv.writer(file).writerow(opt_out.values())
+    code, summary = stage("deliver")  # also updates the consent ledger
     assert code == 0
     counts = summary["stages"]["deliver"]
     assert counts["statements_new"] == 1
     assert (counts["suppressed_by_consent"], counts["delivered"]) == (1, 50)
     assert counts["below_capacity"] == len(finished.data.contact) - 51
-    now = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
-    assert [row["customer_key"] for row in now[:49]] == [row["customer_key"] for row in listed[1:]]
-    assert [row["rank"] for row in now] == list(range(1, 51))
+    new_list = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
+    assert [row["customer_key"] for row in new_list[:49]] == [row["customer_key"] for row in listed[1:]]
+    assert [row["rank"] for row in new_list] == list(range(1, 51))
     text = (finished.root / "delivery" / "contact_list_2023-12-20.csv").read_text()
     assert first not in text
-    assert now[-1]["customer_key"] in text
+    assert new_list[-1]["customer_key"] in text
 
 
-def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> None:
+def test_spark_submit_writes_the_same_list(finished: Finished, stage: Stage) -> None:
     before = without_run(finished.root, "contact_list")
     version = versions(finished.root)["contact_list"]
     jars = cached_jars()
@@ -156,28 +156,28 @@ def test_spark_submit_gives_the_same_list(finished: Finished, stage: Stage) -> N
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.shuffle.partitions": "2",
         "spark.ui.enabled": "false",
-        # A platform's session keeps its own sizes, and Delta's are for large logs.
+        # lam_spark does not change sizes of a session that it did not start.
         "spark.databricks.delta.snapshotPartitions": "2",
         **QUICK,
     }
-    given = [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
+    conf = [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
     submit, job = str(Path(sys.executable).with_name("spark-submit")), str(REPOSITORY / "jobs" / "deliver.py")
-    done = subprocess.run(
-        [submit, "--master", "local[2]", *delta, *given, job, "--conf", str(finished.data.conf)],
+    completed = subprocess.run(
+        [submit, "--master", "local[2]", *delta, *conf, job, "--conf", str(finished.data.conf)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
         env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    summary = json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    summary = json.loads(completed.stdout.splitlines()[-1])
     assert (summary["stage"], summary["stages"]["deliver"]["delivered"]) == ("deliver", 50)
     assert versions(finished.root)["contact_list"] == version + 1
     assert without_run(finished.root, "contact_list") == before
 
 
-def test_a_second_run_is_refused(finished: Finished, stage: Stage) -> None:
+def test_a_concurrent_run_is_refused(finished: Finished, stage: Stage) -> None:
     before = versions(finished.root)
     with (finished.root / ".lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -189,15 +189,15 @@ def test_a_second_run_is_refused(finished: Finished, stage: Stage) -> None:
     assert code == 0
 
 
-def test_a_damaged_model_scores_no_customer(finished: Finished, stage: Stage) -> None:
+def test_a_damaged_model_is_not_used_for_scoring(finished: Finished, stage: Stage) -> None:
     (weights,) = (finished.root / "mlflow").rglob("model.safetensors")
-    kept = weights.read_bytes()
+    original = weights.read_bytes()
     version = versions(finished.root)["scores"]
-    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     try:
         code, summary = stage("score")
     finally:
-        weights.write_bytes(kept)
+        weights.write_bytes(original)
     assert code == 5
     assert "they were changed or damaged" in summary["error"]
     assert versions(finished.root)["scores"] == version
@@ -225,7 +225,7 @@ def test_a_damaged_model_scores_no_customer(finished: Finished, stage: Stage) ->
         ("embed", ("--set", "embeddings.purpose=research"), 4, "eligible for the purpose 'research'"),
     ],
 )
-def test_exit_codes_and_nothing_published(
+def test_a_failed_stage_has_its_exit_code_and_publishes_nothing(
     finished: Finished,
     stage: Stage,
     tmp_path: Path,
@@ -237,8 +237,8 @@ def test_exit_codes_and_nothing_published(
     empty = tmp_path / "empty.csv"
     empty.write_text("customer,purpose,state,effective_at,recorded_at,source\n")
     before = versions(finished.root)
-    got, summary = stage(name, *(flag.replace("{empty}", str(empty)) for flag in flags))
-    assert (got, summary["exit_code"], summary["status"]) == (code, code, "failed")
+    exit_code, summary = stage(name, *(flag.replace("{empty}", str(empty)) for flag in flags))
+    assert (exit_code, summary["exit_code"], summary["status"]) == (code, code, "failed")
     assert message in summary["error"]
     after = versions(finished.root)
     assert after.pop("audit") == before.pop("audit") + 1  # the failure has an entry
@@ -247,77 +247,80 @@ def test_exit_codes_and_nothing_published(
     assert (last["stage"], last["status"], last["run_id"]) == (name, "failed", summary["run_id"])
 
 
-def test_a_root_that_cannot_be_written(stage: Stage, tmp_path: Path) -> None:
+def test_a_root_that_is_not_writable_is_refused(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, summary = stage("ingest", "--set", f"root={tmp_path / 'file' / 'shop'}")
     assert code == 2
     assert "expected a writable folder" in summary["error"]
 
 
-@pytest.mark.parametrize("wish", ["", "1"], ids=["by default", "where values may be shown"])
-def test_an_error_stores_no_raw_id_and_shows_one_only_on_request(
-    finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch, wish: str
+@pytest.mark.parametrize("show_values", ["", "1"], ids=["by default", "with values shown"])
+def test_errors_store_no_raw_id_and_show_one_only_on_request(
+    finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch, show_values: str
 ) -> None:
-    monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", wish)
-    code, summary = stage("ingest", *REBUILD, "--set", QUOTED)
-    named = "NumberFormatException [CAST_INVALID_INPUT]"
-    assert (code, summary["status"], summary["error"]) == (1, "failed", named)
+    monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", show_values)
+    code, summary = stage("ingest", *REBUILD, "--set", QUOTING)
+    error = "NumberFormatException [CAST_INVALID_INPUT]"
+    assert (code, summary["status"], summary["error"]) == (1, "failed", error)
     assert "RAW-CUSTOMER" not in stage.stdout
-    assert named in logged(finished.root, summary)
-    assert "RAW-CUSTOMER" not in logged(finished.root, summary)
+    assert error in log_text(finished.root, summary)
+    assert "RAW-CUSTOMER" not in log_text(finished.root, summary)
     last = last_entry(finished.root)
-    assert (last["run_id"], json.loads(last["entry"])["error"]) == (summary["run_id"], named)
+    assert (last["run_id"], json.loads(last["entry"])["error"]) == (summary["run_id"], error)
     assert "RAW-CUSTOMER" not in last["entry"]
-    # The place of the error is always shown.
+    # The stack trace is always shown.
     assert re.search(r'File ".*/lam_spark/events/stage\.py", line \d+, in ingest', stage.stderr)
     hint = (
-        f"lam-spark ingest: {named} (its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it)\n"
+        f"lam-spark ingest: {error} (its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it)\n"
     )
-    assert ("RAW-CUSTOMER" in stage.stderr, stage.stderr.endswith(hint)) == (bool(wish), not wish)
+    assert ("RAW-CUSTOMER" in stage.stderr, stage.stderr.endswith(hint)) == (
+        bool(show_values),
+        not show_values,
+    )
 
 
 def test_a_failing_process_shows_no_raw_id(finished: Finished) -> None:
-    """Nor does the JVM, which shares its stderr."""
-    process = start("ingest", "--conf", str(finished.data.conf), *REBUILD, "--set", QUOTED)
+    """The JVM writes to the same stderr and shows none either."""
+    process = start("ingest", "--conf", str(finished.data.conf), *REBUILD, "--set", QUOTING)
     stdout, stderr = process.communicate(timeout=300)
     if process.returncode != 1 or "CAST_INVALID_INPUT" not in stdout:
-        raise RuntimeError(f"another failure than the expected one: {stdout[-500:]}{stderr[-2000:]}")
+        raise RuntimeError(f"unexpected failure: {stdout[-500:]}{stderr[-2000:]}")
     assert "RAW-CUSTOMER" not in stdout + stderr
 
 
 def registered(finished: Finished) -> tuple[int, str]:
-    """Number of versions in the registry, and the version behind the alias."""
+    """Number of registered versions, and the version with the alias."""
     uri = f"sqlite:///{finished.root / 'mlflow' / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    found = client.search_model_versions("name = 'small_shop'")
-    return len(found), str(client.get_model_version_by_alias("small_shop", "champion").version)
+    model_versions = client.search_model_versions("name = 'small_shop'")
+    return len(model_versions), str(client.get_model_version_by_alias("small_shop", "champion").version)
 
 
 def training_processes() -> list[psutil.Process]:
-    """Training processes below this one."""
-    found = []
+    """Training processes among the children of this process."""
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if process.cmdline()[1:3] == ["-m", "lam_spark.training.launch.worker"]:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
-def test_a_dead_training_process_registers_no_model_and_the_next_run_resumes(
+def test_after_a_training_process_is_killed_no_model_is_registered_and_the_next_run_resumes(
     finished: Finished, stage: Stage
 ) -> None:
     before = registered(finished)
-    killed: list[int] = []
+    killed_pids: list[int] = []
     folder = finished.root / "training"
 
     def kill_one() -> None:
-        """Kill one of the two processes once there is a checkpoint."""
+        """Kill one of the two processes after the first checkpoint."""
         deadline = time.monotonic() + 120
         while not list(folder.glob("checkpoints/checkpoint-*-*")) and time.monotonic() < deadline:
             time.sleep(0.02)
         for process in training_processes():
             process.kill()
-            killed.append(process.pid)
+            killed_pids.append(process.pid)
             return
 
     settings = {"pretrain_epochs": 4, "finetune_epochs": 1, "checkpoint_minutes": 0}
@@ -326,7 +329,7 @@ def test_a_dead_training_process_registers_no_model_and_the_next_run_resumes(
     thread.start()
     code, summary = stage("train", *flags)
     thread.join()
-    assert killed
+    assert killed_pids
     assert code == 5
     assert "training stopped with exit code" in summary["error"]
     assert registered(finished) == before == (1, "1")
@@ -348,13 +351,13 @@ def test_a_dead_training_process_registers_no_model_and_the_next_run_resumes(
 
 
 def kill_when(condition: Callable[[], bool], conf: Path) -> None:
-    """Start a rebuild of the events as users do, and kill it as soon as a condition holds."""
+    """Start a rebuild of the events in its own process, and kill it once a condition holds."""
     process = start("ingest", "--conf", str(conf), *REBUILD)
-    stopped_when(condition, process, process.kill, patience=120)
+    stop_when(condition, process, process.kill, timeout=120)
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_killed_run_leaves_the_last_good_tables(finished: Finished, stage: Stage) -> None:
+def test_a_run_killed_while_staging_does_not_change_the_tables(finished: Finished, stage: Stage) -> None:
     before = versions(finished.root)
     rows_before = without_run(finished.root, "events")
     staging = finished.root / "staging"
@@ -369,37 +372,39 @@ def test_a_killed_run_leaves_the_last_good_tables(finished: Finished, stage: Sta
     assert not staging.exists()
 
 
-def test_a_run_that_is_killed_while_it_publishes_is_rolled_back(finished: Finished, stage: Stage) -> None:
+def test_a_run_killed_while_publishing_is_rolled_back(finished: Finished, stage: Stage) -> None:
     published = ("events", "quarantine", "unresolved", "reconciliation", "ingestion_state")
-    before = {name: whole(finished.root, name) for name in published}
-    marker, good = finished.root / "tables" / "publication.json", versions(finished.root)
+    before = {name: all_columns(finished.root, name) for name in published}
+    marker, good_versions = finished.root / "tables" / "publication.json", versions(finished.root)
 
     def publishing() -> bool:
-        return marker.exists() and versions(finished.root)["events"] > good["events"]
+        return marker.exists() and versions(finished.root)["events"] > good_versions["events"]
 
     kill_when(publishing, finished.data.conf)
     assert marker.exists()
-    left = versions(finished.root)
-    changed = [name for name in published if left[name] > good[name]]
+    partial_versions = versions(finished.root)
+    changed = [name for name in published if partial_versions[name] > good_versions[name]]
     assert "events" in changed
-    assert whole(finished.root, "events") != before["events"]  # the same events, ingested by another run
-    code, summary = stage("ingest")  # any next run first rolls back
+    assert all_columns(finished.root, "events") != before["events"]  # the same events with another run id
+    code, summary = stage("ingest")  # every run first rolls back an unfinished publication
     assert code == 0
-    assert {name: whole(finished.root, name) for name in published} == before
+    assert {name: all_columns(finished.root, name) for name in published} == before
     assert not marker.exists()
     (record,) = events(finished.root, summary, "unfinished publication rolled back")
     assert sorted(record["tables"]) == sorted(changed)
-    # Each of them has one more commit, the RESTORE; there was nothing new to ingest.
-    assert versions(finished.root) == left | {name: left[name] + 1 for name in (*changed, "audit")}
+    # Each changed table has one more commit, the RESTORE. No new rows were ingested.
+    assert versions(finished.root) == partial_versions | {
+        name: partial_versions[name] + 1 for name in (*changed, "audit")
+    }
     for name in changed:
         restored = commit_info(finished.root, name)
         assert (restored["operation"], int(restored["operationParameters"]["version"])) == (
             "RESTORE",
-            good[name],
+            good_versions[name],
         )
 
 
-def test_an_interrupted_stage_has_an_entry_and_frees_the_workspace(
+def test_an_interrupted_stage_has_an_audit_entry_and_releases_the_lock(
     finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(ctx: RunContext) -> StageResult:
@@ -419,31 +424,34 @@ def test_an_interrupted_stage_has_an_entry_and_frees_the_workspace(
     assert code == 0
 
 
-def test_a_finished_stage_prints_its_line_and_joins_small_files(
+def test_a_finished_stage_prints_one_line_and_compacts_small_files(
     finished: Finished, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_COMMITS_BETWEEN_COMPACTIONS", 1)
     monkeypatch.setenv("LAM_SPARK_LOG", "human")
-    before, small = rows(finished.root, "audit"), len(files(finished.root, "audit"))
+    before, small_files = rows(finished.root, "audit"), len(files(finished.root, "audit"))
     version = versions(finished.root)["audit"]
     code, summary = stage("consent")
     assert code == 0
-    (joined,) = events(finished.root, summary, "small files joined")
-    assert (joined["table"], joined["files"]) == ("audit", small + 1)  # the ledger has no new statements
+    (record,) = events(finished.root, summary, "small files joined")
+    assert (record["table"], record["files"]) == (
+        "audit",
+        small_files + 1,
+    )  # the ledger has no new statements
     assert len(files(finished.root, "audit")) == 1
     assert commit_info(finished.root, "audit")["operation"] == "OPTIMIZE"
     assert versions(finished.root)["audit"] == version + 2
-    now = sorted(rows(finished.root, "audit"), key=lambda row: row["sequence"])
-    assert now[:-1] == sorted(before, key=lambda row: row["sequence"])
-    assert now[-1]["run_id"] == summary["run_id"]
+    after = sorted(rows(finished.root, "audit"), key=lambda row: row["sequence"])
+    assert after[:-1] == sorted(before, key=lambda row: row["sequence"])
+    assert after[-1]["run_id"] == summary["run_id"]
     assert re.fullmatch(
         r"✓ consent    +\d+\.\d s +\d+\.\d GiB  [\d,]+ statements read, 0 new\n", stage.stderr
     )
 
 
-def test_a_broken_audit_ends_the_report(finished: Finished, stage: Stage, spark: SparkSession) -> None:
+def test_report_fails_on_a_broken_audit_chain(finished: Finished, stage: Stage, spark: SparkSession) -> None:
     def rewrite(old: str, new: str) -> None:
-        """Change an entry by hand."""
+        """Change the text of the second audit entry."""
         audit = finished.root / "tables" / "audit"
         spark.sql(f"UPDATE delta.`{audit}` SET entry = replace(entry, '{old}', '{new}') WHERE sequence = 1")
 
@@ -457,15 +465,15 @@ def test_a_broken_audit_ends_the_report(finished: Finished, stage: Stage, spark:
     code, summary = stage("report")
     rewrite(other, count)  # the next test verifies the chain
     assert (code, summary["exit_code"], summary["status"]) == (1, 1, "failed")
-    broken = f"the audit chain breaks at entry 1 (stage ingest, run {finished.summary['run_id']})"
-    assert summary["error"].startswith(broken)
-    assert f"lam-spark report: AuditError: {broken}" in stage.stderr
+    message = f"the audit chain breaks at entry 1 (stage ingest, run {finished.summary['run_id']})"
+    assert summary["error"].startswith(message)
+    assert f"lam-spark report: AuditError: {message}" in stage.stderr
     assert report.read_bytes() == before
     last = last_entry(finished.root)
     assert (last["stage"], last["status"], last["run_id"]) == ("report", "failed", summary["run_id"])
 
 
-def test_the_audit_chain_holds_after_all_of_this(finished: Finished, spark: SparkSession) -> None:
+def test_the_audit_chain_is_valid_after_all_runs(finished: Finished, spark: SparkSession) -> None:
     from lam_spark.runtime.audit import verify_chain
     from lam_spark.storage.tables.store import Tables
 

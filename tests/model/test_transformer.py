@@ -138,8 +138,8 @@ def test_a_prediction_does_not_depend_on_other_customers_in_the_block(model: Lar
         for number, n in enumerate((5, 1, 9, 30, 0, 16, 7))
     ]
     predictions = predict(model, customers)
-    for one, expected in zip(customers, predictions, strict=True):
-        np.testing.assert_allclose(predict(model, [one])[0], expected, atol=1e-5)
+    for history, expected in zip(customers, predictions, strict=True):
+        np.testing.assert_allclose(predict(model, [history])[0], expected, atol=1e-5)
     assert len(np.unique(np.concatenate(predictions))) == 3 * len(customers)
 
 
@@ -147,8 +147,8 @@ def test_padding_does_not_change_a_prediction() -> None:
     large = random_model(layout(block_events=40, queries_per_block=9))
     small = LargeActionModel(LAYOUT, large.size, large.normaliser).eval()
     small.load_state_dict(large.state_dict())
-    one = daily(7, (2, 7))
-    np.testing.assert_allclose(predict(large, [one])[0], predict(small, [one])[0], atol=1e-5)
+    history = daily(7, (2, 7))
+    np.testing.assert_allclose(predict(large, [history])[0], predict(small, [history])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("events", [3, 16, 17, 24, 30, 41])
@@ -158,11 +158,11 @@ def test_events_after_a_query_do_not_change_its_prediction(model: LargeActionMod
     np.testing.assert_allclose(predict(model, [truncated])[0], predict(model, [whole])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("n_layers", [1, 2])
 @torch.no_grad()
-def test_the_order_of_events_matters(layers: int) -> None:
+def test_the_order_of_events_matters(n_layers: int) -> None:
     """Without positions, a single layer would see the events before a query as a set."""
-    model = random_model(size=dataclasses.replace(SIZE, n_layers=layers))
+    model = random_model(size=dataclasses.replace(SIZE, n_layers=n_layers))
     batch = batch_of(LAYOUT, [daily(6, (6,))])
     swapped = {name: values.clone() for name, values in batch.items()}
     for name in ("hour_of_week", "event_action", "event_item", "event_amount"):

@@ -1,4 +1,4 @@
-"""The audit chain: a changed, removed or added entry is detected, and so is an entry of another version."""
+"""The audit chain detects changed, removed and added entries, and entries of another format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.shop import context_builder
 
 @dataclass(frozen=True)
 class Counted(StageResult):
-    """A result with one number and one text."""
+    """A result with a number and a text."""
 
     events: int
     digest: str = ""
@@ -30,7 +30,7 @@ class Counted(StageResult):
 
 @pytest.fixture(scope="module")
 def ctx(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
-    """A workspace with three entries; the last one is of a failed stage."""
+    """A workspace with three audit entries. The last one belongs to a failed stage."""
     ctx = context_builder(spark, tmp_path_factory.mktemp("audit") / "shop")()
     ctx.tables.read_versions["events"] = 7
     chain = AuditChain(ctx.tables, ctx.config, ctx.run_id)
@@ -43,19 +43,19 @@ def ctx(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> RunCon
 
 @contextlib.contextmanager
 def rewritten(ctx: RunContext, frame: DataFrame) -> Iterator[None]:
-    """Inside, the chain has other rows; afterwards the earlier ones are restored."""
-    earlier = ctx.tables.read("audit", ctx.tables.version("audit"))
+    """Replace the rows of the audit inside the context and restore them on exit."""
+    original = ctx.tables.read("audit", ctx.tables.version("audit"))
     ctx.tables.overwrite(frame, "audit")
     try:
         yield
     finally:
-        ctx.tables.overwrite(earlier, "audit")
+        ctx.tables.overwrite(original, "audit")
 
 
-def test_an_entry_holds_what_the_stage_did(ctx: RunContext) -> None:
+def test_an_entry_contains_result_tables_and_configuration(ctx: RunContext) -> None:
     assert verify_chain(ctx.tables) == 3
     entries = latest_entries(ctx.tables)
-    assert set(entries) == {"ingest", "train"}  # of ingest the successful one
+    assert set(entries) == {"ingest", "train"}  # for ingest, the successful entry
     assert entries["ingest"].result_of(Counted) == Counted(5)
     assert entries["ingest"].tables_read == {"events": 7}
     assert entries["train"].result_of(Counted) == Counted(9, "abc")
@@ -86,7 +86,7 @@ def test_a_changed_chain_is_detected(ctx: RunContext, change: Any, first_broken:
     assert verify_chain(ctx.tables) == 3
 
 
-def test_an_entry_of_another_version_says_what_to_do() -> None:
+def test_an_entry_of_another_format_is_refused() -> None:
     entry = {"stage": "train", "run_id": "20260101T000000-abcdef"}
     for stored in (entry, entry | {"format": 2}):
         with pytest.raises(AuditError) as error:
@@ -98,7 +98,7 @@ def test_an_entry_of_another_version_says_what_to_do() -> None:
         )
 
 
-def test_a_result_of_another_type_names_stage_and_run(ctx: RunContext) -> None:
+def test_a_result_of_another_type_is_refused_with_stage_and_run(ctx: RunContext) -> None:
     @dataclass(frozen=True)
     class Other(StageResult):
         tokens: int

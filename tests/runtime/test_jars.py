@@ -1,4 +1,4 @@
-"""The session starts with the jars that the set-up keeps, and with those that a configuration adds."""
+"""The session starts with the cached jars and the packages of the configuration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from lam_spark.runtime import session
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import fetch_jars
 
-MORE = SparkConfig(settings={"spark.jars.packages": "com.mysql:mysql-connector-j:9.4.0"})
+WITH_MYSQL = SparkConfig(settings={"spark.jars.packages": "com.mysql:mysql-connector-j:9.4.0"})
 
 
-def test_the_set_up_keeps_what_the_session_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_session_finds_the_jars_that_the_setup_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for folder, jars in fetch_jars.SHA256.items():
         for name in jars:
@@ -27,18 +29,20 @@ def test_the_set_up_keeps_what_the_session_looks_for(tmp_path: Path, monkeypatch
     assert set(fetch_jars.PACKAGES.values()) == {session.DELTA_PACKAGE, session.POSTGRESQL_PACKAGE}
 
 
-def test_packages_of_the_configuration_come_beside_the_cached_jars(
+def test_packages_of_the_configuration_are_added_to_the_cached_jars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "cached_jars", lambda: [tmp_path / "a.jar", tmp_path / "b.jar"])
-    assert session.jar_settings(MORE) == {
+    assert session.jar_settings(WITH_MYSQL) == {
         "spark.jars": f"{tmp_path}/a.jar,{tmp_path}/b.jar",
         "spark.jars.packages": "com.mysql:mysql-connector-j:9.4.0",
     }
 
 
-def test_without_cached_jars_spark_fetches_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cached_jars_spark_downloads_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "cached_jars", lambda: [])
-    ours = f"{session.DELTA_PACKAGE},{session.POSTGRESQL_PACKAGE}"
-    assert session.jar_settings(SparkConfig()) == {"spark.jars.packages": ours}
-    assert session.jar_settings(MORE) == {"spark.jars.packages": f"{ours},com.mysql:mysql-connector-j:9.4.0"}
+    own_packages = f"{session.DELTA_PACKAGE},{session.POSTGRESQL_PACKAGE}"
+    assert session.jar_settings(SparkConfig()) == {"spark.jars.packages": own_packages}
+    assert session.jar_settings(WITH_MYSQL) == {
+        "spark.jars.packages": f"{own_packages},com.mysql:mysql-connector-j:9.4.0"
+    }

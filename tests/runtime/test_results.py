@@ -1,4 +1,4 @@
-"""Typed results: what is stored is read back, and only as the type and format that was stored."""
+"""Typed results are stored as JSON and read back only as the same type and format."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ RESULT = Measured(
 )
 
 
-def test_a_result_survives_json() -> None:
+def test_a_result_is_read_back_from_json_unchanged() -> None:
     stored = json.loads(json.dumps(RESULT.to_json()))
     assert (stored["type"], stored["format"]) == ("Measured", 1)
     assert Measured.from_json(stored) == RESULT
 
 
-def test_numbers_that_are_not_finite_survive() -> None:
+def test_numbers_that_are_not_finite_are_read_back() -> None:
     result = replace(RESULT, parts=(Part(math.nan, math.inf),))
     (part,) = Measured.from_json(json.loads(json.dumps(result.to_json()))).parts
     assert math.isnan(part.low)
     assert part.high == math.inf
 
 
-def test_counts_are_the_integers() -> None:
+def test_counts_contain_the_integer_fields() -> None:
     assert RESULT.counts == {"rows": 3}
 
 
@@ -68,7 +68,7 @@ def test_counts_are_the_integers() -> None:
     ],
     ids=["another type", "a newer format", "damaged values"],
 )
-def test_a_result_of_another_version_is_refused(change: dict[str, object], message: str) -> None:
+def test_a_result_of_another_type_or_format_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(AuditError, match=message) as error:
         Measured.from_json(RESULT.to_json() | change)
     assert "Run the stage again" in str(error.value)

@@ -1,4 +1,4 @@
-"""The runner: one stage from start to audit entry, without Spark; and which session it ends."""
+"""The runner: a stage from start to audit entry, without Spark, and which sessions it stops."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = ROOT / "conf" / "complete_journey.yaml"
 Capture = pytest.CaptureFixture[str]
 
-# Name, seconds, memory and message of a stage, in columns.
+# Line of a finished stage, in columns: name, seconds, memory, message.
 LINE = re.compile(r"✓ (\S+) *(?<=^.{12}) ( *\d+\.\d) s ( *\d+\.\d) GiB  (\S.*)")
 
 
 @dataclass(frozen=True)
 class Ingested(StageResult):
-    """A result with a message and details of its own."""
+    """A result with a message and detail lines."""
 
     text: str
     lines: tuple[str, ...] = ()
@@ -45,11 +45,11 @@ class Ingested(StageResult):
 
 
 class FakeTables:
-    """Tables whose small files can be joined, except those of one; records the order of actions."""
+    """Tables that record the order of the actions on them."""
 
     def __init__(self) -> None:
-        self.read_versions: dict[str, int] = {"of": 1, "an earlier stage": 2}
-        self.written_versions: dict[str, int] = {"of an earlier stage": 3}
+        self.read_versions: dict[str, int] = {"one": 1, "two": 2}
+        self.written_versions: dict[str, int] = {"three": 3}
         self.actions: list[str] = []
 
     def append(self, stage: str, *rest: Any) -> None:
@@ -59,6 +59,7 @@ class FakeTables:
 
 
 def compact(tables: Any, name: str) -> int:
+    """Record a compaction; `quarantine` fails."""
     tables.actions.append(f"compact {name}")
     if name == "quarantine":
         raise OSError("the disk is full: RAW-CUSTOMER-000123")
@@ -69,18 +70,18 @@ def compact(tables: Any, name: str) -> int:
 def run_ingest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[[FakeTables, StageResult | BaseException], None]:
-    """Runs the stage `ingest`, which writes two tables and ends as given, with output for people."""
+    """Runs the stage `ingest`, which writes two tables and returns or raises the given outcome."""
     monkeypatch.setenv("LAM_SPARK_LOG", "human")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr(monitor, "task_progress", lambda spark: (0, 0))
     monkeypatch.setattr(runner, "compact", compact)
 
-    def run(tables: FakeTables, end: StageResult | BaseException) -> None:
+    def run(tables: FakeTables, outcome: StageResult | BaseException) -> None:
         def ingest(ctx: Any) -> StageResult:
             ctx.tables.written_versions |= {"quarantine": 1, "events": 1}
-            if isinstance(end, BaseException):
-                raise end
-            return end
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
 
         monkeypatch.setattr("lam_spark.events.stage.ingest", ingest)
         log = RunLog("r1", tmp_path)
@@ -95,30 +96,30 @@ def run_ingest(
 
 
 def records(folder: Path, event: str) -> list[dict[str, Any]]:
-    """Records of an event in the log of the run `r1`, without their times."""
+    """Log records of the run `r1` with this event, without time and run id."""
     lines = (folder / "r1.jsonl").read_text(encoding="utf-8").splitlines()
     matching = [record for record in map(json.loads, lines) if record["event"] == event]
     return [{k: v for k, v in record.items() if k not in ("at", "run_id", "event")} for record in matching]
 
 
-def test_people_see_one_line_per_stage_in_the_columns_of_the_readme(capsys: Capture, run_ingest: Any) -> None:
+def test_a_stage_prints_one_line_in_the_format_of_the_readme(capsys: Capture, run_ingest: Any) -> None:
     run_ingest(FakeTables(), Ingested("5 events of [red] and [/] others", ("", "AUC: [0.8]")))
     out, err = capsys.readouterr()
     line, *details = err.splitlines()
     match = LINE.fullmatch(line)
     assert match
     assert (match[1], len(match[2]), len(match[3])) == ("ingest", 6, 5)
-    assert match[4] == "5 events of [red] and [/] others"  # a message is never markup
+    assert match[4] == "5 events of [red] and [/] others"  # brackets in a message are not markup
     assert [text.rstrip() for text in details] == ["", "  AUC: [0.8]"]
     assert out == ""
-    shown = [LINE.fullmatch(text) for text in README.splitlines() if text.startswith("✓")]
-    assert [match and (match[1], len(match[2]), len(match[3])) for match in shown] == [
+    readme_lines = [LINE.fullmatch(text) for text in README.splitlines() if text.startswith("✓")]
+    assert [match and (match[1], len(match[2]), len(match[3])) for match in readme_lines] == [
         (name, 6, 5) for name in NIGHTLY
     ]
 
 
-def test_small_files_are_joined_after_the_audit_entry(run_ingest: Any, tmp_path: Path) -> None:
-    """In all tables that the stage wrote, the audit among them; a failure does not fail the stage."""
+def test_small_files_are_compacted_after_the_audit_entry(run_ingest: Any, tmp_path: Path) -> None:
+    """In all tables that the stage wrote, including the audit. A failed compaction does not fail the stage."""
     tables = FakeTables()
     run_ingest(tables, Ingested("5 events"))
     assert tables.actions == ["entry of ingest", "compact quarantine", "compact events", "compact audit"]
@@ -130,7 +131,7 @@ def test_small_files_are_joined_after_the_audit_entry(run_ingest: Any, tmp_path:
 
 
 @pytest.mark.parametrize("error", [ValueError("RAW-CUSTOMER-000123"), KeyboardInterrupt()])
-def test_a_failed_stage_gets_an_entry_and_no_compaction(
+def test_a_failed_stage_has_an_audit_entry_and_no_compaction(
     capsys: Capture, run_ingest: Any, tmp_path: Path, error: BaseException
 ) -> None:
     tables = FakeTables()
@@ -138,8 +139,8 @@ def test_a_failed_stage_gets_an_entry_and_no_compaction(
         run_ingest(tables, error)
     assert raised.value is error
     assert tables.actions == ["entry of ingest"]
-    (failed,) = records(tmp_path, "stage failed")
-    assert (failed["level"], failed["stage"], failed["error"]) == ("error", "ingest", type(error).__name__)
+    (record,) = records(tmp_path, "stage failed")
+    assert (record["level"], record["stage"], record["error"]) == ("error", "ingest", type(error).__name__)
     assert records(tmp_path, "stage done") == records(tmp_path, "small files joined") == []
     assert capsys.readouterr().err == ""
 
@@ -161,17 +162,17 @@ class FakeSession:
 
 
 @pytest.mark.parametrize(
-    ("given", "active", "is_stopped"),
+    ("is_passed", "is_active", "is_stopped"),
     [(True, False, False), (False, True, False), (False, False, True)],
-    ids=["handed over", "active before", "started by the runner"],
+    ids=["passed by the caller", "active before", "started by the runner"],
 )
 def test_only_a_session_that_the_runner_started_is_stopped(
-    monkeypatch: pytest.MonkeyPatch, given: bool, active: bool, is_stopped: bool
+    monkeypatch: pytest.MonkeyPatch, is_passed: bool, is_active: bool, is_stopped: bool
 ) -> None:
     session: Any = FakeSession()
-    monkeypatch.setattr(runner, "active_session", lambda: session if active else None)
+    monkeypatch.setattr(runner, "active_session", lambda: session if is_active else None)
     monkeypatch.setattr(runner, "spark_session", lambda settings: session)
-    with runner._session(load_config(SHIPPED), session if given else None) as used:
+    with runner._session(load_config(SHIPPED), session if is_passed else None) as used:
         assert used is session
         assert not session.stopped
     assert session.stopped is is_stopped

@@ -1,4 +1,4 @@
-"""A session that a platform gives: Delta cannot be added to it, so one without Delta is refused."""
+"""A running session is reused if it has Delta and refused otherwise: Delta cannot be added after the start."""
 
 from __future__ import annotations
 
@@ -19,26 +19,24 @@ from lam_spark.runtime import session
 if TYPE_CHECKING:
     from tests.support.shop import DataSet
 
-# A process of its own: the tests' own session, which other files share, has Delta.
-GIVEN_WITHOUT_DELTA = """
+# Runs in a separate process, because the shared session of the tests has Delta.
+SESSION_WITHOUT_DELTA = """
 import sys
 from pyspark.sql import SparkSession
 from lam_spark.cli import run_job
 SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
 sys.exit(run_job("consent", sys.argv[1:]))
 """
-
-
-# What it has to be started with, as the README says.
-NEEDED = [
+# Options that a session must be started with, as in the README.
+REQUIRED_OPTIONS = [
     ("--packages", "io.delta:delta-spark_2.13:4.0.1"),
     ("--conf", "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension"),
     ("--conf", "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog"),
 ]
 
 
-class Given:
-    """A session that runs already, and its builder: extensions are as they were at its start."""
+class RunningSession:
+    """A running session, which is its own builder. Its extensions cannot be changed."""
 
     def __init__(self, extensions: str | None) -> None:
         self.builder = self.conf = self
@@ -66,61 +64,63 @@ class Given:
 
 
 @pytest.fixture
-def platform(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], Given]:
-    """Gives a session with these extensions."""
+def platform(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], RunningSession]:
+    """Starts a platform's session with these extensions."""
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
 
-    def give(extensions: str | None) -> Given:
-        given = Given(extensions)
-        monkeypatch.setattr(session, "SparkSession", given)
-        return given
+    def start(extensions: str | None) -> RunningSession:
+        running = RunningSession(extensions)
+        monkeypatch.setattr(session, "SparkSession", running)
+        return running
 
-    return give
+    return start
 
 
 @pytest.mark.parametrize("extensions", [None, "", "org.apache.iceberg.spark.extensions.SomeExtensions"])
-def test_without_delta_the_error_names_all_that_is_needed(
-    platform: Callable[[str | None], Given], extensions: str | None
+def test_a_session_without_delta_is_refused_with_the_required_options(
+    platform: Callable[[str | None], RunningSession], extensions: str | None
 ) -> None:
     platform(extensions)
     with pytest.raises(ConfigError, match="the running Spark session has no Delta: start it with ") as raised:
         session.spark_session(SparkConfig())
-    assert re.findall(r"(--\w+) (\S+)", str(raised.value)) == NEEDED
+    assert re.findall(r"(--\w+) (\S+)", str(raised.value)) == REQUIRED_OPTIONS
 
 
-def test_a_session_with_delta_is_taken_and_keeps_its_sizes(platform: Callable[[str | None], Given]) -> None:
-    given = platform("some.other.Extension,io.delta.sql.DeltaSparkSessionExtension")
-    assert session.spark_session(SparkConfig(driver_memory="3g", settings={"spark.mine": "1"})) is given
-    assert (given.options["spark.sql.session.timeZone"], given.options["spark.mine"]) == ("UTC", "1")
-    sizes = ("spark.master", "spark.driver.memory", "spark.sql.shuffle.partitions", "spark.jars")
-    assert [key for key in sizes if key in given.options] == []
-
-
-def test_databricks_brings_its_own_delta(
-    platform: Callable[[str | None], Given], monkeypatch: pytest.MonkeyPatch
+def test_a_session_with_delta_is_reused_and_keeps_its_sizes(
+    platform: Callable[[str | None], RunningSession],
 ) -> None:
-    given = platform(None)
+    running = platform("some.other.Extension,io.delta.sql.DeltaSparkSessionExtension")
+    assert session.spark_session(SparkConfig(driver_memory="3g", settings={"spark.custom": "1"})) is running
+    assert (running.options["spark.sql.session.timeZone"], running.options["spark.custom"]) == ("UTC", "1")
+    sizes = ("spark.master", "spark.driver.memory", "spark.sql.shuffle.partitions", "spark.jars")
+    assert [key for key in sizes if key in running.options] == []
+
+
+def test_a_databricks_session_needs_no_delta_extension(
+    platform: Callable[[str | None], RunningSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = platform(None)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "16.4")
-    assert session.spark_session(SparkConfig()) is given
+    assert session.spark_session(SparkConfig()) is running
 
 
 @pytest.mark.long
 @pytest.mark.spark
-def test_a_real_session_that_was_started_without_delta_is_refused(
+def test_a_real_session_without_delta_is_refused(
     make_data_set: Callable[..., DataSet], tmp_path: Path
 ) -> None:
     data = make_data_set(tmp_path / "shop", customers=20)
-    done = subprocess.run(
-        [sys.executable, "-c", GIVEN_WITHOUT_DELTA, "--conf", str(data.conf)],
+    completed = subprocess.run(
+        [sys.executable, "-c", SESSION_WITHOUT_DELTA, "--conf", str(data.conf)],
         cwd=tmp_path,  # Spark may leave a folder for its own tables
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 2, done.stderr[-2000:]
-    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    assert completed.returncode == 2, completed.stderr[-2000:]
+    error = json.loads(completed.stdout.splitlines()[-1])["error"]
     assert error.startswith("the running Spark session has no Delta: start it with ")
-    assert re.findall(r"(--\w+) (\S+)", error) == NEEDED
-    assert f"lam-spark consent: ConfigError: {error}" in done.stderr
+    assert re.findall(r"(--\w+) (\S+)", error) == REQUIRED_OPTIONS
+    assert f"lam-spark consent: ConfigError: {error}" in completed.stderr
     assert not (data.root / "tables").exists()

@@ -1,4 +1,4 @@
-"""Customers with and without an embedding: the stage on small tables, with an untrained model."""
+"""The stage `embed` on small tables with an untrained model: customers with and without an embedding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECTIONS = {
     },
 }
 EVENTS = [
-    # The row keeps its latest 16 events: on 2 March none of the earlier ones is kept.
+    # The sequence contains the latest 16 events, all of them after 2 March.
     *[
         event("busy", f"2023-03-{day:02d}T12:00:00", f"b{day}", action="buy", amount=day)
         for day in range(1, 21)
@@ -51,7 +51,7 @@ Build = Callable[..., RunContext]
 
 @pytest.fixture(scope="module")
 def build(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Builds runs over a workspace with sequences and a model."""
+    """Builds run contexts on a workspace with sequences and a model."""
     folder = tmp_path_factory.mktemp("embed")
     build = context_builder(spark, folder / "shop")
     ctx = build(**SECTIONS)
@@ -75,7 +75,7 @@ def test_customers_without_an_embedding_are_counted(build: Build) -> None:
     ctx = build(**SECTIONS, as_of="2023-03-02")
     result = embed(ctx)
     assert result.counts == {
-        "customers_eligible": 5,  # not "contact"
+        "customers_eligible": 5,  # all except "contact"
         "without_sequence": 1,  # "silent"
         "truncated": 1,  # "busy"
         "embeddings": 3,
@@ -86,20 +86,20 @@ def test_customers_without_an_embedding_are_counted(build: Build) -> None:
     assert np.abs(np.subtract(embedding["early"], embedding["late"])).max() > 1e-3
 
 
-def test_customers_whose_history_is_kept_have_an_embedding(build: Build) -> None:
+def test_customers_with_events_before_as_of_have_an_embedding(build: Build) -> None:
     ctx = build(**SECTIONS)
     assert embed(ctx).counts["truncated"] == 0
     assert embeddings(ctx).keys() == {"busy", "early", "late", "later"}
 
 
-def test_a_damaged_embedding_publishes_nothing(build: Build, tmp_path: Path) -> None:
+def test_embeddings_that_are_not_finite_are_not_published(build: Build, tmp_path: Path) -> None:
     ctx = build(**SECTIONS)
     embed(ctx)
     before = ctx.tables.version("embeddings")
     broken = random_model(layout_of(ctx.config, ctx.tables.read("vocabulary")))
     with torch.no_grad():
         broken.output_norm.weight[3] = torch.nan
-    # Another alias, so that the model of the other tests stays.
+    # Another alias keeps the model of the other tests.
     ctx = build(**SECTIONS, scoring=ctx.config.scoring.model_dump() | {"alias": "broken"})
     register(ctx, broken, tmp_path / "model")
     with pytest.raises(
@@ -109,10 +109,10 @@ def test_a_damaged_embedding_publishes_nothing(build: Build, tmp_path: Path) -> 
     assert ctx.tables.version("embeddings") == before
 
 
-def test_without_a_sequence_of_an_eligible_customer_the_error_says_what_to_do(build: Build) -> None:
+def test_embed_fails_if_no_eligible_customer_has_a_sequence(build: Build) -> None:
     ctx = build(**SECTIONS, embeddings={"purpose": "research"})
-    stated = ctx.tables.read("consent").where("customer_key = 'silent'").limit(1)
-    statements = stated.selectExpr("customer_key", "'research' AS purpose", *stated.columns[2:])
+    row = ctx.tables.read("consent").where("customer_key = 'silent'").limit(1)
+    statements = row.selectExpr("customer_key", "'research' AS purpose", *row.columns[2:])
     ctx.tables.append(statements, "consent")
     with pytest.raises(
         DataQualityError, match="eligible for 'research' has a sequence: run the stage 'sequences'"
@@ -120,7 +120,7 @@ def test_without_a_sequence_of_an_eligible_customer_the_error_says_what_to_do(bu
         embed(ctx)
 
 
-def test_a_model_with_other_targets_gives_embeddings_but_no_predictions(build: Build) -> None:
+def test_a_model_with_other_targets_can_embed_but_not_predict(build: Build) -> None:
     ctx = build(**SECTIONS)
     renamed = {"renewal": ONE_TARGET["response"]}
     scoring = ctx.config.scoring.model_dump() | {"target": "renewal"}

@@ -1,4 +1,4 @@
-"""Proposals: each has an id of its own and declared fields only, and their number is limited."""
+"""Proposals have unique ids and declared fields only, and their number is limited."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ from lam_spark.scoring.proposals import read_proposals
 from lam_spark.sources.inputs import Inputs
 
 Build = Callable[..., RunContext]
-ONE = "SELECT 'mail' AS proposal_id, 'a mail' AS description"
+PROPOSAL = "SELECT 'mail' AS proposal_id, 'a mail' AS description"
 
 
-def read(make_context: Build, select: str, **more: object) -> DataFrame:
-    ctx = make_context(scoring={"target": "response", "proposals": select, **more})
+def read(make_context: Build, select: str, **scoring: object) -> DataFrame:
+    ctx = make_context(scoring={"target": "response", "proposals": select, **scoring})
     return read_proposals(Inputs(ctx.spark, ctx.config.inputs, ctx.config.views), ctx.config)
 
 
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        (f"{ONE}, 'red' AS colour", "scoring.proposals yields 'colour', which is not a field of the model"),
-        (f"{ONE}, '7' AS campaign", "yields 'campaign', which is not a field of the model"),  # a reference
+        (
+            f"{PROPOSAL}, 'red' AS colour",
+            "scoring.proposals yields 'colour', which is not a field of the model",
+        ),
+        # A reference is not a field of the model.
+        (f"{PROPOSAL}, '7' AS campaign", "yields 'campaign', which is not a field of the model"),
         ("SELECT 'mail' AS proposal_id", "scoring.proposals must yield description"),
-        (f"{ONE} WHERE false", "gives no proposal at as_of 2023-12-20"),
-        (f"{ONE} UNION ALL {ONE}", "repeats a proposal_id"),
-        (f"{ONE} UNION ALL SELECT concat('mail about ', NULL), 'a mail'", "a proposal without a proposal_id"),
-        (f"{ONE} UNION ALL SELECT ' ', 'a mail'", "a proposal without a proposal_id"),
-        (f"{ONE} UNION ALL SELECT 'call', 'a call'", "more than scoring.max_proposals = 1 rows"),
-        (f"{ONE} FROM nowhere", "scoring.proposals"),
+        (f"{PROPOSAL} WHERE false", "gives no proposal at as_of 2023-12-20"),
+        (f"{PROPOSAL} UNION ALL {PROPOSAL}", "repeats a proposal_id"),
+        (
+            f"{PROPOSAL} UNION ALL SELECT concat('mail about ', NULL), 'a mail'",
+            "a proposal without a proposal_id",
+        ),
+        (f"{PROPOSAL} UNION ALL SELECT ' ', 'a mail'", "a proposal without a proposal_id"),
+        (f"{PROPOSAL} UNION ALL SELECT 'call', 'a call'", "more than scoring.max_proposals = 1 rows"),
+        (f"{PROPOSAL} FROM nowhere", "scoring.proposals"),
     ],
 )
 def test_invalid_proposals_are_refused(make_context: Build, select: str, message: str) -> None:
@@ -41,7 +48,7 @@ def test_invalid_proposals_are_refused(make_context: Build, select: str, message
         read(make_context, select, max_proposals=limit)
 
 
-def test_a_proposal_has_every_field_and_may_depend_on_as_of(make_context: Build) -> None:
+def test_a_proposal_has_all_fields_and_may_depend_on_as_of(make_context: Build) -> None:
     select = "SELECT 7 AS proposal_id, 'until {as_of}' AS description, 'books' AS item, '14' AS offer_days"
     (row,) = read(make_context, select).collect()
     fields = {"touchpoint": None, "item": "books", "product": None, "action": None, "amount": None}

@@ -1,4 +1,4 @@
-"""Tables: versions, slices and statistics; raw ids only in the table identity."""
+"""Tables: versions, slices, compaction and statistics. Raw ids are only in the table `identity`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(ctx: RunContext, name: str) -> set[tuple[Any, ...]]:
 
 
 def texts(values: Any) -> Iterator[str]:
-    """Every string of a value of any depth."""
+    """All strings of a nested value."""
     if isinstance(values, str):
         yield values
     elif isinstance(values, dict):
@@ -41,7 +41,7 @@ def texts(values: Any) -> Iterator[str]:
             yield from texts(value)
 
 
-def test_reading_a_table_that_was_never_written_names_its_stage(
+def test_reading_a_missing_table_names_the_stage_that_writes_it(
     make_context: Callable[..., RunContext],
 ) -> None:
     ctx = make_context()
@@ -69,7 +69,7 @@ def test_insert_missing_inserts_each_key_once(make_context: Callable[..., RunCon
     assert rows(ctx, "vocabulary") == {("item", "a", 3, 1), ("item", None, 4, 1), ("item", "b", 5, 1)}
 
 
-def test_small_files_are_joined_after_some_commits_and_rows_stay(
+def test_small_files_are_compacted_after_some_commits_without_changing_rows(
     make_context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_COMMITS_BETWEEN_COMPACTIONS", 4)
@@ -86,9 +86,7 @@ def test_small_files_are_joined_after_some_commits_and_rows_stay(
     assert {key: ctx.spark.conf.get(key, None) for key in settings} == settings
     assert len(ctx.tables.read("vocabulary").inputFiles()) == 1
     assert rows(ctx, "vocabulary") == {("item", str(number), number, 1) for number in range(4)}
-    assert (
-        ctx.tables.written_versions["vocabulary"] == 3
-    )  # written by the run, not by the compaction after it
+    assert ctx.tables.written_versions["vocabulary"] == 3  # the version before the compaction
     assert [append(number) for number in (4, 5, 6)] == [0, 0, 0]
     ctx.tables.overwrite(ctx.tables.read("vocabulary"), "vocabulary", metadata={"number": 1})
     assert [append(number) for number in (7, 8, 9)] == [0, 0, 0]
@@ -97,14 +95,14 @@ def test_small_files_are_joined_after_some_commits_and_rows_stay(
     ctx.tables.touch_metadata("vocabulary", {"number": 3})
     ctx.tables.touch_metadata("vocabulary", {"number": 4})
     monkeypatch.setattr(maintenance, "_COMMITS_BETWEEN_COMPACTIONS", 2)
-    assert compact(ctx.tables, "vocabulary") == 0  # one file: nothing to join
+    assert compact(ctx.tables, "vocabulary") == 0  # there is only one file
     assert ctx.tables.commit_metadata("vocabulary") == {"number": 4}
 
 
-def test_small_files_are_joined_although_delta_has_cleaned_the_log(
+def test_small_files_are_compacted_after_delta_has_removed_old_log_files(
     make_context: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log of a table that is written once a week never holds a month of commits."""
+    """Delta keeps log files for 30 days, which is few commits for a table that is written weekly."""
     monkeypatch.setattr(maintenance, "_COMMITS_BETWEEN_COMPACTIONS", 12)
     ctx = make_context()
     for number in range(12):  # Delta writes a checkpoint at the tenth
@@ -118,7 +116,7 @@ def test_small_files_are_joined_although_delta_has_cleaned_the_log(
     assert compact(ctx.tables, "vocabulary") == 0
 
 
-def test_a_write_without_a_commit_counts_nothing(make_context: Callable[..., RunContext]) -> None:
+def test_a_write_without_rows_makes_no_commit(make_context: Callable[..., RunContext]) -> None:
     ctx = make_context()
     frame = local_frame(ctx.spark, [("one", 1), ("two", 2), ("two", 3)], "target STRING, score INT")
     frame = frame.withColumn("as_of", F.lit("2023-12-20").cast("timestamp"))
@@ -130,7 +128,7 @@ def test_a_write_without_a_commit_counts_nothing(make_context: Callable[..., Run
     assert again.tables.written_versions == {}
 
 
-def test_overwriting_a_slice_leaves_other_slices(make_context: Callable[..., RunContext]) -> None:
+def test_overwriting_a_slice_does_not_change_other_slices(make_context: Callable[..., RunContext]) -> None:
     ctx = make_context()
 
     def scored(target: str, *scores: int) -> DataFrame:
@@ -139,26 +137,26 @@ def test_overwriting_a_slice_leaves_other_slices(make_context: Callable[..., Run
             "as_of", F.lit("2023-12-20").cast("timestamp")
         )
 
-    def put(target: str, *scores: int) -> int:
+    def overwrite(target: str, *scores: int) -> int:
         frame = scored(target, *scores)
         return ctx.tables.overwrite(frame, "scores", where=f"target = '{target}'")
 
-    assert put("one", 1, 2) == 2
-    assert put("two", 7) == 1
-    assert put("one", 5) == 1
+    assert overwrite("one", 1, 2) == 2
+    assert overwrite("two", 7) == 1
+    assert overwrite("one", 5) == 1
     assert {row[:2] for row in rows(ctx, "scores")} == {("one", 5), ("two", 7)}
     with pytest.raises(DataQualityError, match="table 'scores' was not written"):
         ctx.tables.overwrite(scored("two", 8), "scores", where="target = 'one'")
     assert {row[:2] for row in rows(ctx, "scores")} == {("one", 5), ("two", 7)}
-    first = ctx.tables.read("scores", version=0)
-    assert {tuple(row)[:2] for row in first.collect()} == {("one", 1), ("one", 2)}
+    first_version = ctx.tables.read("scores", version=0)
+    assert {tuple(row)[:2] for row in first_version.collect()} == {("one", 1), ("one", 2)}
     assert ctx.tables.read_versions["scores"] == 0
 
 
-def test_files_belong_to_the_version(make_context: Callable[..., RunContext]) -> None:
+def test_files_returns_the_files_of_a_version(make_context: Callable[..., RunContext]) -> None:
     ctx = make_context()
 
-    def put(number: int) -> int:
+    def overwrite(number: int) -> int:
         frame = local_frame(ctx.spark, [(number, "queried")], "n INT, block_kind STRING")
         ctx.tables.overwrite(frame, "training_blocks", partition_by=["block_kind"])
         return ctx.tables.version("training_blocks")
@@ -169,7 +167,7 @@ def test_files_belong_to_the_version(make_context: Callable[..., RunContext]) ->
             n for url in files for n in pq.ParquetFile(url.removeprefix("file://")).read()["n"].to_pylist()
         ]
 
-    first, second = put(1), put(2)
+    first, second = overwrite(1), overwrite(2)
     assert numbers(first) == [1]
     assert numbers(second) == [2]
     assert numbers(second, "block_kind = 'queried'") == [2]
@@ -189,7 +187,7 @@ def test_files_belong_to_the_version(make_context: Callable[..., RunContext]) ->
 def test_files_that_only_delta_can_read_are_refused(
     make_context: Callable[..., RunContext], feature: str, setting: str
 ) -> None:
-    """Even after the table was overwritten; moving its folder away helps."""
+    """Overwriting the table does not remove the feature; moving its folder does."""
     ctx = make_context()
     blocks = local_frame(ctx.spark, [(1, "queried")], "n INT, block_kind STRING")
 
@@ -200,9 +198,9 @@ def test_files_that_only_delta_can_read_are_refused(
     assert files()
     folder = ctx.tables.path("training_blocks")
     ctx.spark.sql(f"ALTER TABLE delta.`{folder}` SET TBLPROPERTIES ({setting})")
-    with pytest.raises(DataQualityError) as caught:
+    with pytest.raises(DataQualityError) as raised:
         files()
-    assert str(caught.value) == (
+    assert str(raised.value) == (
         f"table 'training_blocks' has {feature}, so its Parquet files cannot be read without Delta, and "
         f"overwriting keeps that: move its folder {folder} away and run the stage 'snapshot' again"
     )
@@ -210,27 +208,34 @@ def test_files_that_only_delta_can_read_are_refused(
     assert files()
 
 
-def test_raw_ids_are_in_the_table_identity_and_nowhere_else(prepared: Prepared) -> None:
+def test_raw_ids_are_only_in_the_table_identity(prepared: Prepared) -> None:
     tables = prepared.data.root / "tables"
-    found: dict[str, set[str]] = {}
+    ids_by_table: dict[str, set[str]] = {}
     for path in tables.rglob("*.parquet"):
         name = path.relative_to(tables).parts[0]
         table: pa.Table = pq.ParquetFile(path).read()
         ids = {text for text in texts(table.to_pydict()) if "RAW-CUSTOMER" in text}
-        found.setdefault(name, set()).update(ids)
-    assert found.pop("identity") == set(prepared.data.everyone)
-    assert set(found) >= {"events", "quarantine", "consent", "sequences", "examples", "training_blocks"}
-    assert {name: ids for name, ids in found.items() if ids} == {}
+        ids_by_table.setdefault(name, set()).update(ids)
+    assert ids_by_table.pop("identity") == set(prepared.data.everyone)
+    assert set(ids_by_table) >= {
+        "events",
+        "quarantine",
+        "consent",
+        "sequences",
+        "examples",
+        "training_blocks",
+    }
+    assert {name: ids for name, ids in ids_by_table.items() if ids} == {}
 
 
-def test_an_event_carries_the_key_of_its_customer(prepared: Prepared) -> None:
+def test_events_contain_customer_keys(prepared: Prepared) -> None:
     keys = {keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.everyone}
-    known = prepared.ctx.tables.read("events").select("customer_key").distinct().collect()
-    assert {row["customer_key"] for row in known} == keys
+    key_rows = prepared.ctx.tables.read("events").select("customer_key").distinct().collect()
+    assert {row["customer_key"] for row in key_rows} == keys
     assert all(len(key) == 32 for key in keys)
 
 
-def test_the_transaction_logs_hold_no_customer(prepared: Prepared) -> None:
+def test_transaction_logs_contain_no_customer_keys(prepared: Prepared) -> None:
     keys = [keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.everyone]
     logs = [path for path in Path(prepared.data.root, "tables").rglob("_delta_log/*") if path.is_file()]
     text = "\n".join(path.read_bytes().decode("utf-8", "replace") for path in logs)

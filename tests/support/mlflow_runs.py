@@ -15,13 +15,13 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from lam_spark.config import Config
 from lam_spark.config.load import load_config
 from lam_spark.model.artifact import CARD, WEIGHTS
-from lam_spark.runtime.log import Journal
+from lam_spark.runtime.log import RunLog
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.tracking import Tracking
 from tests.support.learnable import blocks, specification
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
-UNREACHABLE = "http://somebody:password@127.0.0.1:9"
+UNREACHABLE = "http://user:password@127.0.0.1:9"
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def tracking_of(config: Config, folder: Path, uri: str | None, monkeypatch: pyte
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     else:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return Tracking(config, "a-run", folder, Journal("a-run", config.workspace / "logs"))
+    return Tracking(config, "a-run", folder, RunLog("a-run", config.workspace / "logs"))
 
 
 def only_run(config: Config) -> tuple[MlflowClient, Any]:

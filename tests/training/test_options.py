@@ -138,8 +138,8 @@ def test_pre_training_does_not_change_the_target_heads(tmp_path: Path, group: ty
     next(trainer._epochs(trainer.phases[0]))
     after = trainer.model.state_dict()
     unchanged = {name for name in before if torch.equal(before[name], after[name])}
-    heads = {name for name in before if name.startswith("target_heads.")}
-    assert heads <= unchanged
+    target_heads = {name for name in before if name.startswith("target_heads.")}
+    assert target_heads <= unchanged
     assert not {name for name in before if name.startswith(("blocks.", "next_"))} & unchanged
 
 

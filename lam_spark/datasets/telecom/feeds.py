@@ -16,7 +16,7 @@ from lam_spark.datasets.telecom.customers import Array
 from lam_spark.datasets.telecom.parameters import AUTUMN, SPRING, START
 
 Format = Literal["json", "csv", "parquet"]
-# How a feed writes times: `millis` since 1970 (UTC); `iso` text with a Z; `local` and `local_day_first` text in
+# Format of times in a feed: `millis` since 1970 (UTC); `iso` text with a Z; `local` and `local_day_first` text in
 # Lisbon local time; `instant`; `local_instant`, a timestamp without zone in Lisbon local time; `day`.
 Clock = Literal["millis", "iso", "local", "local_day_first", "instant", "local_instant", "day"]
 

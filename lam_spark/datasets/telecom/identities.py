@@ -247,22 +247,22 @@ def _draw_phones(
     """Draw phone numbers, valid from the contract on; some pass from the first of a pair to the second."""
     giver, taker = np.flatnonzero(transferred & is_first), np.flatnonzero(transferred & ~is_first)
     released = draw_local_times(rng, rng.integers(40, 300, len(giver)), 9, 18)
-    taken = released + rng.integers(5 * DAY, 40 * DAY, len(giver))
+    acquired = released + rng.integers(5 * DAY, 40 * DAY, len(giver))
     everyone = np.arange(len(number))
     usage = _ordered(
         np.concatenate([everyone, giver, taker]),
-        np.concatenate([np.full(len(number), _BEGINNING), released, taken]),
+        np.concatenate([np.full(len(number), _BEGINNING), released, acquired]),
         np.concatenate([number * 8, number[giver] * 8 + 1, number[giver] * 8]),
     )
     links = _with_links(_NO_LINKS, number * 8, everyone, signed)
     links = _with_links(links, number[giver] * 8 + 1, giver, released)
-    links = _with_links(links, number[giver] * 8, taker, taken)
+    links = _with_links(links, number[giver] * 8, taker, acquired)
     # Two owners at one instant; a later link corrects it in favour of the first.
-    owner, other = np.flatnonzero(conflicting & is_first), np.flatnonzero(conflicting & ~is_first)
+    owner, second_owner = np.flatnonzero(conflicting & is_first), np.flatnonzero(conflicting & ~is_first)
     conflict_at = draw_local_times(rng, rng.integers(40, 300, len(owner)), 9, 18)
     for customer, at in (
         (owner, conflict_at),
-        (other, conflict_at),
+        (second_owner, conflict_at),
         (owner, conflict_at + rng.integers(10 * DAY, 30 * DAY, len(owner))),
     ):
         links = _with_links(links, number[owner] * 8, customer, at)

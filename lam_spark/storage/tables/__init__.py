@@ -1,1 +1,1 @@
-"""Delta tables: what is declared about each, reading and writing them, their logs, publication and maintenance."""
+"""Delta tables: declarations, reading and writing, transaction logs, publication and maintenance."""

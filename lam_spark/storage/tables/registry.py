@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What is fixed about a table.
+    """Declaration of a table.
 
     Attributes:
         writer: Stage that writes it; named in errors.
@@ -24,7 +24,7 @@ class TableSpec:
         holds_fields: Whether declared fields become columns of this table, so that its fixed names are reserved.
         stats_columns: Columns whose minimum and maximum go into the transaction log. Never a column that
             identifies a customer: statistics outlive the rows that an erasure removes.
-        change_data_feed: Whether Delta keeps a change feed, from which a later stage learns what changed.
+        change_data_feed: Whether Delta keeps a change data feed, which a later stage reads.
         deletion_vectors: Whether a change marks old rows as deleted instead of rewriting their files. Only
             Delta can read such a table (`Tables.files` refuses it), and deleted rows stay in the files until
             REORG TABLE ... APPLY (PURGE) and VACUUM: an erasure has to run both.
@@ -228,7 +228,7 @@ TABLES: Mapping[str, TableSpec] = {
             "customer_key": _CUSTOMER,
             "target": _TARGET,
             "query_id": ("STRING", "event_id of the query event"),
-            "as_of": ("TIMESTAMP", "time of the query: history lies before, the label after it"),
+            "as_of": ("TIMESTAMP", "time of the query: the history ends before it, the label starts at it"),
             "label_end": ("TIMESTAMP", "end of the horizon"),
             "label": ("DOUBLE", "0 or 1, or an amount; null for targets of kind next"),
             "label_ids": ("ARRAY<INT>", "of kind next: token ids of the values that followed"),
@@ -386,7 +386,7 @@ INPUT_COLUMNS = ("customer_id", "event_key", "id", "linked_at", "proposal_id", "
 # Training blocks have the columns `event_FIELD` and `query_FIELD`.
 _FIELD_PREFIXES = ("event_", "query_")
 
-# Names that a declared field may not take: it becomes a column next to these, in training blocks with a prefix.
+# Names that fields may not have, because a table has both columns. Training blocks add a prefix to fields.
 RESERVED_COLUMNS = frozenset(INPUT_COLUMNS).union(
     *(spec.columns for spec in TABLES.values() if spec.holds_fields),
     (

@@ -160,9 +160,9 @@ class Tables:
         fresh = frame.dropDuplicates(list(keys))
         if not self.exists(name):
             return self.append(complete(fresh) if complete else fresh, name)
-        known = self.read(name).select(*(F.col(key).alias(f"_known_{key}") for key in keys))
+        existing = self.read(name).select(*(F.col(key).alias(f"_known_{key}") for key in keys))
         same = [F.col(key).eqNullSafe(F.col(f"_known_{key}")) for key in keys]
-        fresh = fresh.join(known, same, "left_anti")
+        fresh = fresh.join(existing, same, "left_anti")
         if complete:
             fresh = complete(fresh)
         # A merge reads its source twice; a Python function that made the rows must run once.

@@ -23,7 +23,7 @@ from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.trainer import Trainer
 
 PROGRESS_FILE = "progress.jsonl"
-# Prefix of the files with the cause of a failure; the rank follows (the process id before a process has a rank).
+# Prefix of the files with the cause of a failure, followed by the rank, or the process id before it is known.
 FAILURE_FILE = "failure."
 DRIVER_VARIABLE = "LAM_SPARK_DRIVER"
 _POLL_SECONDS = 2.0
@@ -110,8 +110,8 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     faulthandler.enable()  # shows where a library aborts
     main(sys.argv[1:])
-    # Skips Python's shutdown: threads of gloo and Arrow may still use what it tears down, and an abort would turn
-    # a finished training into a failure (https://github.com/pytorch/pytorch/pull/179291).
+    # Skips Python's shutdown, in which threads of gloo and Arrow may abort a finished training
+    # (https://github.com/pytorch/pytorch/pull/179291).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
