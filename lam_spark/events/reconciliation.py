@@ -80,9 +80,9 @@ def reconcile(
         # Late links concern rows of earlier runs, whose source may have no new rows.
         counts.setdefault(row["_source"], {})[row["_status"]] = row["count"]
     for reader in set(link_readers) & set(rows_in):
-        row = counts[reader]
-        row["duplicates"] = row["rows_in"] - row["quarantined"] - row.get("links", 0)
-    sources = {source: ReconciliationCounts(**row) for source, row in counts.items()}
+        of_reader = counts[reader]
+        of_reader["duplicates"] = of_reader["rows_in"] - of_reader["quarantined"] - of_reader.get("links", 0)
+    sources = {source: ReconciliationCounts(**of_source) for source, of_source in counts.items()}
     for source, reconciled in sources.items():
         if reconciled.rows_in != sum(getattr(reconciled, name) for name in _STATUSES):
             raise DataQualityError(

@@ -25,7 +25,7 @@ from lam_spark.training_data.layout import Layout
 # GPU-hours of the reference system, a large telecom operator's.
 REFERENCE_GPU_HOURS = 145
 # Share of a GPU's bfloat16 peak. An H100 reached 23 % with d_model 768 and 32 blocks per step; numeric bins and
-# decayed counts cost 12 % of that (docs/benchmarks.md). An A100 is assumed to reach the same.
+# decayed counts cost 12 % of that (benchmarks/RESULTS.md). An A100 is assumed to reach the same.
 UTILISATION = 0.20
 _BACKWARD = 2
 # float32: weight, gradient, AdamW's two moments and the weight average; with several processes also the flat gradients

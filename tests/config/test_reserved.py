@@ -234,7 +234,7 @@ def test_a_field_may_have_the_name_of_a_column_that_a_stage_makes(
     counts = ingest(ctx).counts
     assert (counts["duplicates"], counts["conflicting"]) == (2 * len(first[::5]), 0)
     check_events(ctx, 2 * len(rows))
-    assert build_sequences(ctx).facts["mode"] == "update"
+    assert build_sequences(ctx).mode == "update"
     check_sequences(ctx)
     for stage in (build_examples, build_snapshot):
         stage(ctx)
