@@ -40,7 +40,7 @@ from lam_spark.training_data.columns import (
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import Block, Packer, prepare
 
-# Key of the commit metadata of `training_blocks`, besides those of `labels.freshness`: a `ConsentCheck`.
+# Key of the commit metadata of `training_blocks`, in addition to those of `labels.freshness`: a `ConsentCheck`.
 CONSENT_CHECK = "consent_check"
 # Kinds of blocks: fine-tuning reads windows with queries, pre-training reads both.
 QUERIED, PLAIN = "queried", "plain"
