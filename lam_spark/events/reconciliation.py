@@ -80,9 +80,10 @@ def reconcile(
         # Late links concern rows of earlier runs, whose source may have no new rows.
         counts.setdefault(row["_source"], {})[row["_status"]] = row["count"]
     for reader in set(link_readers) & set(rows_in):
-        row = counts[reader]
-        row["duplicates"] = row["rows_in"] - row["quarantined"] - row.get("links", 0)
-    sources = {source: ReconciliationCounts(**row) for source, row in counts.items()}
+        source_counts = counts[reader]
+        accepted = source_counts["rows_in"] - source_counts["quarantined"]
+        source_counts["duplicates"] = accepted - source_counts.get("links", 0)
+    sources = {source: ReconciliationCounts(**source_counts) for source, source_counts in counts.items()}
     for source, reconciled in sources.items():
         if reconciled.rows_in != sum(getattr(reconciled, name) for name in _STATUSES):
             raise DataQualityError(
