@@ -90,7 +90,7 @@ def _summarise(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
 
 
 def _plan(config: Config, names: Sequence[str]) -> dict[str, Any]:
-    """What a run would do, for --dry-run: only the configuration is read, nothing is written."""
+    """Stages and resolved configuration of a run, for --dry-run. Only the configuration is read."""
     return {
         "dry_run": True,
         "stages": list(names),

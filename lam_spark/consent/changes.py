@@ -18,7 +18,7 @@ from lam_spark.storage.time import sql_literal
 def eligible_among(
     tables: Tables, consent: ConsentConfig, at: dt.datetime, customers: DataFrame
 ) -> DataFrame:
-    """Those of `customers` (column `customer_key`) who are eligible now, as `eligible_by_purpose` gives them."""
+    """The rows of `customers` (column `customer_key`) that are eligible now, as in `eligible_by_purpose`."""
     distinct = customers.select("customer_key").distinct()
     ledger = tables.read("consent").join(distinct, "customer_key", "left_semi")
     return by_purpose(ledger, consent, at)

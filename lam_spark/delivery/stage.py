@@ -1,7 +1,7 @@
-"""Stage `deliver`: the ranked contact list, after reading the consent ledger once more.
+"""Stage `deliver`: the ranked contact list, after reading the consent source again.
 
 A run may have taken hours until here: new statements of the ledger's source are ingested first, and eligibility is
-decided for the present instant. Cost: that of the stage `consent`, and one shuffle of the scores by customer; only the
+decided for the present instant. Cost: the stage `consent`, and one shuffle of the scores by customer; only the
 list itself (at most `delivery.capacity` rows) meets in one task.
 """
 

@@ -53,7 +53,7 @@ def publish(
     if assigned.links is not None:
         writer.write(assigned.links.select(*LINK_COLUMNS), "links", total.links)
     elif rebuild and tables.exists("links"):
-        # No link statement is configured any more: old links must not come back with the first new one.
+        # Without a link statement, old links are deleted: they must not apply again after a new one is configured.
         writer.write(tables.read("links").limit(0), "links", 0)
     _update_earlier_rows(tables, assigned, total)
     unresolved = _new_unresolved(assigned, [*UNRESOLVED_COLUMNS, *fields])

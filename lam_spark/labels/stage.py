@@ -105,7 +105,7 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     until = observed_until(ingested, ctx.as_of, last, config.time_zone)
     events = ingested.join(eligible, "customer_key", "left_semi")
     vocabulary = ctx.cache(tables.read("vocabulary"))
-    # Cached between the check and the write: the published rows are those that were checked.
+    # Cached so that the published rows are the checked rows.
     examples = ctx.cache(
         union_all(_target_examples(config, name, events, vocabulary, until) for name in config.targets)
     )

@@ -105,7 +105,7 @@ def calibration(metrics: CalibrationMetrics) -> c.Calibration:
 def funnel(
     config: Config, entries: ListEntries, sources: Sequence[c.SourceCount], rejected: Mapping[str, int]
 ) -> tuple[c.FunnelStep, ...]:
-    """Every step from raw rows to delivered customers, with what was lost at it."""
+    """Every step from raw rows to delivered customers, with its losses."""
     score, deliver = entries.score, entries.deliver
     purpose = config.consent.contact_purpose
     status = score.consent[purpose]

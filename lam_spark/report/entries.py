@@ -72,7 +72,7 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
         return is_of_target(entry) and entry.run_id == scored_by
 
     def is_of_list(entry: AuditEntry) -> bool:
-        # The table says nothing about a list without a customer.
+        # An empty list has no rows from which its run could be read.
         is_listed = listed_by in (None, entry.run_id)
         return is_of_target(entry) and is_listed and entry.result_of(DeliverResult).scores_run_id == scored_by
 
@@ -112,7 +112,7 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
 
 
 def _run_of(tables: Tables, table: str, where: Column) -> str | None:
-    """The run that wrote these rows; a stage replaces those of its day as a whole."""
+    """Run that wrote these rows; a stage always replaces all rows of its day."""
     frame = tables.read_if_exists(table)
     row = None if frame is None else frame.where(where).select("run_id").first()
     return None if row is None else str(row["run_id"])

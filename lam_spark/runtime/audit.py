@@ -38,7 +38,7 @@ _SCHEMA = (
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage took: wall seconds, and peak memory of all processes together (GiB), None if not measured."""
+    """Cost of a stage: wall seconds, and peak memory of all processes in total (GiB), None if not measured."""
 
     seconds: float
     peak_memory_gib: float | None
@@ -181,7 +181,7 @@ def verify_chain(tables: Tables) -> int:
 
 
 def _column_values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the columns next to an entry must repeat; times in microseconds UTC."""
+    """Values that the columns of a row must have according to its entry; times in microseconds UTC."""
     return {
         "run_id": entry.get("run_id"),
         "stage": entry.get("stage"),

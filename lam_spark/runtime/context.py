@@ -26,7 +26,7 @@ def utc_now() -> dt.datetime:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the entry function of a stage may use; helpers get only the parts that they need.
+    """Context of a stage's entry function; helpers get only the parts that they need.
 
     Attributes:
         run_id: Unique, sortable by time.

@@ -60,7 +60,7 @@ class RunLog:
             self._console.print(text)
 
     def progress(self, text: str) -> None:
-        """Set the part of the status line that says what the stage is doing."""
+        """Set the part of the status line that shows the progress of the stage."""
         self._progress = text
 
     def status(self, text: str | None) -> None:

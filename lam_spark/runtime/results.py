@@ -34,7 +34,7 @@ class StageResult:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """What the summary of a run shows besides the counts if this is its last stage; nothing by default."""
+        """Further values for the summary of a run whose last stage this is; empty by default."""
         return {}
 
     @property

@@ -1,4 +1,4 @@
-"""The one builder of Spark sessions: the session that a platform gives, or one on this machine.
+"""The one builder of Spark sessions: the session of a platform, or one on this machine.
 
 spark-submit and Databricks provide a session or a master; then only what correctness needs is set (UTC, Delta), no
 sizes. On a single machine the settings are those that make small Delta jobs fast (few partitions, no UI).

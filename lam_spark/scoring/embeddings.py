@@ -32,8 +32,8 @@ class EmbedResult(StageResult):
 
     Attributes:
         customers_eligible: Customers eligible for the purpose.
-        without_sequence: Those of them without a sequence.
-        truncated: Those whose history before `as_of` is truncated too much to be read.
+        without_sequence: Eligible customers without a sequence.
+        truncated: Eligible customers whose history before `as_of` is truncated too much to be read.
         embeddings: Rows written.
         d_model: Numbers of an embedding.
     """

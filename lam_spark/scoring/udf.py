@@ -136,7 +136,7 @@ def visible_sequences(
         tables: Tables of the workspace.
         cache: Cache of the stage.
         allowed: Eligible customers (column `customer_key`).
-        layout: Says what a prediction reads.
+        layout: Determines which events a prediction reads.
         purpose: Purpose that the customers agreed to.
         as_of: Instant of the prediction.
         at: Instant at which consent statements must be effective.

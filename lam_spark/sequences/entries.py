@@ -38,7 +38,7 @@ class SequenceSpec:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The specification that a configuration gives."""
+        """Specification from the configuration."""
         return cls(
             categorical=config.categorical,
             numeric=config.numeric,

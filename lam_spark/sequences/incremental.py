@@ -46,7 +46,7 @@ class UpdateResult:
     """What an update or a rebuild did.
 
     Attributes:
-        lineage: What the table was built from.
+        lineage: Inputs of the table.
         values_added: New entries of the vocabulary.
         customers_added_to: Customers with events merged into their stored rows.
         customers_rebuilt: Customers whose rows were built from all their events.
@@ -71,7 +71,7 @@ class Increment:
 
     Attributes:
         tables: Tables of the workspace.
-        lineage: What the stored rows were built from.
+        lineage: Inputs of the stored rows.
         events: Newest version of `events`.
         changes: Changes of `events` since: the table's columns and `_sign`, 1 for an added event and -1 for a
             removed one.
@@ -122,7 +122,7 @@ class Increment:
         return union_all([changes, signed.select(*changes.columns)])
 
     def eligible_among(self, customers: DataFrame) -> DataFrame:
-        """Those of `customers` (column `customer_key`) who are eligible for training or for contact now."""
+        """The rows of `customers` (column `customer_key`) that are eligible for training or for contact now."""
         return eligible_among(self.tables, self._consent, self._at, customers)
 
 
@@ -146,7 +146,7 @@ def update(
         tables: Tables of the workspace.
         cache: Cache of the stage; released at the end.
         config: Its `as_of` and all that rows depend on.
-        lineage: What the stored rows were built from.
+        lineage: Inputs of the stored rows.
         cutoff: The vocabulary holds values of events before it, microseconds UTC.
         at: Instant at which consent statements must be effective.
 

@@ -1,4 +1,4 @@
-"""What a version of `sequences` was built from; stored with its commit, so that the next run can update it."""
+"""Inputs of a version of `sequences`, stored with its commit, so that the next run can update it."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def vocabulary_sizes(vocabulary: DataFrame, categorical: Iterable[str]) -> dict[
 
 
 def vocabulary_digest(vocabulary: DataFrame, sizes: Mapping[str, int]) -> str:
-    """sha256 (hex) of the values behind the first ids of each field, as many as `sizes` says.
+    """sha256 (hex) of the values behind the first ids of each field, with the numbers of ids in `sizes`.
 
     The digest does not change while the same vocabulary grows. Another vocabulary numbers values differently even
     where fields and sizes are equal. Cost: 64 bytes per id in one task.

@@ -122,7 +122,7 @@ class Inputs:
             statement: Spark SQL.
             key: Key of the statement in the configuration, for errors.
             grain: Input whose malformed lines the caller handles. Malformed lines in any other input are refused.
-            new: What the statement sees of its grain; None: all of it. Other inputs and the views are always whole.
+            new: Rows of the grain that the statement reads; None: all. Other inputs and the views are always complete.
 
         Raises:
             ConfigError: The statement does not parse, or names something unknown.

@@ -75,7 +75,7 @@ class FrameCache:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Release at the end what was cached inside."""
+        """On exit, release the frames that were cached inside."""
         before = len(self._frames)
         try:
             yield

@@ -215,7 +215,7 @@ def _cost_lines(estimate: Plan, gpus: int) -> list[str]:
         lines.append(
             f"{kind.name:12} {hours:>10,.1f} {hours / gpus:>12,.1f} {memory:>18} {need.dollars:>10,.0f}"
         )
-    return [*lines, f"{'reference':12} {REFERENCE_GPU_HOURS:>10,.1f} what the reference system took"]
+    return [*lines, f"{'reference':12} {REFERENCE_GPU_HOURS:>10,.1f} used by the reference system"]
 
 
 def _assumption_lines(estimate: Plan, layout: Layout, recipe: Recipe, utilisation: float) -> list[str]:

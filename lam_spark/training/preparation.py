@@ -86,7 +86,7 @@ def specification(
 
 
 def _require_consent(tables: Tables, cache: FrameCache, config: Config, at: dt.datetime) -> None:
-    """Read the ledger once more: the snapshot may be days old, and a training may be resumed days later."""
+    """Read the ledger again: the snapshot may be days old, and a training may be resumed days later."""
     purpose, snapshot = config.consent.training_purpose, "the training snapshot"
     metadata = tables.commit_metadata("training_blocks") or {}
     stored = metadata.get("consent_check")

@@ -101,7 +101,7 @@ def train(ctx: RunContext) -> TrainResult:
             refuses the model, which then waits in the folder.
     """
     config = ctx.config
-    # Working folder: what is worth keeping goes to MLflow. It stays if the training does not end.
+    # Working folder, kept only until the training has finished. MLflow stores the results.
     folder = config.workspace / "training"
     vocabulary = ctx.cache(ctx.tables.read("vocabulary"))
     layout = layout_of(config, vocabulary)

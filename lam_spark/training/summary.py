@@ -48,6 +48,6 @@ class TrainingSummary:
         return cls(**{"gpu_seconds": None, "core_seconds": None, **values})
 
     def costs(self) -> dict[str, float]:
-        """Name -> what the training cost, without values that are None."""
+        """Name -> cost of the training, without values that are None."""
         values = self.to_json()
         return {name: float(values[name]) for name in _COSTS if name in values}

@@ -11,7 +11,7 @@ from lam_spark.report.content import FunnelStep, StageCost
 
 
 def funnel(steps: Sequence[FunnelStep], width: float = 760, customers: str = "customers") -> str:
-    """Draw the steps as bars; the pale rest of a bar is what the step lost.
+    """Draw the steps as bars; the pale part of a bar shows the loss of the step.
 
     Bars share a scale until the unit changes: a recount (customers after events) starts again at full width.
 

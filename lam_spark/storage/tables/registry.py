@@ -380,7 +380,7 @@ TABLES: Mapping[str, TableSpec] = {
     ),
 }
 
-# Columns of what the configuration's selects yield besides declared fields: channels, link statements, proposals.
+# Columns other than fields that the selects of channels, link statements and proposals yield.
 INPUT_COLUMNS = ("customer_id", "event_key", "id", "linked_at", "proposal_id", "description")
 
 # Training blocks have the columns `event_FIELD` and `query_FIELD`.

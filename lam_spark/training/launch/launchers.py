@@ -1,4 +1,4 @@
-"""Starts the processes of a training as `training.launcher` says, and follows their progress.
+"""Starts the processes of a training with `training.launcher` and follows their progress.
 
 | launcher | processes | for |
 | --- | --- | --- |
