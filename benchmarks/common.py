@@ -32,6 +32,13 @@ SMOKE_TRAINING = (
     "model.n_layers=1",
     "model.n_heads=2",
 )
+_RUN_UP_TO_SNAPSHOT = """
+import pathlib, sys
+from benchmarks import common
+from lam_spark.runtime.runner import run_stages
+conf, root, *overrides = sys.argv[1:]
+run_stages(common.load(pathlib.Path(conf), pathlib.Path(root), *overrides), common.STAGES_UP_TO_SNAPSHOT)
+"""
 # One secret per process, because the tables of a workspace depend on it.
 _SECRET = secrets.token_hex(32)
 
@@ -107,7 +114,7 @@ def lam_spark(stage: str, conf: Path, root: Path, *overrides: str, **environment
     process = subprocess.run(
         [sys.executable, "-m", "lam_spark.cli", stage, "--conf", str(conf), *flags],
         cwd=REPOSITORY,
-        env={"LAM_SPARK_SECRET": _SECRET, **os.environ, **environment},
+        env=_environment() | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -125,9 +132,23 @@ def run_stage(stage: str, conf: Path, root: Path, *overrides: str) -> dict[str, 
 
 
 def run_up_to_snapshot(conf: Path, root: Path, *overrides: str) -> None:
-    """Run the stages up to the training snapshot."""
-    for stage in STAGES_UP_TO_SNAPSHOT:
-        lam_spark(stage, conf, root, *overrides)
+    """Run the stages up to the training snapshot in one process, whose memory is free again afterwards.
+
+    Raises:
+        SystemExit: a stage failed.
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", _RUN_UP_TO_SNAPSHOT, str(conf), str(root), *overrides],
+        cwd=REPOSITORY,
+        env=_environment(),
+        check=False,
+    )
+    if process.returncode:
+        sys.exit(f"the stages up to the snapshot failed in {root}")
+
+
+def _environment() -> dict[str, str]:
+    return {"LAM_SPARK_SECRET": _SECRET, **os.environ}
 
 
 def load(conf: Path, root: Path, *overrides: str) -> Any:

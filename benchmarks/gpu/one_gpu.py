@@ -42,6 +42,7 @@ from lam_spark.model.transformer import ModelSize
 from lam_spark.training import trainer
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
+from lam_spark.training_data import loader
 from lam_spark.training_data.layout import MICROS_PER_DAY, Layout, Target
 from lam_spark.training_data.packing import Block, unfold
 
@@ -67,7 +68,7 @@ SETTINGS = TrainingConfig(
     patience=3,
     micro_batch_size=8,
     experiment="gpu",
-).model_dump(mode="json")
+)
 
 
 @functools.cache
@@ -99,7 +100,7 @@ def fit(folder: Path, device: str, precision: str, count: int) -> dict[str, Any]
     spec = TrainingSpec(
         layout=LAYOUT,
         size=ModelSize(64, 2, 4, 0.1),
-        settings=SETTINGS | {"precision": precision},
+        settings=SETTINGS.model_copy(update={"precision": precision}),
         all_urls=(f"file://{path}",),
         queried_urls=(f"file://{path}",),
         validation_start=200 * MICROS_PER_DAY,
@@ -119,15 +120,15 @@ def fit(folder: Path, device: str, precision: str, count: int) -> dict[str, Any]
     started = time.monotonic()
     digest = loop.fit()
     seconds = time.monotonic() - started
-    facts = open_artifact(*read_artifact(folder), digest).facts
+    summary = open_artifact(*read_artifact(folder), digest).facts["training"]
     ends = [r for r in records if r["event"] == "epoch" and "validation loss" in r]
     pretraining_losses = [r["validation loss"] for r in ends if "validation AUC" not in r]
     return {
         "seconds": seconds,
         "next_loss": pretraining_losses[-1],
-        "validation_loss": facts["validation_loss"],
-        "auc": facts["validation_AUC"],
-        "tokens_per_second": facts["tokens"] / seconds,
+        "validation_loss": summary["validation"]["loss"],
+        "auc": summary["validation"]["AUC"],
+        "tokens_per_second": summary["tokens"] / seconds,
     }
 
 
@@ -252,7 +253,7 @@ def main() -> None:
     try:
         import petastorm  # noqa: F401
     except ImportError:
-        trainer.block_batches.__globals__["_row_groups"] = read_by_pyarrow
+        loader._row_groups = read_by_pyarrow
         print("petastorm is not installed: row groups are read by pyarrow", flush=True)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda, flush=True)
     figures: dict[str, float] = {}

@@ -50,14 +50,15 @@ from benchmarks.common import (
     stored_secret,
 )
 from benchmarks.support.retailer_targets import RETAILER_TARGETS
+from lam_spark.config import TrainingConfig
 from lam_spark.model import transformer
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.decayed_counts import DecayedCounts
 from lam_spark.sequences.tokens import MISSING
-from lam_spark.training import trainer, weight_average
+from lam_spark.training import trainer, validate, weight_average
+from lam_spark.training.preparation import specification
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
-from lam_spark.training.stage import specification
 from lam_spark.training_data.columns import layout_of
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import Block
@@ -188,8 +189,10 @@ def measures(spec: TrainingSpec, name: str) -> dict[str, float]:
         if record.get("phase") == "refit":
             raise EpochChosen
 
+    # Training and validation convert their batches in two modules.
+    changes = ((trainer, "as_batch", changed_batch), (validate, "as_batch", changed_batch), *variant.patches)
     with contextlib.ExitStack() as patches:
-        for target, attribute, replacement in ((trainer, "as_batch", changed_batch), *variant.patches):
+        for target, attribute, replacement in changes:
             patches.enter_context(mock.patch.object(target, attribute, replacement))
         started = time.monotonic()
         loop = trainer.Trainer(variant.spec(spec), LocalGroup(), stop_at_refit)
@@ -204,10 +207,18 @@ def prepare_spec(conf: Path, root: Path, *settings: str) -> TrainingSpec:
     if path.exists():
         return TrainingSpec.load(path)
     run_up_to_snapshot(conf, root, *settings)
-    run = open_context(load(conf, root, *settings))
-    layout = layout_of(run.config, run.tables.read("vocabulary"))
-    spec: TrainingSpec = specification(run, root / "training", layout, "")
-    run.spark.stop()
+    ctx = open_context(load(conf, root, *settings))
+    spec = specification(
+        ctx.tables,
+        ctx.cache,
+        ctx.config,
+        folder=root / "training",
+        layout=layout_of(ctx.config, ctx.tables.read("vocabulary")),
+        value_embeddings_digest="",
+        run_id=ctx.run_id,
+        at=ctx.started_at,
+    )
+    ctx.spark.stop()
     spec.save(path)
     return spec
 
@@ -223,7 +234,9 @@ def train_variants(
         for seed in seeds:
             for variant in results:
                 own = folder / f"{variant}_{seed}"
-                settings = spec.settings | SETTINGS | VARIANTS[variant].settings | {"seed": seed}
+                settings = TrainingConfig(
+                    **spec.settings.model_dump() | SETTINGS | VARIANTS[variant].settings | {"seed": seed}
+                )
                 changed = dataclasses.replace(spec, settings=settings, folder=str(own))
                 if not (own / "measures.json").exists():
                     shutil.rmtree(own, ignore_errors=True)

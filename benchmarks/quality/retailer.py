@@ -117,8 +117,8 @@ class Workspace:
             seconds = run_stage("train", RETAILER_CONF, self.root, *overrides)["seconds"]
             lam_spark("evaluate", RETAILER_CONF, self.root, *self.settings)
             draft = self.folder / "draft.npz"
-            found = {"coupon": self._coupon(sent), **self._calendar(queries, categories)}
-            np.savez(draft, seconds=seconds, **found)
+            predictions = {"coupon": self._coupon(sent), **self._calendar(queries, categories)}
+            np.savez(draft, seconds=seconds, **predictions)
             draft.rename(path)
         return dict(np.load(path))
 
@@ -129,9 +129,9 @@ class Workspace:
         keys = pseudonyms(self.secret, sent.household_id)
         expected = pd.DataFrame({"customer_key": keys, "day": sent.start_date.dt.date})
         joined = expected.merge(scores, on=["customer_key", "day"], how="left", validate="one_to_one")
-        assert joined.calibrated.notna().all(), "expected the same contacts on both sides"
+        assert joined.probability.notna().all(), "expected the same contacts on both sides"
         assert (joined.label.to_numpy() == sent.label.to_numpy()).all(), "expected the same labels"
-        return joined.calibrated.to_numpy()
+        return joined.probability.to_numpy()
 
     def _calendar(self, queries: pd.DataFrame, categories: list[str]) -> dict[str, Array]:
         """Target -> predictions of the calendar queries, in their order."""
@@ -145,13 +145,13 @@ class Workspace:
         for target in ("lapse", "spend", "categories"):
             own = held_out[(held_out.target == target) & held_out.day.isin(rows.day)]
             joined = rows.merge(own, on=["customer_key", "day"], how="left", validate="one_to_one")
-            same = len(own) == len(rows) and joined.answer.notna().all()
+            same = len(own) == len(rows) and joined.prediction.notna().all()
             assert same, f"expected the same queries of {target} on both sides"
             if target != "categories":
                 assert np.allclose(joined.label, queries[target].to_numpy(), atol=1e-6), (
                     f"expected the same labels of {target} on both sides"
                 )
-            outputs = np.stack(joined.answer.tolist())
+            outputs = np.stack(joined.prediction.tolist())
             # The last output of an amount is its median, which minimises the absolute error.
             predictions[target] = (
                 outputs[:, [ids[name] - 3 for name in categories]]

@@ -10,8 +10,7 @@ All figures are of the same test contacts; the model's are means over the seeds 
 `..._seeds_averaged`: of the mean prediction). `difference_...`: first seed against LightGBM, 95 % over customers.
 
 - AUC of an order by the treated. `share_of_gap`: how much of the gap between the best counts (truth file, or LightGBM
-on
-  counts if better) and the best possible prediction is attained.
+  on counts if better) and the best possible prediction is attained.
 - Lift of the top decile of the treated.
 - Uplift (prediction if treated minus prediction in the control arm) against the true effect: rank correlation, and the
   Qini area by true effects as a share of the best ranking's.
@@ -207,9 +206,9 @@ def main() -> None:
         baselines, boosting_seconds = boosting_baselines(workspace, contacts)
         test = TestContacts(contacts[contacts.split == "test"])
         ours = [workspace.predictions(seed, test.rows) for seed in seeds]
-        run = workspace.run
-        layout = layout_of(run.config, run.tables.read("vocabulary"))
-        chains = NextActions(run, layout).of_chains()
+        ctx = workspace.ctx
+        layout = layout_of(ctx.config, ctx.tables.read("vocabulary"))
+        chains = NextActions(ctx, layout).of_chains()
     by_seed = [f | test.measures(predictions) for f, predictions in zip(by_seed, ours, strict=True)]
     for seed, own in zip(seeds, by_seed, strict=True):
         print(f"  seed {seed}: " + ", ".join(f"{name} {value:.4g}" for name, value in own.items()))

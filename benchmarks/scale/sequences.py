@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -43,6 +43,9 @@ from benchmarks.support.sequences_input import (
     draw_events,
     write_input,
 )
+
+if TYPE_CHECKING:
+    from lam_spark.runtime.context import RunContext
 
 _PURPOSES = ("model_training", "direct_marketing")
 _AS_OF = "2025-01-01"
@@ -116,7 +119,7 @@ class Ours:
         self.spark = spark_session(self.config.spark)
         self.spark.range(1).count()
 
-    def run(self, workspace: Path, as_of: str = _AS_OF, rebuild: bool = False) -> Any:
+    def context(self, workspace: Path, as_of: str = _AS_OF, rebuild: bool = False) -> RunContext:
         """Run context over a workspace."""
         sequences = self.config.sequences.model_copy(update={"rebuild": rebuild})
         changes = {
@@ -124,7 +127,8 @@ class Ours:
             "as_of": dt.date.fromisoformat(as_of),
             "sequences": sequences,
         }
-        return open_context(self.config.model_copy(update=changes), self.spark)
+        ctx: RunContext = open_context(self.config.model_copy(update=changes), self.spark)
+        return ctx
 
     def events(self, folder: Path) -> Any:
         """The four channels as one frame."""
@@ -134,30 +138,31 @@ class Ours:
         """Build the vocabulary table, and copy it to Parquet for the baselines."""
         from lam_spark.sequences.vocabulary import count_values, extend_vocabulary
 
-        run = self.run(workspace)
-        run.tables.overwrite(count_values(self.events(folder), run.config), "value_counts")
-        extend_vocabulary(run, run.tables.read("value_counts"))
-        rows = run.tables.read("vocabulary").select("field", "value", "token_id").toPandas()
+        ctx = self.context(workspace)
+        tables, config = ctx.tables, ctx.config
+        tables.overwrite(count_values(self.events(folder), config.categorical), "value_counts")
+        extend_vocabulary(tables, config.fields, tables.read("value_counts"))
+        rows = tables.read("vocabulary").select("field", "value", "token_id").toPandas()
         pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / "vocabulary.parquet")
 
     def build(self, folder: Path, workspace: Path) -> None:
         """From the channels to the written table, as the baselines do."""
-        from lam_spark.sequences.settings import BUILD_SETTINGS
-        from lam_spark.storage.settings import session_settings
+        from lam_spark.sequences.build import BUILD_SETTINGS, Assembler
+        from lam_spark.sequences.entries import SequenceSpec
+        from lam_spark.storage.session_settings import session_settings
 
-        from lam_spark.sequences.build import Assembler
-
-        run = self.run(workspace)
+        ctx = self.context(workspace)
         allowed = self.spark.read.parquet(str(folder / "allowed.parquet"))
-        with run.letting_go(), session_settings(self.spark, BUILD_SETTINGS):
-            assembler = Assembler(run, run.keep(run.tables.read("vocabulary")))
+        with ctx.cache.scope(), session_settings(self.spark, BUILD_SETTINGS):
+            vocabulary = ctx.cache(ctx.tables.read("vocabulary"))
+            assembler = Assembler(ctx.cache, SequenceSpec.of(ctx.config), vocabulary)
             events = self.events(folder)
             count = events.count()
-            run.tables.overwrite(assembler.rows(events, allowed, count, longest=count), "sequences")
+            ctx.tables.overwrite(assembler.rows(events, allowed, count, longest=count), "sequences")
 
     def result_files(self, workspace: Path) -> list[str]:
         """Files of the written table."""
-        files = self.run(workspace).tables.read("sequences").inputFiles()
+        files = self.context(workspace).tables.read("sequences").inputFiles()
         return [path.removeprefix("file://") for path in files]
 
     def jvm_peak_gib(self) -> float:
@@ -253,7 +258,7 @@ def digest_of(files: list[str]) -> str:
     return digest.hexdigest()
 
 
-def write_consent(ours: Ours, run: Any, folder: Path) -> None:
+def write_consent(ours: Ours, ctx: RunContext, folder: Path) -> None:
     """Append the statements of the customers who opted in."""
     from pyspark.sql import functions as F
 
@@ -266,20 +271,20 @@ def write_consent(ours: Ours, run: Any, folder: Path) -> None:
         stated_at.alias("recorded_at"),
         F.lit("benchmark").alias("source"),
     )
-    run.tables.append(statements, "consent")
+    ctx.tables.append(statements, "consent")
 
 
 def nights(ours: Ours, folder: Path, workspace: Path, plan: Plan, builds: int) -> dict[str, float]:
     """Seconds of the stage: `whole` (median of the rebuilds) and `night` (new events of 1 % of the customers)."""
     from pyspark.sql import functions as F
 
-    from lam_spark.sequences import stage
+    from lam_spark.sequences.stage import build_sequences
 
-    run = ours.run(workspace)
+    ctx = ours.context(workspace)
     lineage = {"source": F.lit("benchmark"), "ingested_at": F.current_timestamp()}
-    run.tables.append(ours.events(folder).withColumns(lineage), "events")
-    write_consent(ours, run, folder)
-    whole = [timed(lambda: stage.run(ours.run(workspace, rebuild=True)))[0] for _ in range(builds)]
+    ctx.tables.append(ours.events(folder).withColumns(lineage), "events")
+    write_consent(ours, ctx, folder)
+    whole = [timed(lambda: build_sequences(ours.context(workspace, rebuild=True)))[0] for _ in range(builds)]
     customers = plan.size.customers
     keys = customer_keys(customers, 4)
     updates = []
@@ -293,12 +298,12 @@ def nights(ours: Ours, folder: Path, workspace: Path, plan: Plan, builds: int) -
         times = day + rng.integers(0, MICROS_PER_DAY, len(owners)) - delay
         path = folder / f"night_{night}.parquet"
         pq.write_table(draw_events(rng, keys, owners, times), path)
-        run.tables.append(ours.spark.read.parquet(str(path)).withColumns(lineage), "events")
+        ctx.tables.append(ours.spark.read.parquet(str(path)).withColumns(lineage), "events")
         as_of = str(np.datetime64("2025-01-02") + night)
-        seconds, result = timed(lambda as_of=as_of: stage.run(ours.run(workspace, as_of)))
+        seconds, result = timed(lambda as_of=as_of: build_sequences(ours.context(workspace, as_of)))
         updates.append(seconds)
-        print(f"  night {night}: {seconds:.1f} s, {result.facts['mode']}, {result.counts}", flush=True)
-        assert result.facts["mode"] == "update"
+        print(f"  night {night}: {seconds:.1f} s, {result.mode}, {result.counts}", flush=True)
+        assert result.mode == "update"
     # The first measurement is a warm-up where there are several.
     return {"whole": statistics.median(whole[1:] or whole), "night": statistics.median(updates[1:])}
 

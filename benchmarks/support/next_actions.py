@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from pyspark.sql import functions as F
 
-from lam_spark.consent.eligibility import eligible
+from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.model.artifact import as_batch, open_artifact
 from lam_spark.model.transformer import module_key
+from lam_spark.runtime.context import RunContext
 from lam_spark.training.losses import Period, next_groups
 from lam_spark.training_data.columns import customers, event_columns
 from lam_spark.training_data.layout import Layout
@@ -33,16 +34,17 @@ class NextActions:
     """Accuracy of the first guess of the next action, over events in timestamp groups of the test period.
 
     Args:
-        run: over a workspace with `sequences`.
+        ctx: run context of a workspace with `sequences`.
         layout: of the model.
     """
 
-    def __init__(self, run: Any, layout: Layout) -> None:
+    def __init__(self, ctx: RunContext, layout: Layout) -> None:
         self.layout = layout
-        allowed = eligible(run, run.config.consent.training_purpose)
-        self.sequences = run.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-        self.test_start = run.config.micros(run.config.split.test_start)
-        self.end = run.config.micros(run.config.as_of)
+        config, purpose = ctx.config, ctx.config.consent.training_purpose
+        allowed = eligible_customers(ctx.tables, ctx.cache, purpose, ctx.started_at)
+        self.sequences = ctx.tables.read("sequences").join(allowed, "customer_key", "left_semi")
+        self.test_start = config.micros(config.split.test_start)
+        self.end = config.micros(config.as_of)
 
     def of_model(self, weights: bytes, card: bytes, digest: str) -> dict[str, float]:
         """Accuracy of a model, and the number of predicted events."""

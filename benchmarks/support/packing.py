@@ -24,7 +24,7 @@ from benchmarks.support.steps import stack_blocks, step_loss, untrained_model
 from lam_spark.config import Config, ModelConfig
 from lam_spark.config.load import load_config
 from lam_spark.datasets.telecom.feeds import CHANNELS
-from lam_spark.datasets.telecom.parameters import RANDOM_CHUNK, START, World
+from lam_spark.datasets.telecom.parameters import CHUNK_SIZE, START, SyntheticDataSet
 from lam_spark.datasets.telecom.rows import draw_chunk, draw_rows
 from lam_spark.model.artifact import as_batch
 from lam_spark.model.transformer import LargeActionModel, ModelSize
@@ -72,11 +72,11 @@ def telecom_layout(config: Config) -> Layout:
 def draw_histories(config: Config, count: int) -> list[History]:
     """Times of events and calls before the test period, as the telecom generator draws them."""
     assert config.fetch is not None
-    size = World(count, int(config.fetch.arguments["seed"]), 0.0)
+    data_set = SyntheticDataSet(count, int(config.fetch.arguments["seed"]), dirty_share=0.0)
     end = config.micros(config.split.test_start)
     histories: list[History] = []
-    for number in range(-(-count // RANDOM_CHUNK)):
-        chunk = draw_chunk(size, number)
+    for number in range(-(-count // CHUNK_SIZE)):
+        chunk = draw_chunk(data_set, number)
         rows = [rows for feed, rows in draw_rows(chunk) if feed in CHANNELS.values()]
         owner = np.concatenate([part.owner for part in rows]).astype(np.int64)
         at = _START + np.concatenate([part.at for part in rows]).astype(np.int64) * 1_000_000
@@ -164,8 +164,8 @@ def packing(count: int, turns: int) -> dict[str, float]:
     for events in (ModelConfig.model_fields["context_events"].default, NEARLY_WHOLE):
         queries = layout.queries_per_block * events // layout.block_events
         longer = dataclasses.replace(layout, block_events=events, queries_per_block=queries)
-        found = _compare(config, longer, histories, turns)
-        figures |= {f"{key}_at_{events}": value for key, value in found.items()}
+        longer_figures = _compare(config, longer, histories, turns)
+        figures |= {f"{key}_at_{events}": value for key, value in longer_figures.items()}
     return figures
 
 

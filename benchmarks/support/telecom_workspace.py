@@ -22,7 +22,7 @@ from benchmarks.common import (
 )
 from benchmarks.support.next_actions import NextActions
 from benchmarks.support.workspace import pseudonyms
-from lam_spark.scoring.udf import Champion, champion, predict
+from lam_spark.scoring.udf import RegisteredModel, load_registered_model, predict_probabilities
 from lam_spark.training_data.columns import collect_queries, event_columns
 
 Array = npt.NDArray[Any]
@@ -60,7 +60,7 @@ class TelecomWorkspace:
 
     def open(self) -> None:
         """Start the session; not during a training, which needs the memory."""
-        self.run = open_context(load(TELECOM_CONF, self.root, *self.settings))
+        self.ctx = open_context(load(TELECOM_CONF, self.root, *self.settings))
 
     def train(self, seed: int) -> dict[str, float]:
         """Train with a seed and store its predictions; `train_seconds` and the next-action figures."""
@@ -70,30 +70,32 @@ class TelecomWorkspace:
             return stored
         seconds = self._stage("train", f"training.seed={seed}")
         self.open()
-        model = champion(self.run, [self.run.config.scoring.target])
+        config = self.ctx.config
+        model = load_registered_model(self.ctx.tables, config, [config.scoring.target])
         self._predict(model).to_parquet(self._predictions_file(seed))
-        next_actions = NextActions(self.run, model.layout)
+        next_actions = NextActions(self.ctx, model.layout)
         figures = next_actions.of_model(model.weights, model.card, model.digest)
         figures |= {"train_seconds": seconds}
-        self.run.spark.stop()
+        self.ctx.spark.stop()
         path.write_text(json.dumps(figures))
         return figures
 
     def _predictions_file(self, seed: int) -> Path:
         return self.folder / f"predictions_{seed}.parquet"
 
-    def _predict(self, model: Champion) -> pd.DataFrame:
+    def _predict(self, model: RegisteredModel) -> pd.DataFrame:
         """Grain: a held-out contact, with the probabilities of an order if `treated` and in the `control` arm."""
-        held_out = self.run.tables.read("examples").where("split = 'test'")
-        actions = self.run.tables.read("vocabulary").where("field = 'action'")
+        tables, target = self.ctx.tables, self.ctx.config.scoring.target
+        held_out = tables.read("examples").where("split = 'test'")
+        actions = tables.read("vocabulary").where("field = 'action'")
         ids = {row["value"]: row["token_id"] for row in actions.toLocalIterator()}
-        sequences = self.run.tables.read("sequences").select("customer_key", *event_columns(model.layout))
+        sequences = tables.read("sequences").select("customer_key", *event_columns(model.layout))
         arms = []
         for arm, action in (("treated", "propose"), ("control", "hold_back")):
             queries = collect_queries(held_out.withColumn("action", F.lit(ids[action])), model.layout)
-            rows = predict(self.run, sequences.join(queries, "customer_key"), model)
-            frame = rows.select("customer_key", "query_id", "calibrated").toPandas()
-            arms.append(frame.set_index(["customer_key", "query_id"])["calibrated"].rename(arm))
+            rows = predict_probabilities(sequences.join(queries, "customer_key"), model, target)
+            frame = rows.select("customer_key", "query_id", "probability").toPandas()
+            arms.append(frame.set_index(["customer_key", "query_id"])["probability"].rename(arm))
         return pd.concat(arms, axis=1).reset_index()
 
     def predictions(self, seed: int, test: pd.DataFrame) -> BothArms:
@@ -105,7 +107,7 @@ class TelecomWorkspace:
 
     def contacts(self) -> pd.DataFrame:
         """Grain: a contact, with split, label, arm and ground truth."""
-        examples = self.run.tables.read("examples")
+        examples = self.ctx.tables.read("examples")
         rows = examples.select("customer_key", "query_id", "as_of", "split", "label", "arm").toPandas()
         rows["as_of"] = rows.as_of.astype("datetime64[us]")
         truth = self._truth()
@@ -141,8 +143,8 @@ class TelecomWorkspace:
 
     def write_events(self) -> Path:
         """Write the events of the contacted customers as plain Parquet for the baselines."""
-        contacted = self.run.tables.read("examples").select("customer_key").distinct()
-        events = self.run.tables.read("events").join(contacted, "customer_key", "left_semi")
+        contacted = self.ctx.tables.read("examples").select("customer_key").distinct()
+        events = self.ctx.tables.read("events").join(contacted, "customer_key", "left_semi")
         folder = self.folder / "events"
         events.drop("attributes").write.mode("overwrite").parquet(str(folder))
         return folder

@@ -68,11 +68,10 @@ def make_spec(
 ) -> TrainingSpec:
     """Training of the small model; the validation period is the second half of the days."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = TrainingConfig(**{"finetune_epochs": 1, "micro_batch_size": MICRO_BATCH_SIZE} | settings)
     return TrainingSpec(
         layout=layout,
         size=SIZE,
-        settings=config.model_dump(mode="json"),
+        settings=TrainingConfig(**{"finetune_epochs": 1, "micro_batch_size": MICRO_BATCH_SIZE} | settings),
         all_urls=tuple(urls),
         queried_urls=tuple(queried_urls),
         validation_start=150 * MICROS_PER_DAY,
