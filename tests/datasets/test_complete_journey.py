@@ -19,9 +19,9 @@ import pytest
 from lam_spark.config import Config
 from lam_spark.config.load import load_config
 from lam_spark.datasets import complete_journey
-from lam_spark.datasets import stage as fetch
+from lam_spark.datasets.stage import FetchResult, fetch
 from lam_spark.errors import ConfigError
-from lam_spark.runtime.context import Run, StageResult
+from lam_spark.runtime.context import RunContext
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf" / "complete_journey.yaml"
@@ -42,13 +42,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def fetched(root: Path) -> tuple[Config, StageResult]:
+def fetched(root: Path) -> tuple[Config, FetchResult]:
     """Run the stage with the function and arguments of the shipped configuration."""
     config = load_config(CONF, None, [f"root={root}"])
     started_at = dt.datetime(2024, 1, 2, tzinfo=dt.UTC)
     unused: Any = None  # the stage needs no session and no table
-    run = Run(config, "r1", started_at, spark=unused, tables=unused, journal=unused)
-    return config, fetch.run(run)
+    ctx = RunContext(config, "r1", started_at, spark=unused, tables=unused, log=unused)
+    return config, fetch(ctx)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -81,7 +81,7 @@ def test_every_configured_input_is_written_with_its_columns(package: Path, tmp_p
         names.add(path.name)
     assert {path.name for path in raw.iterdir()} == names | {"manifest.json"}
     assert set(result.counts) == set(config.inputs)
-    assert result.says == f"{sum(result.counts.values()):,} raw rows in 9 files"
+    assert result.message == f"{sum(result.counts.values()):,} raw rows in 9 files"
 
 
 def test_rows_and_values_equal_those_of_the_package(package: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_missing_package_raises_an_error_with_the_install_command(
 def test_the_complete_data_matches_the_readme(tmp_path: Path) -> None:
     _, result = fetched(tmp_path / "root")
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert re.search(rf"^✓ fetch .*  {re.escape(result.says)}$", readme, re.MULTILINE)
+    assert re.search(rf"^✓ fetch .*  {re.escape(result.message)}$", readme, re.MULTILINE)
     assert f"{result.counts['consent_statements']:,} statements read" in readme
     households = pc.unique(pq.read_table(SOURCE / "transactions.parquet", columns=["household_id"])[0])
     assert f"{len(households):,} households" in readme

@@ -231,8 +231,8 @@ def test_scores_were_made_with_the_registered_model(finished: Finished, mlflow: 
     assert {row["model_digest"] for row in rows(finished.root, "scores")} == {digest}
     assert {row["model_digest"] for row in rows(finished.root, "held_out_scores")} == {digest}
     card = json.loads((folder / "model.json").read_text())
-    assert card["facts"]["world_size"] == 2
-    assert card["facts"]["parameters"] == finished.summary["stages"]["train"]["parameters"]
+    assert card["facts"]["training"]["world_size"] == 2
+    assert card["facts"]["training"]["parameters"] == finished.summary["stages"]["train"]["parameters"]
 
 
 def test_the_audit_has_one_chained_entry_per_stage(finished: Finished) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
@@ -15,12 +13,12 @@ from mlflow import MlflowClient
 from lam_spark import __version__
 from lam_spark.config import Config
 from lam_spark.errors import ModelError
-from lam_spark.runtime.context import Run
+from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.provenance import git_commit
 from lam_spark.training.launch.worker import PROGRESS_FILE
 from lam_spark.training.registry import register_model
 from lam_spark.training.spec import TrainingSpec
-from lam_spark.training.stage import _trained
+from lam_spark.training.stage import _train
 from tests.support.learnable import blocks, specification
 from tests.support.mlflow_runs import (
     UNREACHABLE,
@@ -178,7 +176,6 @@ def test_the_costs_of_a_training_that_is_only_registered_are_logged(
     done = {"event": "done", "digest": "digest", "summary": ON_CPU.to_json()}
     lines = [json.dumps(record) + "\n" for record in (epoch(1), done)]
     (folder / PROGRESS_FILE).write_text("".join(lines))
-    run = SimpleNamespace(config=config)
     with tracking_of(config, folder, None, monkeypatch) as tracking:
-        assert _trained(cast(Run, run), tracking, spec) == done
+        assert _train(spec, tracking, RunLog("r1", None)) == done
     assert only_run(config)[1].data.metrics == ON_CPU.costs()
