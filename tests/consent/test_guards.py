@@ -278,7 +278,7 @@ def test_blocks_with_token_ids_of_another_vocabulary_are_refused(build: Build) -
     ctx.tables.overwrite(renumbered, "vocabulary")
     assert layout_of(ctx.config, renumbered) == layout
     with pytest.raises(
-        ModelError, match="holds the ids of another vocabulary than the present one, or does not say"
+        ModelError, match="holds the token ids of another vocabulary, or does not record which"
     ):
         specification_of(ctx, layout)
     with pytest.raises(
@@ -379,7 +379,7 @@ def test_sequences_without_commit_metadata_are_refused(build: Build) -> None:
     ctx = build()
     ctx.tables.overwrite(ctx.tables.read("sequences"), "sequences")
     with pytest.raises(
-        DataQualityError, match="does not say up to when they hold events: run the stage 'sequences'"
+        DataQualityError, match=r"does not record up to when they hold events, .*: run the stage 'sequences'"
     ):
         score(ctx)
 
@@ -405,11 +405,11 @@ def test_examples_end_at_as_of_and_have_complete_histories(build: Build) -> None
                 stage(ctx)
 
     earlier, ctx = build(as_of="2023-12-10"), build()
-    both_refuse(earlier, "their labels know what happened after as_of 2023-12-10: run the")
+    both_refuse(earlier, r"so their labels use events after as_of 2023-12-09 23:00 \(UTC\): run the")
     build_sequences(earlier)
     both_refuse(ctx, r"before 2023-12-19 23:00 \(UTC\), found them made for an as_of of 2023-12-09")
     ctx.tables.overwrite(ctx.tables.read("examples"), "examples")
-    both_refuse(ctx, "does not say for which dates they were made: run the stage 'examples'")
+    both_refuse(ctx, "does not record for which dates they were made: run the stage 'examples'")
 
 
 def test_a_snapshot_contains_no_event_after_its_as_of(build: Build) -> None:
