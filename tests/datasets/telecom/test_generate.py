@@ -196,7 +196,7 @@ def test_the_configured_selects_give_one_row_of_declared_columns_per_raw_row(
 ) -> None:
     config = generated.config
     malformed = {name: register(spark, name, source) for name, source in config.inputs.items()}
-    declared = set(channel_schema(config).names)
+    declared = set(channel_schema(config.fields).names)
     for name, channel in config.channels.items():
         selected = spark.sql(channel.select)
         assert set(selected.columns) <= declared
