@@ -21,7 +21,7 @@ test: setup lint  ## Check style and types, run the tests in two processes; ARGS
 test-long: setup  ## Run the tests that take minutes each: launchers, executors, many nights, the tutorial
 	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder -m long $(ARGS)
 
-bench-smoke: setup  ## Run every benchmark at its smallest size until one fails; ARGS="..." selects scripts
+bench-smoke: setup  ## Run every benchmark at its smallest size; ARGS="..." selects scripts
 	$(BIN)/python -m benchmarks.smoke $(ARGS)
 
 lint: setup  ## Check style and types only

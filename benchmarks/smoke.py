@@ -1,9 +1,10 @@
-"""Run every benchmark script at its smallest size, one after the other; stop at the first failure.
+"""Run every benchmark script at its smallest size, one after the other.
 
     python -m benchmarks.smoke [NAME ...]
 
 NAME selects scripts (`scale.growth`). Prints one line a script with its seconds. The output of a script is shown only
-when it fails. Scripts in `benchmarks/gpu` are skipped without a GPU.
+when it fails; a failure does not stop the others, but the exit code is then 1. Scripts in `benchmarks/gpu` are skipped
+without a GPU.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def has_gpu() -> bool:
 
 
 def main() -> None:
+    failed = []
     for name in sys.argv[1:] or scripts():
         if name.startswith("gpu.") and not has_gpu():
             print(f"{name:<28} skipped: needs a GPU", flush=True)
@@ -53,8 +55,11 @@ def main() -> None:
         seconds = time.monotonic() - started
         if process.returncode:
             print(process.stdout)
-            sys.exit(f"{name}: failed with exit code {process.returncode} after {seconds:.0f} s")
-        print(f"{name:<28} {seconds:6.0f} s", flush=True)
+            failed.append(name)
+        result = f" failed with exit code {process.returncode}" if process.returncode else ""
+        print(f"{name:<28} {seconds:6.0f} s{result}", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
