@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Generic, TypeVar
 
 from pyspark.sql import SparkSession
@@ -10,6 +11,10 @@ Value = TypeVar("Value")
 
 # Milliseconds between two cancellations: a call that was between two jobs starts another one after the first.
 _BETWEEN_CANCELLATIONS = 200
+# Seconds to wait for what cancelled jobs leave running; a task that calls a slow library notices its end late.
+_WAIT_FOR_THE_REST = 30
+# Adaptive execution computes the last part of a query, commands that write included, in threads of this name.
+_LAST_PART = "ResultQueryStageExecution"
 
 
 class Broadcast(Generic[Value]):
@@ -51,10 +56,30 @@ class MainThreadCall:
         self._thread = context._jvm.java.lang.Thread.currentThread()
 
     def cancel(self) -> None:
-        """Cancel all jobs until the JVM's call has ended: afterwards no call can commit anything."""
+        """Cancel all jobs until the JVM's call has ended: afterwards no call can commit anything.
+
+        Then waits up to 30 seconds for threads and tasks that could still write to a folder that the caller deletes.
+        """
         connection = self._client.get_thread_connection()
         if connection is not None:
             connection.close()  # the next call opens a new one instead of reading the answer to the old
         while self._thread.isAlive():
             self._context.cancelAllJobs()
             self._thread.join(_BETWEEN_CANCELLATIONS)
+        end = time.monotonic() + _WAIT_FOR_THE_REST
+        while (self._running_tasks() or self._has_busy_query()) and time.monotonic() < end:
+            self._context.cancelAllJobs()
+            time.sleep(_BETWEEN_CANCELLATIONS / 1000)
+
+    def _running_tasks(self) -> int:
+        """Tasks that run on all executors, killed ones included until they have ended."""
+        executors = self._context._jsc.sc().statusTracker().getExecutorInfos()
+        return sum(executor.numRunningTasks() for executor in executors)
+
+    def _has_busy_query(self) -> bool:
+        """Whether a thread still computes the last part of a query; an idle one waits for work in `getTask`."""
+        threads = self._context._jvm.java.lang.Thread.getAllStackTraces().keySet()
+        stacks = [list(t.getStackTrace()) for t in threads if t.getName().startswith(_LAST_PART)]
+        return any(
+            not any(frame.getMethodName() == "getTask" for frame in stack) for stack in stacks if stack
+        )

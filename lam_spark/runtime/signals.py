@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from pyspark.sql import SparkSession
@@ -14,15 +14,19 @@ from lam_spark.runtime.jvm import MainThreadCall
 
 # The call that SIGINT has to end; set while a runner in the main thread has a session.
 _current_calls: list[MainThreadCall] = []
+# The handler that `interruptible` installed; empty inside another program.
+_handlers: list[Callable[[int, FrameType | None], None]] = []
 
 
 @contextlib.contextmanager
 def tracked(spark: SparkSession) -> Iterator[None]:
-    """Within it, `interruptible` knows which JVM call to end. Installs nothing by itself."""
+    """Within it, `interruptible` knows which JVM call to end. Without `interruptible`, no handler is touched."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _current_calls.append(MainThreadCall(spark))
+    if _handlers:  # starting a SparkContext has replaced it by PySpark's own handler
+        signal.signal(signal.SIGINT, _handlers[-1])
     try:
         yield
     finally:
@@ -47,7 +51,9 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGINT, interrupt)
+    _handlers.append(interrupt)
     try:
         yield
     finally:
+        _handlers.pop()
         signal.signal(signal.SIGINT, previous)
