@@ -14,11 +14,11 @@ from lam_spark.consent.eligibility import StatusCounts, consent_status, count_by
 from lam_spark.consent.stage import update_consent
 from lam_spark.errors import ConfigError, ConsentError
 from lam_spark.events.stage import ingest
-from lam_spark.identity.pseudonyms import Secret, keyed_pseudonym
+from lam_spark.identity.pseudonyms import Secret
 from lam_spark.runtime.context import RunContext
 from lam_spark.storage.dataframes import local_frame
 from lam_spark.storage.tables.store import Tables
-from tests.support.shop import SECRET, purchase, raw_id, settings, statement, write_inputs
+from tests.support.shop import key_of, purchase, raw_id, settings, statement, write_inputs
 from tests.support.tables import ledger_frame, publish
 
 CONTACT = "direct_marketing"
@@ -118,7 +118,7 @@ def test_the_ledger_keeps_old_statements_and_a_rerun_inserts_none(
     # Old statements are missing in the source, but remain in the ledger.
     write_inputs(raw, statements=[statement(raw_id(1), CONTACT, "opt_out", FEB)])
     assert update_consent(ctx).counts == {"statements_in": 1, "statements_new": 1}
-    keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2)}
+    keys = {key_of(raw_id(n)): n for n in (1, 2)}
     stored = [(keys[row["customer_key"]], row["state"]) for row in ctx.tables.read("consent").collect()]
     assert sorted(stored, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
 
@@ -186,7 +186,7 @@ def test_white_space_around_ids_and_purposes_is_ignored(
     ctx = make_context(channels={"shop": settings(tmp_path / "shop")["channels"]["shop"]})
     update_consent(ctx)
     ingest(ctx)
-    keys = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2, 3, 4, 5)}
+    keys = {key_of(raw_id(n)): n for n in (1, 2, 3, 4, 5)}
     customers = eligible_customers(ctx.tables, ctx.cache, CONTACT, ctx.started_at).collect()
     assert sorted(keys[row["customer_key"]] for row in customers) == [1, 5]
     assert [keys[row["customer_key"]] for row in ctx.tables.read("events").collect()] == [5, 5]

@@ -15,15 +15,14 @@ from pyspark.sql import functions as F
 from lam_spark.consent.stage import update_consent
 from lam_spark.delivery.stage import deliver
 from lam_spark.errors import ConfigError, ConsentError
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.runtime.context import RunContext
 from lam_spark.storage.dataframes import local_frame
 from lam_spark.storage.time import sql_literal
-from tests.support.shop import SECRET, STARTED_AT, raw_id, statement, write_inputs
+from tests.support.shop import STARTED_AT, key_of, raw_id, statement, write_inputs
 from tests.support.tables import table_versions
 
 CONTACT, JAN = "direct_marketing", "2023-01-01T00:00:00Z"
-KEYS = {keyed_pseudonym(SECRET.encode(), raw_id(n)): n for n in (1, 2, 3, 4)}
+KEYS = {key_of(raw_id(n)): n for n in (1, 2, 3, 4)}
 OPT_INS = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in KEYS.values()]
 # Customer 3 opts out during the run, which takes a day.
 LATER_OPT_OUT = statement(raw_id(3), CONTACT, "opt_out", "2024-01-02T19:00:00Z", JAN)

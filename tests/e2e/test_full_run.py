@@ -18,16 +18,11 @@ from pyspark.sql import SparkSession
 
 from lam_spark.cli import main
 from lam_spark.evaluation.results import EvaluateResult
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.model.metrics import auc
 from lam_spark.scoring.stage import ScoreResult
 from lam_spark.stages import NIGHTLY
 from tests.support.runs import Finished, rows
-from tests.support.shop import CATEGORIES, SECRET
-
-
-def keys(raw_ids: Any) -> set[str]:
-    return {keyed_pseudonym(SECRET.encode(), raw) for raw in raw_ids}
+from tests.support.shop import CATEGORIES, keys_of
 
 
 def test_the_summary_contains_the_result(finished: Finished) -> None:
@@ -125,7 +120,7 @@ def test_every_customer_eligible_for_contact_has_a_score_for_every_proposal(fini
     scores = rows(finished.root, "scores")
     pairs = {(row["customer_key"], row["proposal_id"]) for row in scores}
     assert pairs == {
-        (key, f"two weeks of {category}") for key in keys(finished.data.contact) for category in CATEGORIES
+        (key, f"two weeks of {category}") for key in keys_of(finished.data.contact) for category in CATEGORIES
     }
     assert len(scores) == len(pairs) == finished.summary["stages"]["score"]["scores"]
     assert all(0.0 <= row["probability"] <= 1.0 for row in scores)

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.model.artifact import open_artifact
 from lam_spark.scoring.embeddings import EmbedResult
 from lam_spark.scoring.predictor import embed_customers
 from lam_spark.training.registry import registered_model
 from lam_spark.training_data.columns import customers, query_columns
 from tests.support.runs import Finished, rows
-from tests.support.shop import SECRET
+from tests.support.shop import keys_of
 
 # 2023-12-20 00:00 in Berlin, a Wednesday, in UTC.
 AS_OF, HOUR_OF_WEEK = pd.Timestamp("2023-12-19 23:00"), 72
@@ -24,7 +23,7 @@ D_MODEL = 16
 
 def training_keys(finished: Finished) -> set[str]:
     """Keys of customers eligible for training."""
-    return {keyed_pseudonym(SECRET.encode(), raw) for raw in finished.data.training}
+    return keys_of(finished.data.training)
 
 
 def test_exactly_the_eligible_customers_have_an_embedding(embedded: Finished) -> None:

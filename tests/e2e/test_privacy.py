@@ -13,9 +13,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from tests.support.runs import Finished, rows
-from tests.support.shop import SECRET
+from tests.support.shop import key_of, keys_of
 
 RAW_ID = re.compile(rb"RAW.CUSTOMER", re.IGNORECASE)
 HEX_KEY = re.compile(rb"(?=([0-9a-f]{32}))")
@@ -55,7 +54,7 @@ def search_results(finished: Finished, embedded: Finished) -> SearchResults:
 
     Raw files and the table `identity` are excluded.
     """
-    known_keys = {keyed_pseudonym(SECRET.encode(), raw).encode() for raw in finished.data.everyone}
+    known_keys = {key_of(raw).encode() for raw in finished.data.everyone}
 
     def search(content: bytes) -> tuple[bool, set[str]]:
         return bool(RAW_ID.search(content)), {
@@ -73,10 +72,6 @@ def search_results(finished: Finished, embedded: Finished) -> SearchResults:
     return results
 
 
-def keys(raw_ids: Any) -> set[str]:
-    return {keyed_pseudonym(SECRET.encode(), raw) for raw in raw_ids}
-
-
 def keys_in(search_results: SearchResults, *folders: str) -> set[str]:
     """All customer keys in the files of these folders."""
     parts = [file_keys for name, (_, file_keys) in search_results.items() if name.startswith(folders)]
@@ -85,7 +80,7 @@ def keys_in(search_results: SearchResults, *folders: str) -> set[str]:
 
 
 def test_the_search_finds_keys_and_raw_ids(finished: Finished, search_results: SearchResults) -> None:
-    assert keys_in(search_results, "tables/events/") == keys(finished.data.everyone)
+    assert keys_in(search_results, "tables/events/") == keys_of(finished.data.everyone)
     raw = content(finished.root / "raw" / "purchases.parquet")
     assert RAW_ID.search(raw)
     identity = b"".join(content(path) for path in (finished.root / "tables" / "identity").glob("*.parquet"))
@@ -105,14 +100,14 @@ def test_training_and_evaluation_use_only_customers_who_agreed(
 ) -> None:
     used_keys = keys_in(search_results, folder)
     assert used_keys
-    assert used_keys - keys(finished.data.training) == set()
+    assert used_keys - keys_of(finished.data.training) == set()
 
 
 def test_training_blocks_contain_only_customers_who_agreed(finished: Finished, spark: SparkSession) -> None:
     """Blocks contain a hash of the customer key instead of the key."""
 
     def hashes(raw_ids: Any) -> set[int]:
-        frame = spark.createDataFrame([(key,) for key in keys(raw_ids)], "customer_key STRING")
+        frame = spark.createDataFrame([(key,) for key in keys_of(raw_ids)], "customer_key STRING")
         return {row[0] for row in frame.select(F.hash("customer_key")).collect()}
 
     hashes_in_blocks = {
@@ -135,13 +130,13 @@ def test_only_customers_who_agreed_are_scored_and_listed(
 ) -> None:
     listed_keys = keys_in(search_results, folder)
     assert listed_keys
-    assert listed_keys - keys(finished.data.contact) == set()
+    assert listed_keys - keys_of(finished.data.contact) == set()
 
 
 def test_sequences_contain_customers_who_agreed_to_either_purpose(
     finished: Finished, search_results: SearchResults
 ) -> None:
-    assert keys_in(search_results, "tables/sequences/") == keys(
+    assert keys_in(search_results, "tables/sequences/") == keys_of(
         finished.data.training | finished.data.contact
     )
 
@@ -150,7 +145,7 @@ def test_the_ledger_contains_customers_with_a_statement(
     finished: Finished, search_results: SearchResults
 ) -> None:
     stated_ids = [raw for number, raw in enumerate(finished.data.everyone) if number % 20 != 19]
-    assert keys_in(search_results, "tables/consent/") == keys(stated_ids)
+    assert keys_in(search_results, "tables/consent/") == keys_of(stated_ids)
 
 
 def test_all_other_files_contain_no_customer_key(search_results: SearchResults) -> None:

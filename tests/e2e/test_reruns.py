@@ -25,13 +25,12 @@ from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
 from lam_spark.cli import run_job
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.runtime.context import RunContext
 from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.session import DELTA_PACKAGE, cached_jars
 from lam_spark.storage.tables import maintenance
 from tests.support.runs import REPOSITORY, Finished, commit_info, files, rows, start, stop_when, versions
-from tests.support.shop import QUICK, SECRET, statement
+from tests.support.shop import QUICK, key_of, keys_of, statement
 
 REBUILD = ("--set", "ingest.rebuild=true")
 # Spark quotes a row in the error of this select: raw ids are not numbers.
@@ -115,7 +114,7 @@ def test_embed_replaces_only_the_embeddings_of_its_day(embedded: Finished, stage
     code, _ = stage("embed", "--as-of", "2023-06-01", "--set", "embeddings.purpose=direct_marketing")
     assert code == 0
     earlier = of_day("2023-06-01")
-    assert earlier.keys() == {keyed_pseudonym(SECRET.encode(), raw) for raw in embedded.data.contact}
+    assert earlier.keys() == keys_of(embedded.data.contact)
     assert of_day("2023-12-20") == first
     code, summary = stage("embed")
     assert code == 0
@@ -128,7 +127,7 @@ def test_embed_replaces_only_the_embeddings_of_its_day(embedded: Finished, stage
 def test_a_customer_who_opts_out_after_scoring_is_withheld(finished: Finished, stage: Stage) -> None:
     listed = sorted(rows(finished.root, "contact_list"), key=lambda row: row["rank"])
     first = listed[0]["customer_key"]
-    ids = {keyed_pseudonym(SECRET.encode(), raw): raw for raw in finished.data.contact}
+    ids = {key_of(raw): raw for raw in finished.data.contact}
     opt_out = statement(ids[first], "direct_marketing", "opt_out", "2024-01-01T00:00:00Z")
     with (finished.root / "raw" / "consent_statements.csv").open("a", newline="") as file:
         csv.writer(file).writerow(opt_out.values())

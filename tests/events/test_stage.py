@@ -17,11 +17,11 @@ from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.events.quarantine import MALFORMED_REASON
 from lam_spark.events.reconciliation import ReconciliationCounts
 from lam_spark.events.stage import IngestResult, ingest
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.runtime.context import RunContext
 from tests.support.shop import (
     SECRET,
     context_builder,
+    key_of,
     mailing,
     purchase,
     raw_id,
@@ -157,7 +157,7 @@ def test_a_row_that_parses_brings_no_raw_id_into_the_quarantine(shop: Shop) -> N
 
 
 def test_events_carry_pseudonyms_utc_times_and_declared_types(shop: Shop) -> None:
-    one = keyed_pseudonym(SECRET.encode(), ONE)
+    one = key_of(ONE)
     sent = shop.ctx.tables.read("events").where(f"source = 'mailing' AND customer_key = '{one}'")
     rows = {row["campaign"]: row for row in sent.collect()}
     # Midnight of 20 March in Berlin is 23:00 UTC the day before; of 15 April, in summer time, 22:00.

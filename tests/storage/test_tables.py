@@ -14,12 +14,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.runtime.context import RunContext
 from lam_spark.storage.dataframes import local_frame
 from lam_spark.storage.tables import maintenance
 from lam_spark.storage.tables.maintenance import compact
-from tests.support.shop import SECRET, context_builder
+from tests.support.shop import context_builder, key_of, keys_of
 from tests.support.tables import Prepared
 
 VOCABULARY = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
@@ -229,14 +228,14 @@ def test_raw_ids_are_only_in_the_table_identity(prepared: Prepared) -> None:
 
 
 def test_events_contain_customer_keys(prepared: Prepared) -> None:
-    keys = {keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.everyone}
+    keys = keys_of(prepared.data.everyone)
     key_rows = prepared.ctx.tables.read("events").select("customer_key").distinct().collect()
     assert {row["customer_key"] for row in key_rows} == keys
     assert all(len(key) == 32 for key in keys)
 
 
 def test_transaction_logs_contain_no_customer_keys(prepared: Prepared) -> None:
-    keys = [keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.everyone]
+    keys = [key_of(raw) for raw in prepared.data.everyone]
     logs = [path for path in Path(prepared.data.root, "tables").rglob("_delta_log/*") if path.is_file()]
     text = "\n".join(path.read_bytes().decode("utf-8", "replace") for path in logs)
     assert '\\"minValues\\":{\\"event_time\\"' in text  # other columns have statistics

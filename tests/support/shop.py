@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from lam_spark.identity.pseudonyms import keyed_pseudonym
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -226,6 +228,16 @@ def settings(root: Path) -> Row:
 def raw_id(number: int) -> str:
     """A raw customer id, in a form that no other text of the project has."""
     return f"RAW-CUSTOMER-{number:06d}"
+
+
+def key_of(raw: str) -> str:
+    """The pseudonym of a raw id under the secret of the tests."""
+    return keyed_pseudonym(SECRET.encode(), raw)
+
+
+def keys_of(raw_ids: Iterable[str]) -> set[str]:
+    """The pseudonyms of raw ids."""
+    return set(map(key_of, raw_ids))
 
 
 def purchase(customer: str | None, bought_at: dt.datetime | None, basket: int | None = 1, **more: Any) -> Row:

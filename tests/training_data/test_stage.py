@@ -14,7 +14,6 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.errors import ConfigError, ModelError
-from lam_spark.identity.pseudonyms import keyed_pseudonym
 from lam_spark.runtime.context import RunContext
 from lam_spark.storage.time import sql_literal
 from lam_spark.training.preparation import specification
@@ -23,7 +22,7 @@ from lam_spark.training_data.columns import collect_queries, customers, event_co
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import prepare
 from lam_spark.training_data.stage import SnapshotResult, build_snapshot
-from tests.support.shop import SECRET, context_builder
+from tests.support.shop import context_builder, key_of
 from tests.support.tables import Prepared
 
 
@@ -40,7 +39,7 @@ def snapshot_result(prepared: Prepared) -> SnapshotResult:
 
 def of_trained_customers(prepared: Prepared, frame: DataFrame) -> DataFrame:
     """Rows of customers who agreed to training."""
-    keys = [keyed_pseudonym(SECRET.encode(), raw) for raw in prepared.data.training]
+    keys = [key_of(raw) for raw in prepared.data.training]
     return frame.where(F.col("customer_key").isin(keys))
 
 
