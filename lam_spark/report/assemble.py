@@ -169,7 +169,7 @@ def training(result: TrainResult) -> c.Training:
     if seconds is None:
         unit, seconds = ("core", summary.core_seconds)
     return c.Training(
-        tuple(c.CurvePoint(p.phase, float(p.epoch), p.metric, p.value) for p in result.curves),
+        result.curves,
         (
             ("parameters", f"{summary.parameters:,}"),
             ("events read", f"{summary.tokens:,}"),

@@ -80,6 +80,4 @@ class MainThreadCall:
         """Whether a thread still computes the last part of a query; an idle one waits for work in `getTask`."""
         threads = self._context._jvm.java.lang.Thread.getAllStackTraces().keySet()
         stacks = [list(t.getStackTrace()) for t in threads if t.getName().startswith(_LAST_PART)]
-        return any(
-            not any(frame.getMethodName() == "getTask" for frame in stack) for stack in stacks if stack
-        )
+        return any(all(frame.getMethodName() != "getTask" for frame in stack) for stack in stacks if stack)

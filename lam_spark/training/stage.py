@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lam_spark.errors import ModelError
 from lam_spark.runtime.context import RunContext, stage
@@ -22,7 +22,7 @@ from lam_spark.training.launch.worker import PROGRESS_FILE
 from lam_spark.training.preparation import specification
 from lam_spark.training.registry import register_model, set_alias
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
-from lam_spark.training.summary import TrainingSummary
+from lam_spark.training.summary import CurveMetric, CurvePoint, TrainingSummary
 from lam_spark.training.tracking import Tracking
 from lam_spark.training.value_embeddings import (
     pack_value_embeddings,
@@ -36,20 +36,6 @@ from lam_spark.training_data.value_embeddings import read_value_embeddings
 _FINGERPRINT_FILE = "fingerprint"
 CONFIGURATION_FILE = "configuration.json"
 _CHECKPOINT_EVENTS = ("resumed", "checkpoint failed", "checkpoint damaged")
-
-
-Phase = Literal["pre-training", "fine-tuning", "refit"]
-Metric = Literal["loss", "validation loss", "validation AUC"]
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One measurement of a training curve: nats for losses, a fraction for AUC."""
-
-    phase: Phase
-    epoch: int
-    metric: Metric
-    value: float
 
 
 @dataclass(frozen=True)
@@ -204,13 +190,13 @@ def _follow(record: dict[str, Any], tracking: Tracking, log: RunLog) -> None:
 
 def _curves(folder: Path) -> tuple[CurvePoint, ...]:
     """Points of the training curves; records that a resumed training repeats count once."""
-    metrics: dict[str, tuple[Metric, ...]] = {
+    metrics: dict[str, tuple[CurveMetric, ...]] = {
         "epoch end": ("loss",),
         "epoch": ("validation loss", "validation AUC"),
     }
     points = {
         (record["phase"], record["epoch"], metric): CurvePoint(
-            record["phase"], record["epoch"], metric, record[metric]
+            record["phase"], float(record["epoch"]), metric, record[metric]
         )
         for record in read_json_lines(folder / PROGRESS_FILE)
         for metric in metrics.get(record["event"], ())

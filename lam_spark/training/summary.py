@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 # Numbers that MLflow gets as metrics of the run.
 _COSTS = ("seconds", "core_seconds", "gpu_seconds", "tokens", "flops", "parameters")
+
+PhaseName = Literal["pre-training", "fine-tuning", "refit"]
+CurveMetric = Literal["loss", "validation loss", "validation AUC"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One measurement of a training curve.
+
+    Attributes:
+        phase: phase of training.
+        epoch: passes over the training data in this phase so far; may be fractional.
+        metric: what was measured.
+        value: nats for losses, a fraction for AUC.
+    """
+
+    phase: PhaseName
+    epoch: float
+    metric: CurveMetric
+    value: float
 
 
 @dataclass(frozen=True)

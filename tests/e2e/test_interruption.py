@@ -52,7 +52,7 @@ def test_a_run_interrupted_during_a_spark_job_exits_with_130(
     assert not (data.root / "staging").exists()
 
 
-def test_a_run_interrupted_during_training_exits_with_130_and_ends_its_ranks(
+def test_a_run_interrupted_during_training_exits_with_130_and_ends_its_processes(
     make_data_set: Callable[..., DataSet], tmp_path: Path
 ) -> None:
     data = make_data_set(tmp_path / "shop")

@@ -12,7 +12,6 @@ from lam_spark.report.content import (
     ConsentCount,
     Contact,
     ContactList,
-    CurvePoint,
     Decile,
     FunnelStep,
     Headline,
@@ -28,6 +27,7 @@ from lam_spark.report.content import (
     Training,
     VersionGroup,
 )
+from lam_spark.training.summary import CurvePoint
 
 EXAMPLES, POSITIVES = 1653, 266
 

@@ -16,7 +16,6 @@ from lam_spark.report.content import (
     CalibrationBin,
     Contact,
     ContactList,
-    CurvePoint,
     Decile,
     FunnelStep,
     HeldOut,
@@ -28,6 +27,7 @@ from lam_spark.report.content import (
     Training,
 )
 from lam_spark.report.render import render, write_report
+from lam_spark.training.summary import CurvePoint
 from tests.report.page import Page, assert_sound, page_of
 from tests.report.sample import BASELINE, EXAMPLES, MODEL, RANDOM, with_rankings
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from lam_spark.report import text as words
 from lam_spark.report.charts import svg
 from lam_spark.report.charts.axes import Scale, legend, tick_step, ticks
-from lam_spark.report.content import CurvePoint, Phase
+from lam_spark.training.summary import CurvePoint, PhaseName
 
-_PHASES: tuple[Phase, ...] = ("pre-training", "fine-tuning", "refit")
+_PHASES: tuple[PhaseName, ...] = ("pre-training", "fine-tuning", "refit")
 _STYLES = {"loss": "model-line", "validation loss": "second-line", "validation AUC": "model-line"}
 
-_Lines = dict[str, list[tuple[float, float]]]  # measure -> (epoch, value), by epoch
+_Lines = dict[str, list[tuple[float, float]]]  # metric -> (epoch, value), by epoch
 
 
 def training_curves(
@@ -34,7 +34,7 @@ def training_curves(
     for phase in _PHASES:
         in_phase = [p for p in finite if p.phase == phase]
         for title, names in (("loss", ("loss", "validation loss")), ("AUC", ("validation AUC",))):
-            lines = {n: sorted((p.epoch, p.value) for p in in_phase if p.name == n) for n in names}
+            lines = {n: sorted((p.epoch, p.value) for p in in_phase if p.metric == n) for n in names}
             lines = {n: line for n, line in lines.items() if line}
             if lines:
                 caption = f"{phase.capitalize()}: {title}"
@@ -62,13 +62,13 @@ def _panel(name: str, caption: str, lines: _Lines, width: float, height: float) 
         body.append(svg.text(across(mark), bottom + 16, f"{mark:g}", "axis", "middle"))
     body.append(svg.text((left + right) / 2, bottom + 34, "epochs", "axis", "middle"))
     changes: list[str] = []
-    for measure, line in lines.items():
+    for metric, line in lines.items():
         places = [(across(x), up(y)) for x, y in line]
         if len(places) > 1:
-            body.append(svg.path(places, _STYLES[measure]))
+            body.append(svg.path(places, _STYLES[metric]))
         if len(places) <= 12:
-            body += [svg.dot(x, y, 2.5, svg.dot_class(_STYLES[measure])) for x, y in places]
-        changes.append(f"{measure} from {line[0][1]:.3f} to {line[-1][1]:.3f} over {line[-1][0]:g} epochs")
+            body += [svg.dot(x, y, 2.5, svg.dot_class(_STYLES[metric])) for x, y in places]
+        changes.append(f"{metric} from {line[0][1]:.3f} to {line[-1][1]:.3f} over {line[-1][0]:g} epochs")
     return svg.svg(f"curve-{name}", width, height, caption, "; ".join(changes) + ".", body)
 
 

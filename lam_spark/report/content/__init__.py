@@ -15,7 +15,7 @@ from lam_spark.report.content.evaluation import (
     Ranking,
     RankingKind,
 )
-from lam_spark.report.content.training import CurvePoint, Measure, Phase, StageCost, Training
+from lam_spark.report.content.training import StageCost, Training
 
 __all__ = [
     "Calibration",
@@ -23,16 +23,13 @@ __all__ = [
     "ConsentCount",
     "Contact",
     "ContactList",
-    "CurvePoint",
     "Decile",
     "FunnelStep",
     "Headline",
     "HeldOut",
     "HistogramBin",
     "Loss",
-    "Measure",
     "Nouns",
-    "Phase",
     "ProposalCount",
     "Ranking",
     "RankingKind",

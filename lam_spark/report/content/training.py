@@ -3,30 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Phase = Literal["pre-training", "fine-tuning", "refit"]
-"""A phase of training; the report draws the phases in this order."""
-
-Measure = Literal["loss", "validation loss", "validation AUC"]
-"""What a training curve shows: losses in nats, AUC as a fraction."""
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One measurement during training.
-
-    Attributes:
-        phase: Phase of training.
-        epoch: Passes over the training data in this phase so far; may be fractional.
-        name: What was measured.
-        value: Nats for losses, a fraction for AUC.
-    """
-
-    phase: Phase
-    epoch: float
-    name: Measure
-    value: float
+from lam_spark.training.summary import CurvePoint
 
 
 @dataclass(frozen=True, slots=True)
