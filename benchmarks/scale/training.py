@@ -161,12 +161,12 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures |= loader_vs_memory(folder / "loader", 64 if smoke else 512, 1 if smoke else 7)
-        figures |= packing(500 if smoke else 1000, 1 if smoke else 5)
+        figures |= loader_vs_memory(folder / "loader", 16 if smoke else 512, 1 if smoke else 7)
+        figures |= packing(100 if smoke else 1000, 1 if smoke else 5)
         figures["matmul_share"] = matmul_share(MEDIUM, 2 if smoke else 7)
         figures["matmul_share_small"] = matmul_share(SIZE, 5 if smoke else 50)
-        figures |= two_ranks(folder / "ranks", 64 if smoke else 512, 1 if smoke else 3)
-        figures |= rank_memory(folder / "memory", 512 if smoke else 4096)
+        figures |= two_ranks(folder / "ranks", 16 if smoke else 512, 1 if smoke else 3)
+        figures |= rank_memory(folder / "memory", 64 if smoke else 4096)
     report("training", figures, TARGETS)
 
 
