@@ -36,7 +36,9 @@ def _as_duration(value: Any) -> dt.timedelta:
         return value
     match = re.fullmatch(r"(\d{1,6})([mhd])", "0h" if str(value) == "0" else str(value))
     if match is None:
-        raise ValueError(f"expected a duration in minutes, hours or days such as 90m, 6h or 2d, got {value!r}")
+        raise ValueError(
+            f"expected a duration in minutes, hours or days such as 90m, 6h or 2d, got {value!r}"
+        )
     return dt.timedelta(minutes=int(match[1]) * _MINUTES[match[2]])
 
 

@@ -171,7 +171,10 @@ def _assign_rows(
             rows = rows.join(assignments(needed, config.identity), "id_key", "left")
             frames.append(_with_customer(rows, config))
         else:
-            no_customer = {"customer_key": F.lit(None).cast("string"), "known_at": F.lit(None).cast("timestamp")}
+            no_customer = {
+                "customer_key": F.lit(None).cast("string"),
+                "known_at": F.lit(None).cast("timestamp"),
+            }
             frames.append(rows.withColumns(no_customer))
     status = (
         F.when(F.col("_status").isNotNull(), F.col("_status"))
@@ -218,9 +221,7 @@ def _apply_links(
     if new_links is None or not published.known_events:
         return None, None
     old_links = new_links.select(*LINK_COLUMNS).limit(0) if published.links is None else published.links
-    changed = materialize(
-        changed_assignments(old_links, new_links, config.identity), staging / "changed_ids"
-    )
+    changed = materialize(changed_assignments(old_links, new_links, config.identity), staging / "changed_ids")
     totals = one_row(
         changed.agg(
             F.count("*").alias("_ids"),

@@ -52,9 +52,7 @@ def assignments(links: DataFrame, identity: IdentityConfig) -> DataFrame:
     )
     customer_counts = links.groupBy("id_key").agg(F.count_distinct("customer_key").alias("_customers"))
     is_shared = F.col("_customers") > identity.max_customers
-    entry = F.struct(
-        "linked_at", F.when(~is_shared, F.col("customer_key")).alias("customer_key"), "known_at"
-    )
+    entry = F.struct("linked_at", F.when(~is_shared, F.col("customer_key")).alias("customer_key"), "known_at")
     return (
         changes.join(customer_counts, "id_key")
         .where(~is_shared | (F.col("_number") == 1))

@@ -83,11 +83,7 @@ TABLES: Mapping[str, TableSpec] = {
             "customer_key": _CUSTOMER,
             "event_id": ("STRING", "hash of source, id, event_time and event_key"),
             "event_time": ("TIMESTAMP", "when it happened (UTC)"),
-            "known_at": (
-                "TIMESTAMP",
-                "when it was known: event_time plus the channel's arrival_delay, or the known_at of the link that "
-                "assigns it, if later",
-            ),
+            "known_at": ("TIMESTAMP", "when it was known: after arrival_delay and the link that assigns it"),
             "source": ("STRING", "channel"),
             "id_key": ("STRING", "pseudonym of the id where it is not the customer's own, else null"),
             "event_order": ("BIGINT", "first 60 bits of event_id: sorts like it"),
@@ -145,10 +141,7 @@ TABLES: Mapping[str, TableSpec] = {
             "reassigned": ("BIGINT", "events that belong to another customer now"),
             "unassigned": ("BIGINT", "events that belong to no customer any more"),
             "known_at_changed": ("BIGINT", "events of the same customer whose known_at changed"),
-            "arrival_seconds": (
-                "BIGINT",
-                "95th percentile of ingested_at - event_time of the new events, on nights after the first load",
-            ),
+            "arrival_seconds": ("BIGINT", "event_time to the run, 95th percentile; null on a first load"),
             "recorded_at": ("TIMESTAMP", "start of the run"),
         },
         stats_columns=("recorded_at",),
@@ -203,7 +196,10 @@ TABLES: Mapping[str, TableSpec] = {
         columns={
             "field": ("STRING", "name of the field"),
             "value": ("STRING", "the value"),
-            "count": ("BIGINT", "events before the vocabulary's cutoff, of customers eligible for training"),
+            "count": (
+                "BIGINT",
+                "events known before the vocabulary's cutoff, of customers eligible for training",
+            ),
         },
         stats_columns=("field",),
     ),
@@ -218,7 +214,10 @@ TABLES: Mapping[str, TableSpec] = {
             "first_known_at": ("TIMESTAMP", "of all events seen"),
             "last_known_at": ("TIMESTAMP", "of the events in the arrays"),
             "known_at": ("ARRAY<BIGINT>", "microseconds UTC, ascending"),
-            "event_time": ("ARRAY<BIGINT>", "microseconds UTC, ascending among events with the same known_at"),
+            "event_time": (
+                "ARRAY<BIGINT>",
+                "microseconds UTC, ascending among events with the same known_at",
+            ),
             "event_order": ("ARRAY<BIGINT>", "order of events with the same times"),
             "hour_of_week": ("ARRAY<INT>", "0 = Sunday 00:00 local time"),
             "truncated_events": ("BIGINT", "events before those in the arrays"),
@@ -242,8 +241,7 @@ TABLES: Mapping[str, TableSpec] = {
             "query_id": ("STRING", "event_id of the query event"),
             "as_of": (
                 "TIMESTAMP",
-                "time of the query, known_at of the query event: what is known before it is the history, what happens "
-                "after it the label",
+                "time of the query: known before is the history, happened after the label",
             ),
             "label_end": ("TIMESTAMP", "end of the horizon"),
             "label": ("DOUBLE", "0 or 1, or an amount; null for targets of kind next"),
