@@ -76,7 +76,8 @@ class Histories:
         self.database.register("contacts", contacts[["as_of", "customer_key"]].reset_index(names="row"))
         self.database.execute(
             f"""
-            CREATE VIEW events AS SELECT * REPLACE (event_time::TIMESTAMP AS event_time, known_at::TIMESTAMP AS known_at)
+            CREATE VIEW events AS
+            SELECT * REPLACE (event_time::TIMESTAMP AS event_time, known_at::TIMESTAMP AS known_at)
             FROM read_parquet('{events}/*.parquet');
             CREATE TABLE seen AS
             SELECT row, action, touchpoint, place, subject, item, answered, seconds, amount, {_OWN} AS own,
