@@ -82,8 +82,8 @@ class IngestResult(StageResult):
     def details(self) -> tuple[str, ...]:
         """A line for each channel whose events arrive later than it declares."""
         return tuple(
-            f"channels.{name}.arrival_delay is {delay.declared}; on {delay.nights} nights, 95 % of the new events "
-            f"arrived within {delay.proposed}"
+            f"channels.{name}.arrival_delay is {delay.declared}; 95 % of the new events arrived within "
+            f"{delay.proposed} (nights measured: {delay.nights})"
             for name, delay in self.arrival_delays.items()
             if delay.is_exceeded
         )

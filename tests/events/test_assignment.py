@@ -264,14 +264,15 @@ def test_too_many_unresolved_rows_and_a_changed_mapping_are_refused(
     channel = sections(root)["channels"]["web"]
     other = {"web": channel | {"select": channel["select"].replace("'view'", "'look'")}}
     stricter = sections(root)["identity"] | {"max_customers": 1}
-    changes: tuple[dict[str, Any], ...] = ({"channels": other}, {"identity": stricter})
+    later = {"web": channel | {"arrival_delay": "6h"}}
+    changes: tuple[dict[str, Any], ...] = ({"channels": other}, {"channels": later}, {"identity": stricter})
     for changed in changes:
         with pytest.raises(ConfigError) as refused:
             ingest(build(**changed))
         assert str(refused.value) == (
-            "the select, columns, rules, fields or arrival_delay of 'web' changed since its rows were ingested (or, if links assign "
-            "its ids, identity.max_customers or lookback_days): new rows would not mean the same as the old ones. Run "
-            "once with --set ingest.rebuild=true, which reads all inputs again, or restore the mapping"
+            "the select, columns, rules, fields or arrival_delay of 'web' changed since its rows were ingested (or, if "
+            "links assign its ids, identity.max_customers or lookback_days): new rows would not mean the same as the "
+            "old ones. Run once with --set ingest.rebuild=true, which reads all inputs again, or restore the mapping"
         )
     result = ingest(build(channels=other, ingest={"rebuild": True}))
     assert result.counts["events"] == 1
