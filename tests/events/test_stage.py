@@ -14,8 +14,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
-from lam_spark.events.quarantine import MALFORMED_REASON
 from lam_spark.events.arrival import ArrivalDelay
+from lam_spark.events.quarantine import MALFORMED_REASON
 from lam_spark.events.reconciliation import ReconciliationCounts
 from lam_spark.events.stage import IngestResult, ingest
 from lam_spark.runtime.context import RunContext
