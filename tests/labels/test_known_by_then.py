@@ -90,7 +90,10 @@ def sections(root: Path) -> dict[str, Any]:
 
     link = "SELECT 'cookie' AS id_kind, cookie AS id, customer AS customer_id, at AS linked_at FROM logins"
     order = "SELECT customer AS customer_id, at AS event_time, action AS event_key, action, 'shop' AS place FROM orders"
-    visit = "SELECT cookie AS customer_id, at AS event_time, '' AS event_key, 'look' AS action, 'web' AS place FROM visits"
+    visit = (
+        "SELECT cookie AS customer_id, at AS event_time, '' AS event_key, "
+        "'look' AS action, 'web' AS place FROM visits"
+    )
     return settings(root) | {
         "time_zone": "UTC",
         "as_of": AS_OF.date().isoformat(),
