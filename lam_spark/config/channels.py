@@ -42,7 +42,7 @@ class ChannelConfig(Section):
     clock: ClockConfig | None = Field(default=None, description="clock of local times; null: UTC")
     arrival_delay: Duration = Field(
         default=NO_DELAY,
-        description="how long after `event_time` an event becomes known (`6h`, `2d`); "
+        description="how long after `event_time` an event becomes known; "
         "contacts that the company makes are known when they are sent: 0",
     )
     rules: dict[Name, str] = Field(

@@ -15,7 +15,7 @@ class LinkConfig(Section):
         description="SELECT that yields `id_kind, id, customer_id, linked_at` (UTC), one row per row of `grain`"
     )
     arrival_delay: Duration = Field(
-        default=NO_DELAY, description="how long after `linked_at` a link becomes known (`6h`, `2d`)"
+        default=NO_DELAY, description="how long after `linked_at` a link becomes known"
     )
 
 
