@@ -82,11 +82,7 @@ def without_order(batch: Batch, layout: Layout) -> Batch:
     # Groups ascend along a block; empty slots come last.
     group = torch.where(window > 0, window.long() * 10_000 + seen.sum(dim=1), 1 << 40)
     permutation = (group.double() + torch.rand(group.shape, device=group.device)).argsort(dim=1)
-    shuffled = {
-        name: batch[name].gather(1, permutation)
-        for name in batch
-        if name.startswith("event_") and name != "event_time"
-    }
+    shuffled = {name: batch[name].gather(1, permutation) for name in batch if name.startswith("event_")}
     return {**batch, **shuffled}
 
 

@@ -85,8 +85,8 @@ class NextActions:
 
     def _chains(self) -> tuple[int, dict[str, dict[tuple[int, ...], int]]]:
         """The commonest action, and the commonest successor of each chain state, before the test period."""
-        rows = self.sequences.select("event_time", *CHAIN_FIELDS).toPandas()
-        seen = [int(np.searchsorted(times, self.test_start)) for times in rows.event_time]
+        rows = self.sequences.select("known_at", *CHAIN_FIELDS).toPandas()
+        seen = [int(np.searchsorted(times, self.test_start)) for times in rows.known_at]
         flat = {
             name: np.concatenate(
                 [np.asarray(ids)[:count] for ids, count in zip(rows[name], seen, strict=True)]

@@ -172,7 +172,7 @@ def packing(count: int, turns: int) -> dict[str, float]:
 def _compare(config: Config, layout: Layout, histories: Sequence[History], turns: int) -> dict[str, float]:
     """The three layouts in turns: the same customers, events, queries and model."""
     customers = prepare_all(layout, histories)
-    by_length = sorted(customers, key=lambda prepared: len(prepared.customer.events["event_time"]))
+    by_length = sorted(customers, key=lambda prepared: len(prepared.customer.events["known_at"]))
     batches = {
         "packed": packed_batches(layout, customers),
         "padded": padded_batches(layout, customers),

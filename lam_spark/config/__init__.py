@@ -1,6 +1,6 @@
 """Configuration of a data set: one module per section of its YAML file. `load.load_config` reads a file."""
 
-from lam_spark.config.base import Kind, Name, Role, Section, Text
+from lam_spark.config.base import Kind, Name, Role, Section, Text, duration_text
 from lam_spark.config.channels import ChannelConfig, ClockConfig
 from lam_spark.config.consent import ConsentConfig
 from lam_spark.config.dataset import Config
@@ -48,4 +48,5 @@ __all__ = [
     "TrainingConfig",
     "ValueEmbeddingsConfig",
     "WordsConfig",
+    "duration_text",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from lam_spark.config.base import Name, Section, known_zone
+from lam_spark.config.base import NO_DELAY, Duration, Name, Section, known_zone
 
 
 class ClockConfig(Section):
@@ -40,6 +40,11 @@ class ChannelConfig(Section):
         description="kind of id in `customer_id`: `customer`, or a kind that `identity.links` links to customers",
     )
     clock: ClockConfig | None = Field(default=None, description="clock of local times; null: UTC")
+    arrival_delay: Duration = Field(
+        default=NO_DELAY,
+        description="how long after `event_time` an event becomes known; "
+        "contacts that the company makes are known when they are sent: 0",
+    )
     rules: dict[Name, str] = Field(
         default_factory=dict,
         description="SQL conditions over the yielded columns, by name; a row that breaks one is quarantined",

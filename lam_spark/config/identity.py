@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lam_spark.config.base import Name, Section
+from lam_spark.config.base import NO_DELAY, Duration, Name, Section
 
 
 class LinkConfig(Section):
@@ -13,6 +13,9 @@ class LinkConfig(Section):
     grain: str = Field(description="input of which each row is one statement")
     select: str = Field(
         description="SELECT that yields `id_kind, id, customer_id, linked_at` (UTC), one row per row of `grain`"
+    )
+    arrival_delay: Duration = Field(
+        default=NO_DELAY, description="how long after `linked_at` a link becomes known"
     )
 
 

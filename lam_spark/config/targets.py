@@ -26,7 +26,9 @@ class TargetConfig(Section):
     kind: Literal["binary", "value", "next"] = Field(default="binary", description="kind of the label")
     description: str = Field(description="the target in plain words, for the report")
     population: str | None = Field(
-        default=None, description="SQL condition over `events`: events that are queries; or `every_days`"
+        default=None,
+        description="SQL condition over `events`: events that are queries, asked when the event is known; "
+        "contacts of the company are known when sent (`arrival_delay` 0); or `every_days`",
     )
     every_days: int | None = Field(
         default=None, ge=1, description="days between two queries of an active customer; or `population`"

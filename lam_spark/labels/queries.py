@@ -15,6 +15,9 @@ def target_queries(
 ) -> DataFrame:
     """Queries of a target; grain: a query; the columns of `events` and `label_end`.
 
+    `event_time` and `known_at` of a query are the instant at which it is asked: for an event, the one at which it is
+    known. Of a channel without delay and a customer's own id, that is the time of the event.
+
     Args:
         target: Events of its `population` are queries, or every customer with recent activity has one
             every `every_days` days.
@@ -41,7 +44,8 @@ def _population(
     target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
 ) -> DataFrame:
     if target.population is not None:
-        return events.where(F.expr(target.population))
+        # The condition sees the event as it is in the table.
+        return events.where(F.expr(target.population)).withColumn("event_time", F.col("known_at"))
     return _regular_queries(target, events, split, as_of, time_zone)
 
 
@@ -50,8 +54,8 @@ def _regular_queries(
 ) -> DataFrame:
     """Queries without fields at local midnight every `every_days` days, of customers with recent activity.
 
-    Days are counted back from `split.test_start`, so that a query opens the test period. Cost: distinct days of
-    activity, not events, times the days that they reach.
+    An event makes a customer active from the day after it is known. Days are counted back from `split.test_start`, so
+    that a query opens the test period. Cost: distinct days of activity, not events, times the days that they reach.
     """
     assert target.every_days is not None  # the caller checks
     step = dt.timedelta(days=target.every_days)
@@ -62,7 +66,7 @@ def _regular_queries(
         day += step
     active = (
         events.where(F.expr(target.active))
-        .select("customer_key", F.to_date(F.from_utc_timestamp("event_time", time_zone)).alias("_active_day"))
+        .select("customer_key", F.to_date(F.from_utc_timestamp("known_at", time_zone)).alias("_active_day"))
         .distinct()
     )
 
@@ -77,6 +81,7 @@ def _regular_queries(
         # Equal for all targets with a query on this day: the model sees one query (`columns.collect_queries`).
         "event_id": F.md5(F.concat_ws("|", "customer_key", F.col("_day").cast("string"))),
         "event_time": F.to_utc_timestamp("_day", time_zone),
+        "known_at": F.to_utc_timestamp("_day", time_zone),
     }
     return queries.select(
         *(

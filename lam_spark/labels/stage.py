@@ -1,6 +1,6 @@
 """Stage `examples`: point-in-time examples of every target, from the targets' SQL predicates.
 
-An example is a query at `as_of` with its label. Its history is what happened before `as_of`, its label what happened
+An example is a query at `as_of` with its label. Its history is what was known before `as_of`, its label what happened
 after it and before `label_end`. Queries whose horizon is not over, or whose last days were not ingested
 (`time_range.observed_until`), give no example.
 """

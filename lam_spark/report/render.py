@@ -48,6 +48,7 @@ def render(context: ReportContext) -> str:
             gains_sentence=words.gains_sentence(held_out, nouns),
             calibration_sentence=words.calibration_sentence(context.calibration, nouns),
             list_sentence=words.list_sentence(contacts, nouns),
+            later_links_sentence=words.later_links_sentence(context.sources, nouns),
             top_decile=words.top_decile,
             counted=words.counted,
             unit=words.unit,

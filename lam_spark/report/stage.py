@@ -12,7 +12,12 @@ from typing import Any
 
 from lam_spark.report import assemble
 from lam_spark.report import content as c
-from lam_spark.report.aggregates import count_rejected_rows, count_rows_by_channel, read_contact_list
+from lam_spark.report.aggregates import (
+    count_rejected_rows,
+    count_rows_by_channel,
+    measured_arrivals,
+    read_contact_list,
+)
 from lam_spark.report.entries import entries_of_list
 from lam_spark.report.render import write_report
 from lam_spark.runtime.audit import verify_chain
@@ -82,6 +87,7 @@ def report(ctx: RunContext) -> ReportResult:
         calibration=assemble.calibration(entries.evaluate.calibration),
         funnel=assemble.funnel(config, entries, sources, count_rejected_rows(tables, channels)),
         sources=sources,
+        arrivals=measured_arrivals(tables, config.channels),
         consent=tuple(
             c.ConsentCount(purpose, **vars(counts)) for purpose, counts in entries.score.consent.items()
         ),

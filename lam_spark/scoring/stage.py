@@ -60,12 +60,14 @@ class ScoreResult(StageResult):
 def score(ctx: RunContext) -> ScoreResult:
     """Publish `scores` for this target and `as_of` (a rerun replaces them).
 
-    Grain: (customer_key, target, proposal_id, as_of). Customers without an event before `as_of` have no row, as if the
-    sequences had been built on that day. Customers whose history before it is truncated too much have none either.
+    Grain: (customer_key, target, proposal_id, as_of). Customers without an event known before `as_of` have no row, as
+    if the sequences had been built on that day. Customers whose history before it is truncated too much have none
+    either.
 
     Raises:
         ConsentError: No customer may be contacted.
-        DataQualityError: No such customer has an event before `as_of`, or the sequences were built for an earlier one.
+        DataQualityError: No such customer has an event known before `as_of`, or the sequences were built for an
+            earlier one.
         ModelError: No model fits.
         ConfigError: No proposals, or too many.
     """
@@ -82,11 +84,11 @@ def score(ctx: RunContext) -> ScoreResult:
         tables, ctx.cache, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
     )
     as_of = sql_literal(ctx.as_of)
-    visible = sequences.rows.where(F.col("first_event_time") < F.expr(as_of))
+    visible = sequences.rows.where(F.col("first_known_at") < F.expr(as_of))
     if visible.isEmpty():
         raise DataQualityError(
-            f"no eligible customer has an event before as_of {config.as_of} that is kept: no customer can be scored. "
-            "Use a later --as-of"
+            f"no eligible customer has an event that is known before as_of {config.as_of} and kept: no customer can be "
+            "scored. Use a later --as-of"
         )
     encoded = as_queries(proposals, ctx.cache(tables.read("vocabulary")), config, ctx.as_of)
     queries = collect_queries(encoded, model.layout).drop("customer_key")

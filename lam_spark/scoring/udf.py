@@ -148,7 +148,7 @@ def visible_sequences(
     events_version = require_sequences(tables, cache, as_of, purpose, at)
     sequences = tables.read("sequences").join(allowed, "customer_key", "left_semi")
     as_of_micros = micros(as_of)
-    has_later_events = F.element_at("event_time", -1) >= as_of_micros
+    has_later_events = F.element_at("known_at", -1) >= as_of_micros
     is_truncated = (
         (F.col("truncated_events") > 0) & has_later_events & (complete_after(layout) >= as_of_micros)
     )

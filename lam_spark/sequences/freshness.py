@@ -15,9 +15,9 @@ from lam_spark.storage.time import instant
 def require_sequences(
     tables: Tables, cache: FrameCache, until: dt.datetime, purpose: str, at: dt.datetime
 ) -> int:
-    """Check that `sequences` hold all events before the instant `until`.
+    """Check that `sequences` hold all events known before the instant `until`.
 
-    Later events do no harm: a query sees only the events before it.
+    Later events do no harm: a query sees only the events known before it.
 
     Args:
         tables: Tables of the workspace.

@@ -15,7 +15,7 @@ from lam_spark.consent.guards import ConsentCheck
 from lam_spark.storage.tables.store import Tables
 
 # Raise it when the same events would give other rows, or when a field of `SequencesLineage` changes.
-_FORMAT = 1
+_FORMAT = 2
 # Delta's VACUUM may remove files that were replaced seven days ago; older versions may not be readable.
 _MAX_AGE = dt.timedelta(days=6)
 
@@ -29,8 +29,8 @@ class SequencesLineage:
         events_version: Version of `events`.
         consent_check: How the consent ledger was read.
         value_counts_version: Version of `value_counts`, which counts the values of these events.
-        as_of: The rows hold events before it.
-        vocabulary_cutoff: The vocabulary holds values of events before it.
+        as_of: The rows hold events known before it.
+        vocabulary_cutoff: The vocabulary holds values of events known before it.
         first_event: First event of the table `events`.
         last_event: Last event of the table `events`.
         top_ids: Highest token id of each field.

@@ -11,11 +11,11 @@ from lam_spark.config import Config
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.consent.guards import ConsentCheck, require_assigned, require_not_withdrawn
 from lam_spark.errors import ModelError
+from lam_spark.events.known_at import known_before
 from lam_spark.model.card import TEST_START, VOCABULARY
 from lam_spark.sequences.vocabulary import is_numbered_by, vocabulary_digest
 from lam_spark.storage.dataframes import FrameCache, one_row
 from lam_spark.storage.tables.store import Tables
-from lam_spark.storage.time import sql_literal
 from lam_spark.training.spec import TrainingSpec, size_of
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.stage import QUERIED
@@ -136,13 +136,12 @@ def _numeric_scales(
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[tuple[float, ...], ...]]:
     """Mean, deviation and bin edges of each numeric field's signed log.
 
-    Over events before the validation period, of customers eligible for training.
+    Over events known before the validation period, of customers eligible for training.
     """
     if not config.numeric:
         return (), (), ()
     allowed = eligible_customers(tables, cache, config.consent.training_purpose, at)
-    cutoff = sql_literal(config.instant(config.split.validation_start))
-    events = tables.read("events").where(F.col("event_time") < F.expr(cutoff))
+    events = known_before(tables.read("events"), config.micros(config.split.validation_start))
     logs = [F.signum(name) * F.log1p(F.abs(F.col(name))) for name in config.numeric]
     bins = config.model.numeric_bins
     shares = F.lit([number / max(bins, 1) for number in range(bins + 1)])

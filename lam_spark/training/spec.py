@@ -17,7 +17,7 @@ from lam_spark.training_data.layout import Layout
 LOG_FILE = "worker.log"
 SPEC_FILE = "spec.json"
 # Raise when the order or the meaning of a checkpoint's tensors changes: other versions are then not resumed.
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # Settings that do not change the trained weights.
 NOT_DECISIVE = ("checkpoint_minutes", "experiment", "activation_checkpointing")
 # Prefixes of environment variables that give access to MLflow.

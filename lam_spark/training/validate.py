@@ -57,7 +57,7 @@ class ValidationRunner:
             layout,
             settings.micro_batch_size,
             seed=None,
-            block_filter=lambda block: block["event_time"].max(axis=1) >= self._period.start,
+            block_filter=lambda block: block["known_at"].max(axis=1) >= self._period.start,
         ):
             batch = as_batch(block, self._device)
             state.flops += len(block["window"]) * flops

@@ -1,8 +1,8 @@
 """Stage `snapshot`: packed training blocks, written as one Delta version that training pins.
 
-The blocks hold no event and no label at or after the test period, and only customers who are eligible for training
-now. Rows do not identify customers: the consent check is stored with the commit, so that `train` can repeat it. Cost:
-one shuffle by customer; a task holds one customer and 64 open blocks.
+The blocks hold no event that became known, and no label, at or after the test period, and only customers who are
+eligible for training now. Rows do not identify customers: the consent check is stored with the commit, so that `train`
+can repeat it. Cost: one shuffle by customer; a task holds one customer and 64 open blocks.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def block_schema(layout: Layout) -> str:
 
 
 def _pack(rows: DataFrame, layout: Layout, until: int) -> DataFrame:
-    """Blocks of the customers' events before `until` (microseconds UTC) and their queries."""
+    """Blocks of the customers' events known before `until` (microseconds UTC) and their queries."""
 
     def blocks_of(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         packers = {QUERIED: Packer(layout), PLAIN: Packer(layout)}

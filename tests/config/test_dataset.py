@@ -82,7 +82,7 @@ def test_a_field_may_not_have_the_name_of_a_table_column(name: str) -> None:
 
 
 def test_columns_of_examples_and_suffixes_of_block_columns_are_reserved() -> None:
-    blocks = {"time", "window", "index", "row", "hour_of_week", "split"}  # event_time, query_window, ...
+    blocks = {"time", "window", "index", "row", "hour_of_week", "split"}  # query_time, query_window, ...
     examples = {"customer_key", "target", "query_id", "as_of", "label", "baseline_score"}
     selects = {"customer_id", "event_key", "proposal_id", "description"}
     assert blocks | examples | selects <= RESERVED_COLUMNS

@@ -393,7 +393,7 @@ def test_customers_with_a_fully_truncated_history_are_not_scored(build: Build) -
     assert (counts["truncated"], counts["customers_scored"]) == (0, 6)
     assert scored_customers(ctx) == {*CUSTOMERS, "busy", "new"}
     with pytest.raises(
-        DataQualityError, match="no eligible customer has an event before as_of 2023-03-01 that is"
+        DataQualityError, match="no eligible customer has an event that is known before as_of 2023-03-01 and"
     ):
         score(build(as_of="2023-03-01"))
 
@@ -416,5 +416,5 @@ def test_a_snapshot_contains_no_event_after_its_as_of(build: Build) -> None:
     ctx = build(as_of="2023-09-01")
     build_examples(ctx)
     build_snapshot(ctx)
-    (latest,) = ctx.tables.read("training_blocks").agg(F.max(F.array_max("event_time"))).first() or ()
+    (latest,) = ctx.tables.read("training_blocks").agg(F.max(F.array_max("known_at"))).first() or ()
     assert 0 < latest < micros(ctx.as_of)

@@ -19,8 +19,11 @@ from tests.support.tables import event, publish
 Examples = dict[tuple[str, str, str], Row]
 
 
-def bought(customer: str, at: str, item: str = "books", amount: float = 10.0) -> Row:
-    return event(customer, at, f"{customer} {at} {item}", action="purchase", item=item, amount=amount)
+def bought(
+    customer: str, at: str, item: str = "books", amount: float = 10.0, known_at: str | None = None
+) -> Row:
+    key = f"{customer} {at} {item}"
+    return event(customer, at, key, known_at, action="purchase", item=item, amount=amount)
 
 
 EVENTS: list[Row] = [
@@ -39,6 +42,8 @@ EVENTS: list[Row] = [
         for day in (5, 15, 25)
     ),
     bought("gone", "2023-05-01T12:00:00"),
+    # Before the second query, and known after it.
+    bought("late", "2023-03-18T12:00:00", known_at="2023-03-20T12:00:00"),
 ]
 
 
@@ -76,6 +81,10 @@ def test_active_customers_have_a_query_every_four_weeks(examples: Examples) -> N
     assert examples["lapse", "eve", "2023-03-19"]["as_of"].isoformat() == "2023-03-18T23:00:00"
     assert examples["lapse", "eve", "2023-04-16"]["as_of"].isoformat() == "2023-04-15T22:00:00"  # summer time
     assert examples["lapse", "eve", "2023-03-19"]["action"] == 2  # a query without fields: missing
+
+
+def test_a_customer_is_active_once_the_purchase_is_known(examples: Examples) -> None:
+    assert days_of(examples, "lapse", "late") == ["2023-04-16", "2023-05-14", "2023-06-11"]
 
 
 def test_an_outcome_at_the_instant_of_a_regular_query_follows_it(examples: Examples) -> None:

@@ -96,7 +96,14 @@ def test_no_other_slot_attends_to_a_query(batch: Batch) -> None:
     assert mask[:, 16:].nonzero().tolist() == [[16 + q, q] for q in range(4)]
 
 
-EVENT_COLUMNS = ("hour_of_week", "event_action", "event_item", "event_amount", "event_time")
+EVENT_COLUMNS = (
+    "hour_of_week",
+    "event_action",
+    "event_item",
+    "event_amount",
+    "known_at",
+    "log_delay_hours",
+)
 
 
 @pytest.mark.parametrize("column", EVENT_COLUMNS)
@@ -107,7 +114,7 @@ def test_a_changed_event_changes_only_itself_and_later_slots_of_its_window(
     before = model(batch)
     changed = {name: values.clone() for name, values in batch.items()}
     changed[column][0, 4] += 1  # the fifth event of the first customer
-    if column == "event_time":
+    if column == "known_at":
         changed[column][0, 4] += DAY // 2
     after = model(changed)
     changed_slots = (

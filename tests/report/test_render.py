@@ -12,6 +12,7 @@ from jinja2 import UndefinedError
 
 from lam_spark.report import text as words
 from lam_spark.report.content import (
+    Arrival,
     Calibration,
     CalibrationBin,
     Contact,
@@ -67,6 +68,21 @@ def test_the_losses_of_each_step_add_up(context: ReportContext) -> None:
     assert "does not add up" not in text
     assert text.count("\u2713 adds up ") == 4  # three sources and their total
     assert "off by" not in text
+
+
+def test_arrival_delays_and_what_later_links_changed_are_shown(context: ReportContext) -> None:
+    assert "Later links" not in page_of(context).text
+    moved = replace(context.sources[0], reassigned=3, unassigned=1, known_at_changed=1_200)
+    sources = (moved, replace(context.sources[1], reassigned=2), context.sources[2])
+    arrivals = (Arrival("coupon redemptions", "6h", "31h", 14),)
+    text = assert_sound(replace(context, sources=sources, arrivals=arrivals)).text
+    assert (
+        "Later links gave 5 events to another household and left 1 without one: all histories lack them, past ones "
+        "too, while the nights before had them. Later links changed when 1,200 events were known. To this extent, "
+        "scores of past nights differ from a new computation."
+    ) in text
+    assert "95% arrived within" in text
+    assert "coupon redemptions 6h 31h 14" in " ".join(text.split())
 
 
 def test_an_unexplained_loss_is_shown(context: ReportContext) -> None:

@@ -32,9 +32,10 @@ def utc(text: str) -> dt.datetime:
     return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
 
 
-def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
-    """A row of `events`; fields that are left out are null."""
-    return {"customer_key": customer, "event_time": utc(at), "event_id": event_id, **fields}
+def event(customer: str, at: str, event_id: str, known_at: str | None = None, **fields: Any) -> Row:
+    """A row of `events`, by default known when it happens; fields that are left out are null."""
+    times = {"event_time": utc(at), "known_at": utc(known_at or at)}
+    return {"customer_key": customer, **times, "event_id": event_id, **fields}
 
 
 def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
@@ -48,6 +49,7 @@ def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
         "customer_key": "string",
         "event_id": "string",
         "event_time": "timestamp",
+        "known_at": "timestamp",
         "source": "string",
         **kinds,
         "ingested_at": "timestamp",

@@ -52,7 +52,7 @@ def test_it_holds_the_events_of_eligible_customers_before_the_test_period(prepar
     assert expected < events.count()  # some events are left out
     assert expected < tables.read("events").where(f"event_time < {sql_literal(test_start)}").count()
     latest = tables.read("training_blocks").agg(
-        F.max(F.array_max("event_time")), F.max(F.array_max("query_time"))
+        F.max(F.array_max("known_at")), F.max(F.array_max("query_time"))
     )
     (row,) = latest.collect()
     assert 0 < row[0] < config.micros(config.split.test_start)
@@ -113,7 +113,7 @@ def test_a_query_does_not_see_an_event_at_its_own_instant(prepared: Prepared) ->
     joined = rows.join(queries, "customer_key").orderBy("customer_key").limit(20).toPandas()
     own_events = 0
     for customer in customers(layout, joined):
-        times, query_times = customer.events["event_time"], customer.queries["query_time"]
+        times, query_times = customer.events["known_at"], customer.queries["query_time"]
         for window in prepare(layout, customer).windows:
             for query, visible in zip(window.queries, window.visible_events, strict=True):
                 assert np.all(times[:visible] < query_times[query])

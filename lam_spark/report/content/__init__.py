@@ -6,7 +6,7 @@ be measured is ``None``; NaN and infinities are shown as missing too. All interv
 
 from lam_spark.report.content.contacts import Contact, ContactList, HistogramBin, ProposalCount
 from lam_spark.report.content.context import Headline, Nouns, ReportContext, VersionGroup
-from lam_spark.report.content.data import ConsentCount, FunnelStep, Loss, SourceCount, Unit
+from lam_spark.report.content.data import Arrival, ConsentCount, FunnelStep, Loss, SourceCount, Unit
 from lam_spark.report.content.evaluation import (
     Calibration,
     CalibrationBin,
@@ -18,6 +18,7 @@ from lam_spark.report.content.evaluation import (
 from lam_spark.report.content.training import StageCost, Training
 
 __all__ = [
+    "Arrival",
     "Calibration",
     "CalibrationBin",
     "ConsentCount",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from lam_spark.report.content.contacts import ContactList
-from lam_spark.report.content.data import ConsentCount, FunnelStep, SourceCount
+from lam_spark.report.content.data import Arrival, ConsentCount, FunnelStep, SourceCount
 from lam_spark.report.content.evaluation import Calibration, HeldOut
 from lam_spark.report.content.training import StageCost, Training
 
@@ -72,6 +72,7 @@ class ReportContext:
         calibration: Calibration of the probabilities, or None if it was not measured.
         funnel: Steps from raw rows to delivered customers.
         sources: Row status counts by source.
+        arrivals: Declared and measured delays of the channels that were measured.
         consent: Customers by consent status, one row per purpose.
         training: How the model was trained, or None if no model was trained.
         stages: Cost of every stage, in the order they ran.
@@ -95,6 +96,7 @@ class ReportContext:
     calibration: Calibration | None = None
     funnel: tuple[FunnelStep, ...] = ()
     sources: tuple[SourceCount, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
     consent: tuple[ConsentCount, ...] = ()
     training: Training | None = None
     stages: tuple[StageCost, ...] = ()
