@@ -28,7 +28,8 @@ class StatusCounts:
     """Customers by consent status for one purpose; each is counted once.
 
     Attributes:
-        unclear: Customers whose last withdrawal is an unknown state, or whose opt-in and withdrawal have no clear order.
+        unclear: Customers whose last withdrawal is an unknown state, or whose opt-in and withdrawal have no clear
+            order.
         never_asked: Customers without a withdrawal or an opt-in in effect.
     """
 

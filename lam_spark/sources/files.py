@@ -28,7 +28,9 @@ MALFORMED = "_malformed"
 _SAMPLED_LINES = 1000
 # Columns of Parquet files are compared one by one up to this many; of more files, an even sample of this size.
 _COMPARED_FILES = 100
-_HEADER_ERROR = re.compile(r"CSV header does not conform to the schema|Number of column in CSV header is not equal")
+_HEADER_ERROR = re.compile(
+    r"CSV header does not conform to the schema|Number of column in CSV header is not equal"
+)
 _CSV_FILE = re.compile(r"CSV file: (\S+)")
 
 

@@ -119,7 +119,9 @@ def jdbc_fingerprint(spark: SparkSession, name: str, spec: InputConfig) -> str |
     """
     if spec.watermark is None:
         return None
-    highest = _single_value(spark, name, spec, f"SELECT max({spec.watermark}) AS single_value FROM {_table(spec)}")
+    highest = _single_value(
+        spark, name, spec, f"SELECT max({spec.watermark}) AS single_value FROM {_table(spec)}"
+    )
     rows = _single_value(spark, name, spec, f"SELECT count(*) AS single_value FROM {_table(spec)}")
     return f"{highest}:{rows}"
 
