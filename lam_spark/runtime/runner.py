@@ -83,9 +83,21 @@ def run_stages(
         if changed:
             log.event("unfinished publication rolled back", level="warning", tables=changed)
         chain = AuditChain(tables, config, run_id)
-        # One check a run: `train`, which takes hours, makes its own before it registers a model.
-        first_reader = next((name for name in names if STAGES[name].reads_customers), None)
-        return {name: _run_stage(ctx, chain, name, checks_ledger=name == first_reader) for name in names}
+        checked_stage = _first_to_check_ledger(names)
+        return {name: _run_stage(ctx, chain, name, checks_ledger=name == checked_stage) for name in names}
+
+
+def _first_to_check_ledger(names: Sequence[str]) -> str | None:
+    """The stage that checks the consent ledger, once a run; None if a stage before it refreshes the ledger.
+
+    `train`, which takes hours, makes a check of its own before it registers a model.
+    """
+    for name in names:
+        if name == "consent":
+            return None
+        if STAGES[name].reads_customers:
+            return name
+    return None
 
 
 def _require_prerequisites(config: Config, names: Sequence[str]) -> None:

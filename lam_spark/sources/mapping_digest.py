@@ -44,7 +44,6 @@ def ledger_digest(config: Config) -> str:
     statement = config.consent.select
     description = [
         config.consent.model_dump(mode="json", include={"select", "kind", "clock", "purposes"}),
-        config.purposes,
         _views_behind(config, statement),
         {name: _described(config.inputs[name]) for name in inputs_behind(config, statement)},
         sorted(config.identity.fold_case),
