@@ -17,6 +17,7 @@ from lam_spark.runtime.context import RunContext
 from tests.support.shop import STARTED_AT, key_of, purchase, raw_id, settings, statement, write_inputs
 
 TRAINING, CONTACT = "model_training", "direct_marketing"
+FULL_WIDTH = "".join(chr(ord(letter) + 0xFEE0) for letter in CONTACT)
 JAN, FEB = "2023-01-01T00:00:00Z", "2023-02-01T00:00:00Z"
 COLUMNS = "customer AS customer_id, purpose, state, effective_at, recorded_at, source"
 
@@ -59,7 +60,7 @@ def test_a_withdrawal_in_another_spelling_counts(refresh: Callable[..., RunConte
         ),  # a column of fixed length, filled with NUL
         statement(f"{raw_id(3)}\u200b", CONTACT, "opt_out", FEB),  # copied from a web page: zero-width space
         statement(raw_id(4), "Direct_Marketing ", "opt_out", FEB),
-        statement(raw_id(5), "ｄｉｒｅｃｔ＿ｍａｒｋｅｔｉｎｇ", "opt_out", FEB),
+        statement(raw_id(5), FULL_WIDTH, "opt_out", FEB),
         statement(raw_id(6), CONTACT, "OPT_OUT  ", FEB),
         statement(raw_id(7), CONTACT, "opted out", FEB),
         statement(raw_id(8), CONTACT, "opt_out", "2204-02-01T00:00:00Z"),  # a mistyped year
@@ -272,9 +273,9 @@ def test_a_byte_order_mark_before_a_header_is_no_part_of_it(
 def test_ids_that_differ_only_in_case_are_counted_or_folded(make_context: Make, tmp_path: Path) -> None:
     statements = [statement(raw_id(n).lower(), CONTACT, "opt_in", JAN) for n in range(2)]
     bought_at = dt.datetime(2023, 6, 1, tzinfo=dt.UTC)
-    write_inputs(
-        tmp_path / "shop" / "raw", [purchase(raw_id(n), bought_at, n) for n in range(2)], [], [], statements
-    )
+    purchases = [purchase(raw_id(n), bought_at, n) for n in range(2)]
+    for root in ("shop", "folded"):
+        write_inputs(tmp_path / root / "raw", purchases, [], [], statements)
     shop = {"channels": {"shop": settings(tmp_path / "shop")["channels"]["shop"]}}
     ctx = make_context(**shop)
     ingest(ctx)
