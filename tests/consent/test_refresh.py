@@ -138,9 +138,9 @@ def test_a_stage_alone_obeys_a_withdrawal_in_the_source(
     """Customers withdraw between two stages that are run alone; then the secret is not there."""
     root = tmp_path / "shop"
     bought = [
-        purchase(raw_id(n), dt.datetime(2023, 12, 1 + day, tzinfo=dt.UTC), 10 * n + day)
+        purchase(raw_id(n), dt.datetime(2023, month, 16, tzinfo=dt.UTC), 12 * n + month)
         for n in range(3)
-        for day in range(9)
+        for month in range(1, 13)
     ]
     write_inputs(root / "raw", bought, [], [], OPT_INS)
     ctx = make_context(channels={"shop": settings(root)["channels"]["shop"]})

@@ -54,5 +54,7 @@ def test_control_characters_inside_are_noticed(spark: SparkSession) -> None:
 def test_ids_of_floating_types_are_refused(spark: SparkSession) -> None:
     for kind in ("DOUBLE", "FLOAT"):
         frame = spark.sql(f"SELECT CAST(1 AS {kind}) AS customer_id")
-        with pytest.raises(ConfigError, match="channels.shop.select yields customer_id as .* no exact text"):
+        with pytest.raises(
+            ConfigError, match=r"channels\.shop\.select yields customer_id as .* no exact text"
+        ):
             id_column(frame, "customer_id", "channels.shop.select")
