@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 
 from pyspark.sql import functions as F
@@ -49,7 +48,6 @@ def update_ledger(
     statements: Statements,
     fingerprint: dict[str, str | None],
     secret: Secret,
-    now: dt.datetime,
 ) -> LedgerUpdate:
     """Append to the table `consent` the statements that it does not hold yet, and withdrawals for those that ended.
 
@@ -63,12 +61,11 @@ def update_ledger(
         statements: What the source states now.
         fingerprint: Fingerprint of the source, from before it was read.
         secret: From `matching_secret`.
-        now: Instant at which the source had been read.
 
     Raises:
         ConfigError, ConsentError: See `ended_consents`, `match_customers` and `require_few_unmatched`.
     """
-    last = last_refresh(tables)
+    now, last = statements.read_at, last_refresh(tables)
     require_size(statements.read, last.statements if last else None, consent)
     keyed = resolve_customers(tables, statements.rows, secret)
     present = cache(keyed.select(*STATEMENT).dropDuplicates(STATEMENT))

@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 from lam_spark.config import Config
 from lam_spark.consent.ledger import LedgerUpdate, update_ledger
 from lam_spark.consent.record import last_refresh
-from lam_spark.consent.statements import read_statements, require_recorded
+from lam_spark.consent.statements import read_statements
 from lam_spark.errors import ConfigError, ConsentError, DataQualityError, without_values
 from lam_spark.identity.pseudonyms import CUSTOMER, matching_secret
 from lam_spark.runtime.log import RunLog
@@ -38,7 +38,7 @@ def refresh_ledger(
 
     Raises:
         ConfigError: The secret is missing or another one, or the source cannot be read.
-        ConsentError: The source is refused (`read_statements`, `require_recorded`, `update_ledger`); nothing is
+        ConsentError: The source is refused (`read_statements`, `update_ledger`); nothing is
             ingested.
         DataQualityError: The source has lines that do not parse.
     """
@@ -47,12 +47,8 @@ def refresh_ledger(
     fingerprint = source_fingerprint(tables.spark, config)
     inputs = Inputs(tables.spark, config.inputs, config.views)
     folds_case = CUSTOMER in config.identity.fold_case
-    statements = read_statements(inputs, cache, config.consent, config.purposes, folds_case=folds_case)
-    now = clock()
-    require_recorded(statements.rows, now)
-    update = update_ledger(
-        tables, cache, config.consent, config.purposes, statements, fingerprint, secret, now
-    )
+    statements = read_statements(inputs, cache, config.consent, config.purposes, clock, folds_case=folds_case)
+    update = update_ledger(tables, cache, config.consent, config.purposes, statements, fingerprint, secret)
     log.event("consent ledger refreshed", **vars(update))
     return update
 

@@ -6,7 +6,7 @@ An opt-out that is not understood must never be ignored: a statement that cannot
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame
@@ -47,18 +47,26 @@ class Statements:
         rows: `customer_id` (raw), `purpose`, `state`, `effective_at`, `recorded_at`, `source`, of purposes that stages
             ask for; a statement about several purposes is several rows.
         read: Statements of the source.
+        read_at: Instant at which they had been read.
         irrelevant: Those about purposes that are mapped to null.
         unknown_states: Those with a state other than opt_in and opt_out, which count as withdrawals.
     """
 
     rows: DataFrame
     read: int
+    read_at: dt.datetime
     irrelevant: int
     unknown_states: int
 
 
 def read_statements(
-    inputs: Inputs, cache: FrameCache, consent: ConsentConfig, purposes: Sequence[str], *, folds_case: bool
+    inputs: Inputs,
+    cache: FrameCache,
+    consent: ConsentConfig,
+    purposes: Sequence[str],
+    clock: Callable[[], dt.datetime],
+    *,
+    folds_case: bool,
 ) -> Statements:
     """Read the ledger's source once.
 
@@ -70,6 +78,7 @@ def read_statements(
         cache: Cache of the stage.
         consent: Source of the ledger.
         purposes: Purposes that stages ask for.
+        clock: Returns the current instant.
         folds_case: Whether customer ids are compared without case.
 
     Raises:
@@ -79,6 +88,7 @@ def read_statements(
     # Read once: a live database may hold more statements at the insertion, which were not checked.
     statements = cache(_typed(inputs, consent, folds_case))
     names = _names(statements)
+    read_at = clock()
     mapped = _mapped_purposes((row[0] for row in names), consent, purposes)
     states = _known_states(row[1] for row in names)
     total = sum(row[2] for row in names)
@@ -88,7 +98,7 @@ def read_statements(
         )
     statements = statements.withColumn("state", _replaced("state", states))
     statements = statements.withColumns({name: _time(name, consent) for name in _TIMES})
-    _require_readable(statements, total)
+    _require_readable(statements, total, read_at)
     used = {name: own for name, own in mapped.items() if own}
     rows = statements.where(F.col("purpose").isin(*used)).withColumn(
         "purpose", F.explode(_arrays("purpose", used))
@@ -96,29 +106,10 @@ def read_statements(
     return Statements(
         rows=rows,
         read=total,
+        read_at=read_at,
         irrelevant=sum(row[2] for row in names if not mapped.get(row[0])),
         unknown_states=sum(row[2] for row in names if row[1] not in states and mapped.get(row[0])),
     )
-
-
-def require_recorded(statements: DataFrame, now: dt.datetime) -> None:
-    """Check that no opt-in was recorded after the refresh; a withdrawal counts in any case.
-
-    Args:
-        statements: `Statements.rows`.
-        now: Instant of the refresh.
-
-    Raises:
-        ConsentError: Opt-ins are recorded more than five minutes after it.
-    """
-    is_later = F.col("recorded_at") > F.expr(sql_literal(now + _CLOCK_SKEW))
-    count = statements.where((F.col("state") == OPT_IN) & is_later).count()
-    if count:
-        raise ConsentError(
-            f"{count:,} opt-ins were recorded after this refresh at {now:%Y-%m-%d %H:%M} (UTC), which they cannot have "
-            "been; such a time would outlast later withdrawals. If the ledger has local times without a zone, set "
-            "consent.clock; otherwise correct the ledger's source"
-        )
 
 
 def _typed(inputs: Inputs, consent: ConsentConfig, folds_case: bool) -> DataFrame:
@@ -214,13 +205,16 @@ def _arrays(column: str, names: Mapping[str, Sequence[str]]) -> Column:
     return F.create_map(*pairs)[F.col(column)] if pairs else F.array().cast("array<string>")
 
 
-def _require_readable(statements: DataFrame, total: int) -> None:
+def _require_readable(statements: DataFrame, total: int, now: dt.datetime) -> None:
     """Check customers, purposes and times, in one pass.
+
+    A withdrawal that is recorded in the future counts; an opt-in would outlast later withdrawals.
 
     Raises:
         ConsentError: Statements lack one, or a time cannot be right.
     """
-    first, last = (F.expr(sql_literal(limit)) for limit in (_FIRST_TIME, _LAST_TIME))
+    limits = (_FIRST_TIME, _LAST_TIME, now + _CLOCK_SKEW)
+    first, last, latest = (F.expr(sql_literal(limit)) for limit in limits)
     effective_at, recorded_at = F.col("effective_at"), F.col("recorded_at")
     is_incomplete = blank("customer_id") | not_utf8("customer_id") | blank("purpose")
     is_too_early = (effective_at < first) | (recorded_at < first)
@@ -233,6 +227,8 @@ def _require_readable(statements: DataFrame, total: int) -> None:
         "timestamp_millis in consent.select)": (effective_at > last) | (recorded_at > last),
         f"are withdrawals dated before {_FIRST_TIME.year} (seconds that were read as milliseconds, or a "
         "placeholder?)": _is_withdrawal() & is_too_early,
+        f"are opt-ins recorded after this refresh at {now:%Y-%m-%d %H:%M} UTC (local times without a zone? Set "
+        "consent.clock)": ~_is_withdrawal() & (recorded_at > latest),
     }
     counts = one_row(
         statements.agg(*(F.count_if(F.coalesce(each, F.lit(False))) for each in problems.values()))

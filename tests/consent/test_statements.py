@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[list[Row], Row, str, type[LamSparkError], str]] = {
         {},
         COLUMNS,
         ConsentError,
-        r"1 opt-ins were recorded after this refresh at 2024-01-02 09:00 \(UTC\), .* set consent.clock",
+        r"1 of 2 consent statements are opt-ins recorded after this refresh at 2024-01-02 09:00 UTC .*consent\.clock",
     ),
     "a clock with a wrong pattern": (
         [],
