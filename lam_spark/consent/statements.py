@@ -91,15 +91,15 @@ def read_statements(
     read_at = clock()
     mapped = _mapped_purposes((row[0] for row in names), consent, purposes)
     states = _known_states(row[1] for row in names)
+    used = {name: own for name, own in mapped.items() if own}
     total = sum(row[2] for row in names)
     if total == 0:
-        raise ConsentError(
-            "the consent ledger has no statements: by default deny no customer could be trained on or contacted"
-        )
+        raise _no_statements()
     statements = statements.withColumn("state", _replaced("state", states))
     statements = statements.withColumns({name: _time(name, consent) for name in _TIMES})
     _require_readable(statements, total, read_at)
-    used = {name: own for name, own in mapped.items() if own}
+    if not used:
+        raise _no_statements(f" about {' or '.join(purposes)}")
     rows = statements.where(F.col("purpose").isin(*used)).withColumn(
         "purpose", F.explode(_arrays("purpose", used))
     )
@@ -107,8 +107,14 @@ def read_statements(
         rows=rows,
         read=total,
         read_at=read_at,
-        irrelevant=sum(row[2] for row in names if not mapped.get(row[0])),
-        unknown_states=sum(row[2] for row in names if row[1] not in states and mapped.get(row[0])),
+        irrelevant=sum(row[2] for row in names if row[0] not in used),
+        unknown_states=sum(row[2] for row in names if row[1] not in states and row[0] in used),
+    )
+
+
+def _no_statements(about: str = "") -> ConsentError:
+    return ConsentError(
+        f"the consent ledger has no statements{about}: by default deny no customer could be trained on or contacted"
     )
 
 
@@ -202,7 +208,7 @@ def _replaced(column: str, names: Mapping[str, str]) -> Column:
 def _arrays(column: str, names: Mapping[str, Sequence[str]]) -> Column:
     """The purposes that a column's names mean."""
     pairs = [part for name, own in names.items() for part in (F.lit(name), F.array(*map(F.lit, own)))]
-    return F.create_map(*pairs)[F.col(column)] if pairs else F.array().cast("array<string>")
+    return F.create_map(*pairs)[F.col(column)]
 
 
 def _require_readable(statements: DataFrame, total: int, now: dt.datetime) -> None:
