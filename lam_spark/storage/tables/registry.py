@@ -166,10 +166,7 @@ TABLES: Mapping[str, TableSpec] = {
             "customer_key": _CUSTOMER,
             "purpose": ("STRING", "what the customer was asked"),
             "state": ("STRING", "opt_in, opt_out or anything else (means no)"),
-            "effective_at": (
-                "TIMESTAMP",
-                "instant from which an opt-in holds; a withdrawal holds from its recording",
-            ),
+            "effective_at": ("TIMESTAMP", "from when an opt-in holds; a withdrawal holds from its recording"),
             "recorded_at": ("TIMESTAMP", "when it was recorded"),
             "source": ("STRING", "where it was stated, or that the source no longer states the consent"),
             "ingested_at": ("TIMESTAMP", "refresh that first read it"),
