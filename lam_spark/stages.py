@@ -23,6 +23,7 @@ class Stage:
         output: Description of its outputs other than tables.
         nightly: Whether `lam-spark run` includes it; the others run on request only.
         needs_secret: Whether it turns raw ids into pseudonyms.
+        reads_customers: Whether it needs a consent ledger that is what its source says now; the runner checks it.
     """
 
     function: str
@@ -32,6 +33,7 @@ class Stage:
     output: str = ""
     nightly: bool = True
     needs_secret: bool = False
+    reads_customers: bool = False
 
     def load(self) -> Callable[[Any], Any]:
         """Import the function."""
@@ -76,18 +78,21 @@ STAGES: Mapping[str, Stage] = {
         purpose="build one row of ordered events per customer",
         reads="changes of `events` and `consent`",
         writes=("vocabulary", "value_counts", "sequences"),
+        reads_customers=True,
     ),
     "examples": Stage(
         function="lam_spark.labels.stage:build_examples",
         purpose="make point-in-time examples: queries with the labels that followed",
         reads="`events`, `vocabulary`, `consent`",
         writes=("examples",),
+        reads_customers=True,
     ),
     "snapshot": Stage(
         function="lam_spark.training_data.stage:build_snapshot",
         purpose="pack sequences and examples into training blocks of one version",
         reads="`sequences`, `examples`, `vocabulary`, `consent`",
         writes=("training_blocks",),
+        reads_customers=True,
     ),
     "train": Stage(
         function="lam_spark.training.stage:train",
@@ -95,18 +100,21 @@ STAGES: Mapping[str, Stage] = {
         reads="one version of `training_blocks`, `events`, `vocabulary`, `consent`, value embeddings",
         writes=(),
         output="a registered model (safetensors and JSON, sha256)",
+        reads_customers=True,
     ),
     "score": Stage(
         function="lam_spark.scoring.stage:score",
         purpose="score every eligible customer for every proposal",
         reads="`sequences`, `events`, `vocabulary`, `consent`, the proposals' inputs, the model",
         writes=("scores",),
+        reads_customers=True,
     ),
     "evaluate": Stage(
         function="lam_spark.evaluation.stage:evaluate",
         purpose="measure the model and the baseline on the test period",
         reads="test `examples`, `sequences`, `vocabulary`, `consent`, the model",
         writes=("held_out_scores", "held_out_predictions"),
+        reads_customers=True,
     ),
     "deliver": Stage(
         function="lam_spark.delivery.stage:deliver",
@@ -129,6 +137,7 @@ STAGES: Mapping[str, Stage] = {
         reads="`sequences`, `vocabulary`, `consent`, the model",
         writes=("embeddings",),
         nightly=False,  # an embedding reveals as much as the events: it must not exist just because a night ran
+        reads_customers=True,
     ),
 }
 

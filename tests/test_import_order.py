@@ -208,6 +208,7 @@ SYNTHETIC_LEDGERS = ["datasets/complete_journey.py", "datasets/telecom/consent.p
 # Functions that may bring more than one row to the driver, and why these are few.
 BOUNDED = [
     "consent/eligibility.py count_by_status",  # groups: purpose and status
+    "consent/statements.py _names",  # a limit just before
     "datasets/telecom/generate.py write_parts",  # groups: feed and row status
     "evaluation/histogram.py _rows",  # a limit just before
     "evaluation/secondary_targets.py _measure_values",  # groups: twenty values, logits of two decimals

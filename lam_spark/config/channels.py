@@ -8,16 +8,17 @@ from lam_spark.config.base import NO_DELAY, Duration, Name, Section, known_zone
 
 
 class ClockConfig(Section):
-    """Clock of a channel that writes local times.
+    """Clock of a source that writes local times.
 
     A local time that is skipped when clocks go forward is rejected. Of a local time that occurs twice, the earlier
     instant is used.
     """
 
-    zone: str = Field(description="IANA time zone of the channel's `event_time`")
+    zone: str = Field(description="IANA time zone of the local times")
     format: str | None = Field(
         default=None,
-        description="Spark datetime pattern of a text `event_time`; null: a timestamp without time zone",
+        description="Spark datetime pattern of times that are text; null: a timestamp without time zone, or a text "
+        "that Spark reads; one that names its zone is the instant that it says",
     )
 
     _zone = field_validator("zone")(known_zone)

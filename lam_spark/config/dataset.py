@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lam_spark.config.base import Kind, Name, Section, known_zone, undeclared
 from lam_spark.config.channels import ChannelConfig
-from lam_spark.config.consent import ConsentConfig
+from lam_spark.config.consent import ConsentConfig, comparable_name
 from lam_spark.config.delivery import DeliveryConfig
 from lam_spark.config.fields import FieldConfig
 from lam_spark.config.identity import IdentityConfig, LinkConfig
@@ -107,6 +107,12 @@ class Config(Section):
         passwords = (variable for spec in self.inputs.values() for variable in spec.secrets.values())
         return frozenset({self.identity.secret_env, *passwords})
 
+    @property
+    def purposes(self) -> tuple[str, ...]:
+        """Purposes of consent that stages ask for, sorted."""
+        names = (self.consent.training_purpose, self.consent.contact_purpose, self.embeddings.purpose)
+        return tuple(sorted({name for name in names if name}))
+
     def reader(self, name: str) -> ChannelConfig | LinkConfig:
         """The channel or link source of this name."""
         return self.channels.get(name) or self.identity.links[name]
@@ -177,6 +183,19 @@ def _links_fit_channels(config: Config) -> None:
         )
 
 
+def _purposes_are_used(config: Config) -> None:
+    for name, mapped in config.consent.purposes.items():
+        for purpose in mapped:
+            if purpose not in config.purposes:
+                raise ValueError(
+                    f"consent.purposes maps {name!r} to {purpose!r}, which no stage asks for: expected "
+                    f"{', '.join(config.purposes)}, or null for a purpose that is not used here"
+                )
+        own = {comparable_name(purpose): purpose for purpose in config.purposes}.get(comparable_name(name))
+        if own is not None and own not in mapped:
+            raise ValueError(f"consent.purposes maps {name!r}, which is {own!r} already, to something else")
+
+
 def _scoring_target_is_binary(config: Config) -> None:
     name = config.scoring.target
     if name not in config.targets:
@@ -211,6 +230,7 @@ _CHECKS: tuple[Callable[[Config], None], ...] = (
     _view_names_are_free,
     _grains_are_inputs,
     _links_fit_channels,
+    _purposes_are_used,
     _scoring_target_is_binary,
     _counted_fields_are_categorical,
     _context_fits_sequences,

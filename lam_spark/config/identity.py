@@ -40,3 +40,8 @@ class IdentityConfig(Section):
         ge=1,
         description="most customers that an id may be linked to; above, it is a shared device",
     )
+    fold_case: tuple[Name, ...] = Field(
+        default=(),
+        description="kinds of ids that are compared without case, such as `[customer]`: for ids that come from a "
+        "case-insensitive column of a database",
+    )

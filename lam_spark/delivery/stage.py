@@ -15,13 +15,11 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.consent.guards import require_assigned
-from lam_spark.consent.ledger import update_ledger
+from lam_spark.consent.refresh import refresh_ledger
 from lam_spark.delivery.export import write_csv
 from lam_spark.errors import ConfigError
-from lam_spark.identity.pseudonyms import matching_secret
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
-from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.time import sql_literal
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
@@ -69,7 +67,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
 
     Raises:
         ConfigError: There are no scores for this `as_of`, or the ledger's source cannot be read.
-        ConsentError: The ledger's source is refused (`consent.ledger`), no customer may be contacted now, or scored
+        ConsentError: The ledger's source is refused (`consent.refresh`), no customer may be contacted now, or scored
             events were reassigned to customers who may not be (`consent.guards`).
     """
     config, tables, purpose = ctx.config, ctx.tables, ctx.config.consent.contact_purpose
@@ -82,9 +80,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
     customers_scored = scores.select("customer_key").distinct().count()
-    secret = matching_secret(tables, config.identity)
-    inputs = Inputs(ctx.spark, config.inputs, config.views)
-    update = update_ledger(tables, ctx.cache, inputs, config.consent, secret)
+    update = refresh_ledger(tables, ctx.cache, config, ctx.clock, ctx.log)
     require_assigned(
         tables,
         ctx.cache,

@@ -134,9 +134,10 @@ def stage_increments(
 
 
 def _map_rows(inputs: Inputs, config: Config, reader: str, limits: TimeLimits, new: Input) -> DataFrame:
+    fold_case = config.identity.fold_case
     if reader in config.channels:
-        return map_channel(inputs, reader, config.channels[reader], config.fields, limits, new)
-    return map_links(inputs, reader, config.identity.links[reader], limits, new)
+        return map_channel(inputs, reader, config.channels[reader], config.fields, limits, new, fold_case)
+    return map_links(inputs, reader, config.identity.links[reader], limits, new, fold_case)
 
 
 def count_staged(config: Config, staged: Mapping[str, StagedRows]) -> StagedCounts:

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from rich.markup import escape
 
 from lam_spark.config import Config
+from lam_spark.consent.refresh import require_current_ledger
 from lam_spark.errors import ConfigError, did_you_mean, without_values
 from lam_spark.identity.pseudonyms import secret_from_environment
 from lam_spark.runtime.audit import AuditChain, StageCost
@@ -82,7 +83,21 @@ def run_stages(
         if changed:
             log.event("unfinished publication rolled back", level="warning", tables=changed)
         chain = AuditChain(tables, config, run_id)
-        return {name: _run_stage(ctx, chain, name) for name in names}
+        checked_stage = _first_to_check_ledger(names)
+        return {name: _run_stage(ctx, chain, name, checks_ledger=name == checked_stage) for name in names}
+
+
+def _first_to_check_ledger(names: Sequence[str]) -> str | None:
+    """The stage that checks the consent ledger, once a run; None if a stage before it refreshes the ledger.
+
+    `train`, which takes hours, makes a check of its own before it registers a model.
+    """
+    for name in names:
+        if name == "consent":
+            return None
+        if STAGES[name].reads_customers:
+            return name
+    return None
 
 
 def _require_prerequisites(config: Config, names: Sequence[str]) -> None:
@@ -110,7 +125,7 @@ def _session(config: Config, session: SparkSession | None) -> Iterator[SparkSess
             spark.stop()
 
 
-def _run_stage(ctx: RunContext, chain: AuditChain, name: str) -> StageResult:
+def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: bool = False) -> StageResult:
     ctx.tables.read_versions.clear()
     ctx.tables.written_versions.clear()
     ctx.log.event("stage started", stage=name)
@@ -121,6 +136,9 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str) -> StageResult:
 
     try:
         with monitor:
+            if checks_ledger:
+                with ctx.cache.scope():
+                    require_current_ledger(ctx.tables, ctx.cache, ctx.config, ctx.clock, ctx.log)
             result: StageResult = STAGES[name].load()(ctx)
     except BaseException as error:
         failure = without_values(error)

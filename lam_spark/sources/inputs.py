@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError, DataQualityError, first_line
 from lam_spark.sources.delta import delta_rows
-from lam_spark.sources.files import MALFORMED, Input, literal_path, not_found, open_files
+from lam_spark.sources.files import MALFORMED, Input, header_errors, literal_path, not_found, open_files
 from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.jdbc import jdbc_rows, place_of
 from lam_spark.sources.schema_checks import declared_schema, undeclared_columns
@@ -54,7 +54,11 @@ def open_input(
 
 
 def count_lines(inputs: Mapping[str, Input]) -> dict[str, tuple[int, int]]:
-    """Count well-formed rows and malformed lines of each input, in one pass over all of them."""
+    """Count well-formed rows and malformed lines of each input, in one pass over all of them.
+
+    Raises:
+        ConfigError: The header of a CSV file is not as declared.
+    """
     if not inputs:
         return {}
     frames = []
@@ -70,7 +74,8 @@ def count_lines(inputs: Mapping[str, Input]) -> dict[str, tuple[int, int]]:
             F.count_if("_is_malformed").alias("_malformed"),
         )
     )
-    return {row["_name"]: (row["_rows"], row["_malformed"]) for row in counts.toLocalIterator()}
+    with header_errors():
+        return {row["_name"]: (row["_rows"], row["_malformed"]) for row in counts.toLocalIterator()}
 
 
 class Inputs:
@@ -152,9 +157,14 @@ def refuse_malformed(name: str, source: Input) -> None:
     """Check that an input without a quarantine (a look-up, the ledger) has no malformed line.
 
     Raises:
+        ConfigError: The header of a CSV file is not as declared.
         DataQualityError: At least one malformed line; the lines are counted, never shown.
     """
-    if source.malformed is not None and not source.malformed.isEmpty():
+    if source.malformed is None:
+        return
+    with header_errors():
+        is_malformed = not source.malformed.isEmpty()
+    if is_malformed:
         raise DataQualityError(
             f"inputs.{name}: {source.malformed.count():,} lines do not parse under the declared columns; nothing was "
             "read from it. Correct the file"

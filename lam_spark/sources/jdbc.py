@@ -111,6 +111,21 @@ def rows_at(spark: SparkSession, name: str, spec: InputConfig, value: str) -> in
     return int(_single_value(spark, name, spec, query) or 0)
 
 
+def jdbc_fingerprint(spark: SparkSession, name: str, spec: InputConfig) -> str | None:
+    """Highest watermark and number of rows; None without a watermark, where a changed row cannot be noticed.
+
+    Raises:
+        ConfigError: See `jdbc_rows`.
+    """
+    if spec.watermark is None:
+        return None
+    highest = _single_value(
+        spark, name, spec, f"SELECT max({spec.watermark}) AS single_value FROM {_table(spec)}"
+    )
+    rows = _single_value(spark, name, spec, f"SELECT count(*) AS single_value FROM {_table(spec)}")
+    return f"{highest}:{rows}"
+
+
 def place_of(spec: InputConfig) -> str:
     """URL of the database, for errors; without its parameters, which may hold a password."""
     return re.split(r"[?;]", spec.options["url"])[0]

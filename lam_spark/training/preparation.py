@@ -52,7 +52,7 @@ def specification(
         ModelError: The snapshot was packed for another layout, other periods or with another vocabulary.
     """
     version = tables.version("training_blocks")
-    _require_consent(tables, cache, config, at)
+    require_consent(tables, cache, config, at)
     _require_fitting_blocks(tables, config, layout, version)
     mean, std, edges = _numeric_scales(tables, cache, config, at)
     vocabulary = vocabulary_digest(tables.read("vocabulary"), layout.ids_in_use)
@@ -85,8 +85,14 @@ def specification(
     )
 
 
-def _require_consent(tables: Tables, cache: FrameCache, config: Config, at: dt.datetime) -> None:
-    """Read the ledger again: the snapshot may be days old, and a training may be resumed days later."""
+def require_consent(tables: Tables, cache: FrameCache, config: Config, at: dt.datetime) -> None:
+    """Check that all customers of the newest snapshot still agree, by the newest ledger.
+
+    The snapshot may be days old, and a training may take or be resumed days later.
+
+    Raises:
+        ConsentError: A customer withdrew, or events were reassigned, or it cannot be determined.
+    """
     purpose, snapshot = config.consent.training_purpose, "the training snapshot"
     metadata = tables.commit_metadata("training_blocks") or {}
     stored = metadata.get("consent_check")

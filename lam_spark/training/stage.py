@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lam_spark.consent.refresh import require_current_ledger
 from lam_spark.errors import ModelError
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.log import RunLog
@@ -19,7 +20,7 @@ from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.files import read_json_lines, write_atomically
 from lam_spark.training.launch.launchers import launch
 from lam_spark.training.launch.worker import PROGRESS_FILE
-from lam_spark.training.preparation import specification
+from lam_spark.training.preparation import require_consent, specification
 from lam_spark.training.registry import register_model, set_alias
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 from lam_spark.training.summary import CurveMetric, CurvePoint, TrainingSummary
@@ -82,7 +83,8 @@ def train(ctx: RunContext) -> TrainResult:
     Raises:
         ConfigError, DataQualityError: Value embeddings are wrong (`training_data.value_embeddings`).
         ConsentError: A customer whose events are in the snapshot is not eligible any more, or a link has reassigned
-            events to one who is not; also if the training only has to be resumed or registered.
+            events to one who is not; also if the training only has to be resumed or registered, and if that happened
+            during the training: the model is then not registered.
         ModelError: A process failed, with its reason and the place of its log; the snapshot does not fit; or MLflow
             refuses the model, which then waits in the folder.
     """
@@ -109,6 +111,9 @@ def train(ctx: RunContext) -> TrainResult:
     with Tracking(config, ctx.run_id, folder, ctx.log) as tracking:
         tracking.start(spec, ctx.tables.read_versions)
         last = _train(spec, tracking, ctx.log)
+        # The training took hours: who withdrew meanwhile must not be in a registered model.
+        require_current_ledger(ctx.tables, ctx.cache, config, ctx.clock, ctx.log)
+        require_consent(ctx.tables, ctx.cache, config, ctx.clock())
         version = register_model(tracking, folder, last["digest"])
         set_alias(tracking, version)
         curves = _curves(folder)

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.consent.guards import count_reassigned
+from lam_spark.consent.record import RefreshRecord
 from lam_spark.errors import ConsentError, DataQualityError, ModelError
 from lam_spark.evaluation.stage import evaluate
 from lam_spark.labels.stage import build_examples
@@ -91,11 +92,10 @@ def all_events() -> list[Row]:
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after the stages before `train`, with a model. Dan's opt-out takes effect in 2025."""
+    """A workspace after the stages before `train`, with a model."""
     root = tmp_path_factory.mktemp("guards") / "shop"
     ctx = context_builder(spark, root)(**SECTIONS)
     publish(ctx, all_events(), dict.fromkeys((*CUSTOMERS, "busy", "new"), BOTH))
-    opt_out(ctx, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
     for stage in (build_sequences, build_examples, build_snapshot):
         stage(ctx)
     register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
@@ -110,10 +110,12 @@ def build(spark: SparkSession, filled: Path, tmp_path: Path) -> Build:
     return lambda started_at=STARTED_AT, **sections: builder(started_at=started_at, **(SECTIONS | sections))
 
 
-def opt_out(ctx: RunContext, customer: str, effective_at: str, recorded_at: str) -> None:
+def opt_out(
+    ctx: RunContext, customer: str, effective_at: str, recorded_at: str, metadata: Row | None = None
+) -> None:
     """Append a statement that a customer opts out of training."""
     statements = [(customer, TRAINING, "opt_out", effective_at, recorded_at)]
-    ctx.tables.append(ledger_frame(ctx.spark, statements), "consent")
+    ctx.tables.append(ledger_frame(ctx.spark, statements), "consent", metadata)
 
 
 def specification_of(ctx: RunContext, layout: Layout) -> TrainingSpec:
@@ -150,14 +152,36 @@ def test_training_refuses_a_snapshot_with_a_customer_who_has_since_opted_out(bui
     assert specification_of(later, layout).all_urls
 
 
-def test_training_refuses_a_snapshot_after_an_opt_out_takes_effect(build: Build) -> None:
-    """A finished model that was trained on the customer is not registered either."""
-    ctx = build(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
+def test_a_finished_training_is_not_registered_after_an_opt_out(build: Build) -> None:
+    """The opt-out counts from its recording, although it is to take effect a year later."""
+    ctx = build()
+    opt_out(ctx, "dan", "2025-01-01T00:00:00", "2024-01-01T00:00:00")
     folder = ctx.config.workspace / "training"
     folder.mkdir()
     (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "summary": {}}) + "\n")
     with pytest.raises(ConsentError, match=f"^1 {NO_LONGER_AGREE}"):
         train(ctx)
+
+
+def test_a_model_is_not_registered_if_a_customer_opts_out_during_its_training(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the secret: another process refreshes the ledger."""
+    ctx = build()
+    monkeypatch.delenv("LAM_SPARK_SECRET")
+    record = RefreshRecord(STARTED_AT.isoformat(), {}, 12, None, 0, 0).to_metadata()
+    ctx.tables.touch_metadata("consent", record)
+    registered = []
+
+    def end_training(*_: Any) -> Row:
+        opt_out(ctx, "dan", "2024-01-02T10:00:00", "2024-01-02T10:00:00", record)
+        return {"digest": "", "summary": {}}
+
+    monkeypatch.setattr("lam_spark.training.stage._train", end_training)
+    monkeypatch.setattr("lam_spark.training.stage.register_model", lambda *_: registered.append(1))
+    with pytest.raises(ConsentError, match=f"^1 {NO_LONGER_AGREE}"):
+        train(ctx)
+    assert not registered
 
 
 def reassign(ctx: RunContext, event_id: str, customer: str) -> None:

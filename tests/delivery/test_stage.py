@@ -24,7 +24,7 @@ from tests.support.tables import table_versions
 CONTACT, JAN = "direct_marketing", "2023-01-01T00:00:00Z"
 KEYS = {key_of(raw_id(n)): n for n in (1, 2, 3, 4)}
 OPT_INS = [statement(raw_id(n), CONTACT, "opt_in", JAN) for n in KEYS.values()]
-# Customer 3 opts out during the run, which takes a day.
+# Customer 3 opts out with an effect during the run; the opt-out counts from its recording.
 LATER_OPT_OUT = statement(raw_id(3), CONTACT, "opt_out", "2024-01-02T19:00:00Z", JAN)
 NEW_OPT_OUT = statement(raw_id(2), CONTACT, "opt_out", "2024-01-02T12:00:00Z")
 # A text with quotes and a comma.
@@ -103,7 +103,8 @@ def test_an_empty_list_is_delivered(ctx: RunContext, tmp_path: Path) -> None:
     assert ctx.tables.overwrite(previous_list, "contact_list") == 3
     opt_outs = [statement(raw_id(n), CONTACT, "opt_out", "2024-01-02T12:00:00Z") for n in KEYS.values()]
     opt_in = statement(raw_id(9), CONTACT, "opt_in", JAN)
-    write_inputs(tmp_path / "shop" / "raw", statements=[*OPT_INS, *opt_outs, opt_in])
+    statements = [*OPT_INS, LATER_OPT_OUT, *opt_outs, opt_in]
+    write_inputs(tmp_path / "shop" / "raw", statements=statements)
     counts = deliver(ctx).counts
     assert (counts["suppressed_by_consent"], counts["below_capacity"], counts["delivered"]) == (4, 0, 0)
     assert ctx.tables.read("contact_list").count() == 3

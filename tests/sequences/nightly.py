@@ -156,12 +156,16 @@ class NightlyShop:
             self.recorded = len(self.statements)
 
     def eligible(self, purpose: str) -> set[str]:
-        """Customers whose newest effective statement is an opt-in."""
-        newest: dict[str, tuple[dt.datetime, int, str]] = {}
-        for customer, about, state, at, number in self.statements:
-            if about == purpose and at <= self.started_at:
-                newest[customer] = max(newest.get(customer, (at, number, state)), (at, number, state))
-        return {customer for customer, (_, _, state) in newest.items() if state == "opt_in"}
+        """Customers with an opt-in in effect that is recorded and effective after all withdrawals."""
+        about = [(c, s, at, number) for c, p, s, at, number in self.statements if p == purpose]
+        withdrawals = [(c, at, number) for c, s, at, number in about if s != "opt_in"]
+        return {
+            customer
+            for customer, state, at, number in about
+            if state == "opt_in"
+            and at <= self.started_at
+            and all(at > since and number > last for c, since, last in withdrawals if c == customer)
+        }
 
     def expected(self, ctx: RunContext) -> dict[str, Values]:
         """Expected rows, from the present events and vocabulary."""

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 _LEDGER = (
     "customer_key STRING, purpose STRING, state STRING, effective_at TIMESTAMP, recorded_at TIMESTAMP, "
-    "source STRING"
+    "source STRING, ingested_at TIMESTAMP"
 )
 
 
@@ -66,10 +66,13 @@ def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
 
 
 def ledger_frame(spark: SparkSession, rows: list[tuple[str, str, str | None, str, str]]) -> DataFrame:
-    """Rows (customer, purpose, state, effective_at, recorded_at) as a table `consent`, in one partition."""
+    """Rows (customer, purpose, state, effective_at, recorded_at) as a table `consent`, in one partition.
+
+    They were read when they were recorded.
+    """
     from lam_spark.storage.dataframes import local_frame
 
-    values = [(c, p, s, utc(e), utc(r), "by hand") for c, p, s, e, r in rows]
+    values = [(c, p, s, utc(e), utc(r), "by hand", utc(r)) for c, p, s, e, r in rows]
     return local_frame(spark, values, _LEDGER)
 
 
