@@ -13,6 +13,7 @@ from lam_spark.events.rules import blank, not_utf8
 from lam_spark.identity.pseudonyms import Secret, id_text, resolve_customers
 from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.dataframes import FrameCache, require_columns
+from lam_spark.storage.session_settings import configured_sql
 from lam_spark.storage.tables.store import Tables
 
 _SELECTED = {
@@ -46,9 +47,10 @@ def update_ledger(
         ConsentError: It holds no statement, or one without a readable customer, purpose or time. By default
             deny every customer would be ineligible; that must not happen by accident.
     """
-    selected = inputs.select(consent.select, "consent.select")
-    require_columns(selected, _SELECTED, "consent.select")
-    typed = selected.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _SELECTED.items()))
+    with configured_sql(inputs.spark):
+        selected = inputs.select(consent.select, "consent.select")
+        require_columns(selected, _SELECTED, "consent.select")
+        typed = selected.select(*(F.col(name).try_cast(kind).alias(name) for name, kind in _SELECTED.items()))
     # White space around a value means nothing: an opt-out must not be missed because of it.
     typed = typed.withColumns({name: id_text(F.col(name)) for name in ("customer_id", "purpose")})
     # Read once: a live database may hold more statements at the insertion, which were not checked.

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import ChannelConfig, Config, IdentityConfig
 from lam_spark.events.deduplication import EVENT, UNRESOLVED, mark_duplicates, with_event_id
 from lam_spark.events.quarantine import RAW, REASON
-from lam_spark.events.staging import MICROSECONDS_FORMAT, TimeSpan, materialize
+from lam_spark.events.staging import TimeSpan, materialize
 from lam_spark.identity.links import LINK_COLUMNS, assignments, changed_assignments, customer_at
 from lam_spark.identity.pseudonyms import CUSTOMER, Secret, register_ids, with_pseudonyms
 from lam_spark.storage.dataframes import one_row, union_all
@@ -193,7 +193,7 @@ def _apply_links(
     totals = one_row(
         changed.agg(
             F.count("*").alias("_ids"),
-            F.date_format(F.min("_since"), MICROSECONDS_FORMAT).alias("_since"),
+            F.unix_micros(F.min("_since")).alias("_since"),
             F.count_if(F.col("_since").isNull()).alias("_without_since"),
         )
     )
@@ -208,7 +208,7 @@ def _apply_links(
     if published.events is not None:
         events = published.events.where(F.col("id_key").isNotNull())
         if not totals["_without_since"]:
-            events = events.where(f"event_time >= TIMESTAMP '{totals['_since']}'")
+            events = events.where(f"event_time >= timestamp_micros({totals['_since']})")
         rows = events.withColumnRenamed("customer_key", "_previous").join(changed, "id_key")
         rows = rows.withColumn("customer_key", customer)
         rows = rows.where(~F.col("customer_key").eqNullSafe(F.col("_previous")))

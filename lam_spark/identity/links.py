@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import IdentityConfig
+from lam_spark.storage.wall_clock import plus_days
 
 LINK_COLUMNS = ["id_key", "customer_key", "linked_at"]
 
@@ -53,8 +54,7 @@ def customer_at(event_time: Column, identity: IdentityConfig) -> Column:
     entries = F.col("_assignments")
     earlier = F.filter(entries, lambda entry: entry["linked_at"] <= event_time)
     first = entries[0]
-    lookback = F.make_dt_interval(F.lit(identity.lookback_days))
-    is_within_lookback = event_time >= first["linked_at"] - lookback
+    is_within_lookback = event_time >= plus_days(first["linked_at"], -identity.lookback_days)
     return F.when(
         F.size(entries) > 0,
         F.when(F.size(earlier) > 0, F.element_at(earlier, -1)["customer_key"]).when(
@@ -73,10 +73,9 @@ def changed_assignments(old_links: DataFrame, new: DataFrame, identity: Identity
     known_links = old_links.join(touched, "id_key", "left_semi").select(*LINK_COLUMNS)
     after = assignments(known_links.unionByName(new.select(*LINK_COLUMNS)), identity)
     before = assignments(known_links, identity).select("id_key", F.col("_assignments").alias("_before"))
-    lookback = F.make_dt_interval(F.lit(identity.lookback_days))
     # An id with too many customers loses all its assignments, at all times.
     has_unassigned = F.exists("_assignments", lambda entry: entry["customer_key"].isNull())
-    since = F.when(~has_unassigned, F.col("_earliest") - lookback)
+    since = F.when(~has_unassigned, plus_days(F.col("_earliest"), -identity.lookback_days))
     return (
         after.join(before, "id_key", "left")
         .where(~F.col("_assignments").eqNullSafe(F.col("_before")))

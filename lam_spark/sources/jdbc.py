@@ -24,6 +24,7 @@ from lam_spark.errors import ConfigError, DataQualityError, first_line
 from lam_spark.runtime.session import POSTGRESQL_PACKAGE
 from lam_spark.sources.increment import Part, SourceIncrement
 from lam_spark.storage.dataframes import one_row
+from lam_spark.storage.session_settings import configured_sql
 
 # Java's DriverManager does not see drivers from --packages or spark.jars: the class has to be named.
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}
@@ -144,7 +145,9 @@ def _single_value(spark: SparkSession, name: str, spec: InputConfig, query: str)
     text = F.col("single_value").cast("string")
     if isinstance(kind, TimestampType):  # without its offset the database would read an instant as local time
         text = F.concat(text, F.lit("+00:00"))
-    value: str | None = one_row(frame.select(text.alias("_text")))["_text"]
+    with configured_sql(spark):  # the text of an instant is that of UTC
+        selected = frame.select(text.alias("_text"))
+    value: str | None = one_row(selected)["_text"]
     return value
 
 
