@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from lam_spark.config.base import Name, Section, known_zone
+from lam_spark.config.sql import SqlExpression, SqlQuery
 
 
 class ClockConfig(Section):
@@ -31,7 +32,7 @@ class ChannelConfig(Section):
     """
 
     grain: str = Field(description="input whose rows are the raw rows of the channel")
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `customer_id, event_time, event_key` and declared fields; "
         "without `clock`, `event_time` is UTC"
     )
@@ -40,7 +41,7 @@ class ChannelConfig(Section):
         description="kind of id in `customer_id`: `customer`, or a kind that `identity.links` links to customers",
     )
     clock: ClockConfig | None = Field(default=None, description="clock of local times; null: UTC")
-    rules: dict[Name, str] = Field(
+    rules: dict[Name, SqlExpression] = Field(
         default_factory=dict,
         description="SQL conditions over the yielded columns, by name; a row that breaks one is quarantined",
     )

@@ -25,6 +25,7 @@ from lam_spark.config.sequences import SequencesConfig
 from lam_spark.config.snapshot import SnapshotConfig
 from lam_spark.config.spark import SparkConfig
 from lam_spark.config.split import SplitConfig
+from lam_spark.config.sql import SqlQuery
 from lam_spark.config.targets import TargetConfig
 from lam_spark.config.training import TrainingConfig
 from lam_spark.config.words import WordsConfig
@@ -47,7 +48,7 @@ class Config(Section):
     )
     fetch: FetchConfig | None = Field(default=None, description="function that writes raw files")
     inputs: dict[Name, InputConfig] = Field(min_length=1, description="raw inputs, by name")
-    views: dict[Name, str] = Field(
+    views: dict[Name, SqlQuery] = Field(
         default_factory=dict,
         description="SELECTs over inputs and earlier views, by name, for use in other selects",
     )

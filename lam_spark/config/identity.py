@@ -5,13 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from lam_spark.config.base import Name, Section
+from lam_spark.config.sql import SqlQuery
 
 
 class LinkConfig(Section):
     """Statements that an id belongs to a customer from an instant on, such as logins or contracts."""
 
     grain: str = Field(description="input of which each row is one statement")
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `id_kind, id, customer_id, linked_at` (UTC), one row per row of `grain`"
     )
 

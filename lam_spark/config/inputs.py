@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from lam_spark.config.base import Section, Text
+from lam_spark.config.sql import SqlExpression
 
 # In a JDBC URL: `password=` and similar parameters, `//user:secret@host`, Oracle's `user/secret@`.
 _PASSWORD = re.compile(
@@ -45,7 +46,7 @@ class InputConfig(Section):
         default="",
         description="file, folder or glob; required for all formats except jdbc; `{root}` is replaced",
     )
-    columns: str = Field(
+    columns: SqlExpression = Field(
         description="column names and types as Spark DDL, e.g. `id BIGINT, day DATE`; other columns are an error"
     )
     options: dict[str, Text] = Field(

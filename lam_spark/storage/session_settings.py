@@ -19,6 +19,8 @@ CONFIGURED_SQL: Mapping[str, str] = {
     # The check of the configuration reads texts and names as Spark does by default.
     "spark.sql.parser.escapedStringLiterals": "false",
     "spark.sql.ansi.doubleQuotedIdentifiers": "false",
+    # A text such as ${env:NAME} is not replaced by the variable.
+    "spark.sql.variable.substitute": "false",
     # No file is read by its path, as in SELECT * FROM parquet.`path`.
     "spark.sql.runSQLOnFiles": "false",
 }
