@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lam_spark"
 # Each part may import those before it and itself.
 ORDER = [
+    "masking",
     "errors",
     "storage",
     "config",

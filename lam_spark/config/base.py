@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import zoneinfo
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from lam_spark.errors import did_you_mean
 
@@ -24,6 +25,18 @@ def _as_text(value: Any) -> Any:
 
 # Text that may look like a number: it needs no quotes in the file.
 Text = Annotated[str, BeforeValidator(_as_text)]
+
+
+def _variable_name(value: str) -> str:
+    if not re.fullmatch(
+        r"[A-Za-z_][A-Za-z0-9_]*", value
+    ):  # the value may be the secret itself: it is not shown
+        raise ValueError("expected the name of an environment variable: letters, digits and _")
+    return value
+
+
+# Name of an environment variable that holds a secret.
+Variable = Annotated[str, AfterValidator(_variable_name)]
 
 
 class Section(BaseModel):

@@ -104,9 +104,13 @@ class Config(Section):
 
     @property
     def secret_variables(self) -> frozenset[str]:
-        """Environment variables that hold a secret: the HMAC key and the passwords of inputs."""
-        passwords = (variable for spec in self.inputs.values() for variable in spec.secrets.values())
-        return frozenset({self.identity.secret_env, *passwords})
+        """Environment variables that hold a secret: the HMAC key, and those that sections `secrets` name."""
+        sections = [spec.secrets for spec in self.inputs.values()] + [self.spark.secrets]
+        if self.fetch is not None:
+            sections.append(self.fetch.secrets)
+        return frozenset(
+            {self.identity.secret_env, *(name for section in sections for name in section.values())}
+        )
 
     def reader(self, name: str) -> ChannelConfig | LinkConfig:
         """The channel or link source of this name."""

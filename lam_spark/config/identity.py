@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lam_spark.config.base import Name, Section
+from lam_spark.config.base import Name, Section, Variable
 from lam_spark.config.sql import SqlQuery
 
 
@@ -25,7 +25,7 @@ class IdentityConfig(Section):
     An id that is linked to more than `max_customers` customers (a kiosk, a switchboard) belongs to no customer.
     """
 
-    secret_env: str = Field(
+    secret_env: Variable = Field(
         default="LAM_SPARK_SECRET",
         description="environment variable with the HMAC key of the pseudonyms, at least 32 characters",
     )

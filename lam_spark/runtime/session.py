@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from lam_spark.config import SparkConfig
+from lam_spark.config.secrets import read_secrets
 from lam_spark.errors import ConfigError, values_may_be_shown
 
 DELTA_VERSION = "4.0.1"
@@ -90,16 +92,18 @@ def spark_session(spark: SparkConfig, app_name: str = "lam_spark") -> SparkSessi
     """Return the platform's session, or start one on this machine.
 
     Raises:
-        ConfigError: The platform's session was started without Delta, which cannot be added afterwards.
+        ConfigError: The platform's session was started without Delta, which cannot be added afterwards; or a secret
+            is not in the environment.
     """
     # PySpark logs the error of a failed query, with the row that it quotes, before the caller can catch it.
     for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         PySparkLogger.getLogger(name).disabled = not values_may_be_shown()
     options = {**_DELTA, **_REQUIRED}
+    configured = {**spark.settings, **read_secrets("spark.secrets", spark.secrets)}
     if is_provided_by_platform():
-        options |= spark.settings
+        options |= configured
     else:
-        options |= _one_machine_settings(spark) | spark.settings | jar_settings(spark)
+        options |= _with_configured(_one_machine_settings(spark), configured) | jar_settings(spark)
     builder = SparkSession.builder.appName(app_name)
     for key, value in options.items():
         builder = builder.config(key, value)
@@ -113,6 +117,15 @@ def spark_session(spark: SparkConfig, app_name: str = "lam_spark") -> SparkSessi
             + " ".join(f"--conf {key}={value}" for key, value in _DELTA.items())
         )
     return session
+
+
+def _with_configured(ours: Mapping[str, str], configured: Mapping[str, str]) -> dict[str, str]:
+    """Our settings, replaced by configured ones; Java options are joined, so that ours stay in force."""
+    joined = {
+        key: f"{ours[key]} {value}" if key in ours and key.endswith("JavaOptions") else value
+        for key, value in configured.items()
+    }
+    return {**ours, **joined}
 
 
 def _one_machine_settings(spark: SparkConfig) -> dict[str, str]:

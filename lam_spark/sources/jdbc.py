@@ -8,7 +8,6 @@ does not grow with the table.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, NumericType, TimestampNTZType, TimestampType
 
 from lam_spark.config import InputConfig
+from lam_spark.config.secrets import read_secrets
 from lam_spark.errors import ConfigError, DataQualityError, first_line
+from lam_spark.masking import masked
 from lam_spark.runtime.session import POSTGRESQL_PACKAGE
 from lam_spark.sources.increment import Part, SourceIncrement
 from lam_spark.storage.dataframes import one_row
@@ -154,13 +155,7 @@ def _single_value(spark: SparkSession, name: str, spec: InputConfig, query: str)
 def _load(
     spark: SparkSession, name: str, spec: InputConfig, query: str, configured: Mapping[str, str]
 ) -> DataFrame:
-    secrets = {}
-    for option, variable in spec.secrets.items():
-        if variable not in os.environ:
-            raise ConfigError(
-                f"inputs.{name}.secrets.{option}: expected the environment variable {variable}, it is not set"
-            )
-        secrets[option] = os.environ[variable]
+    secrets = read_secrets(f"inputs.{name}.secrets", spec.secrets)
     defaults = {"fetchsize": _FETCH_SIZE, "preferTimestampNTZ": "true"}
     for prefix, driver in _DRIVERS.items():
         if spec.options["url"].startswith(prefix):
@@ -178,7 +173,7 @@ def _load(
 def _message(error: Exception, spec: InputConfig, secrets: Mapping[str, str]) -> str:
     """First line of the error of Spark or the driver without secrets; for a missing driver, what to do."""
     java = error.java_exception.toString() if isinstance(error, Py4JJavaError) else None
-    text = first_line(error) if java is None else str(java).strip().splitlines()[0]
+    text = first_line(error) if java is None else masked(str(java).strip().splitlines()[0])
     text = text.removeprefix("org.postgresql.util.PSQLException: ")
     for secret in (spec.options["url"].removeprefix(place_of(spec)), *secrets.values()):
         text = text.replace(secret, "***") if secret else text
