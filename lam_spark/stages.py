@@ -23,6 +23,7 @@ class Stage:
         output: Description of its outputs other than tables.
         nightly: Whether `lam-spark run` includes it; the others run on request only.
         needs_secret: Whether it turns raw ids into pseudonyms.
+        publishes: Whether people act on its output: the audit has an entry before it starts, too.
     """
 
     function: str
@@ -32,6 +33,7 @@ class Stage:
     output: str = ""
     nightly: bool = True
     needs_secret: bool = False
+    publishes: bool = False
 
     def load(self) -> Callable[[Any], Any]:
         """Import the function."""
@@ -113,8 +115,9 @@ STAGES: Mapping[str, Stage] = {
         purpose="read the ledger once more and publish the contact list",
         reads="`scores`, the ledger's source",
         writes=("consent", "identity", "contact_list"),
-        output="a CSV file",
+        output="a CSV file and its manifest",
         needs_secret=True,
+        publishes=True,
     ),
     "report": Stage(
         function="lam_spark.report.stage:report",

@@ -39,6 +39,21 @@ def _variable_name(value: str) -> str:
 Variable = Annotated[str, AfterValidator(_variable_name)]
 
 
+def _permission_bits(value: Any) -> Any:
+    """Permission bits as text; YAML reads 0640 as an octal number."""
+    text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch("06[0246]{2}", text):
+        raise ValueError(
+            "expected permission bits of a file such as 0600 or 0640: read and write for the owner, no execution, got "
+            f"{value!r}"
+        )
+    return text
+
+
+# Permission bits of a file, octal: 0600, 0640, 0660.
+FileMode = Annotated[str, BeforeValidator(_permission_bits)]
+
+
 class Section(BaseModel):
     """A mapping of the file: unknown keys are errors, and values are frozen after loading."""
 

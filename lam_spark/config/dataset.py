@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from lam_spark.config.base import Kind, Name, Section, known_zone, undeclared
+from lam_spark.config.base import FileMode, Kind, Name, Section, known_zone, undeclared
 from lam_spark.config.channels import ChannelConfig
 from lam_spark.config.consent import ConsentConfig
 from lam_spark.config.delivery import DeliveryConfig
@@ -43,6 +43,14 @@ class Config(Section):
         default="UTC", description="IANA time zone that defines days: `as_of`, `split` and horizons"
     )
     root: str = Field(description="folder that the run writes to; `{root}` in a path is replaced by it")
+    files_mode: FileMode = Field(
+        default="0600",
+        description="permissions of the files that a run writes on a local disk, e.g. 0640; folders get `x` for `r`",
+    )
+    files_group: str | None = Field(
+        default=None,
+        description="group that `root` and what is created in it belong to; null: that of the user",
+    )
     as_of: dt.date = Field(
         description="date of the predictions: events from its midnight on are not read; `--as-of` replaces it"
     )
@@ -101,6 +109,11 @@ class Config(Section):
     def workspace(self) -> Path:
         """Folder that a run writes to."""
         return Path(self.root)
+
+    @property
+    def file_permissions(self) -> int:
+        """`files_mode` as a number."""
+        return int(self.files_mode, 8)
 
     @property
     def secret_variables(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 from lam_spark.config import SparkConfig
 from lam_spark.config.secrets import read_secrets
 from lam_spark.errors import ConfigError, values_may_be_shown
+from lam_spark.storage.files import current_umask
 
 DELTA_VERSION = "4.0.1"
 DELTA_PACKAGE = f"io.delta:delta-spark_2.13:{DELTA_VERSION}"
@@ -139,6 +140,8 @@ def _one_machine_settings(spark: SparkConfig) -> dict[str, str]:
     return {
         **_ONE_MACHINE,
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log_settings} -Dlam_spark.exceptions={shown}",
+        # Spark sets the permissions of files itself, whatever the umask of its process is.
+        "spark.hadoop.fs.permissions.umask-mode": f"{current_umask():03o}",
         "spark.master": spark.master,
         "spark.driver.memory": spark.driver_memory,
         "spark.sql.shuffle.partitions": str(spark.shuffle_partitions),

@@ -88,11 +88,11 @@ def test_a_changed_chain_is_detected(ctx: RunContext, change: Any, first_broken:
 
 def test_an_entry_of_another_format_is_refused() -> None:
     entry = {"stage": "train", "run_id": "20260101T000000-abcdef"}
-    for stored in (entry, entry | {"format": 2}):
+    for stored in (entry, entry | {"format": 1}):
         with pytest.raises(AuditError) as error:
             AuditEntry.from_json(json.dumps(stored))
         assert str(error.value) == (
-            f"expected audit entries of format 1, found format {stored.get('format')} (stage train, run "
+            f"expected audit entries of format 2, found format {stored.get('format')} (stage train, run "
             "20260101T000000-abcdef): it was written by another version of lam_spark. Run the stages again in a new "
             "root"
         )
