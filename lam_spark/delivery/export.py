@@ -25,9 +25,7 @@ def without_formulas(text: Column) -> Column:
     quotes and white space, and the same after a separator inside of the text.
     """
     marked = F.regexp_replace(text, _FORMULA, "$1'$2$3")
-    return F.when(F.regexp_like(marked, F.lit(_LEADING_CONTROL)), F.concat(F.lit("'"), marked)).otherwise(
-        marked
-    )
+    return F.when(marked.rlike(_LEADING_CONTROL), F.concat(F.lit("'"), marked)).otherwise(marked)
 
 
 def write_csv(rows: DataFrame, path: Path) -> str:

@@ -1,15 +1,15 @@
 """Stage `deliver`: the ranked contact list, after reading the consent source again.
 
 A run may have taken hours until here: the list of this `as_of` is withdrawn, new statements of the ledger's source are
-ingested, and eligibility is decided for the present instant. Cost: the stage `consent`, and one shuffle of the scores by customer; only the
-list itself (at most `delivery.capacity` rows) meets in one task.
+ingested, and eligibility is decided for the present instant. Cost: the stage `consent`, and one shuffle of the scores
+by customer; only the list itself (at most `delivery.capacity` rows) meets in one task.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -75,7 +75,8 @@ class DeliverResult(StageResult):
 def deliver(ctx: RunContext) -> DeliverResult:
     """Publish `contact_list` for this `as_of` (grain: a customer), the same as CSV, and a manifest.
 
-    An earlier list of this `as_of` is withdrawn first, so that none remains if this stage fails. New statements are appended to the table `consent` first, as in the stage of that name.
+    An earlier list of this `as_of` is withdrawn first, so that none remains if this stage fails. Then new statements
+    are appended to the table `consent`, as in the stage of that name.
 
     Raises:
         ConfigError: There are no scores for this `as_of`, or the ledger's source cannot be read.
@@ -138,19 +139,23 @@ def deliver(ctx: RunContext) -> DeliverResult:
         valid_until=now + dt.timedelta(hours=config.delivery.valid_hours),
         sha256=sha256,
     )
-    facts = {
+    write_manifest(files, VALID, _manifest_facts(ctx, result, consent_version))
+    return result
+
+
+def _manifest_facts(ctx: RunContext, result: DeliverResult, consent_version: int) -> dict[str, Any]:
+    """What the manifest of a list says about it."""
+    return {
         "as_of": ctx.as_of.isoformat(),
         "run_id": ctx.run_id,
-        "target": config.scoring.target,
-        "purpose": purpose,
+        "target": ctx.config.scoring.target,
+        "purpose": ctx.config.consent.contact_purpose,
         "consent_version": consent_version,
-        "consent_checked_at": now.isoformat(),
+        "consent_checked_at": result.consent_checked_at.isoformat(),
         "valid_until": result.valid_until.isoformat(),
         "counts": dict(result.counts),
-        "sha256": sha256,
+        "sha256": result.sha256,
     }
-    write_manifest(files, VALID, facts)
-    return result
 
 
 def _best_proposals(scores: DataFrame) -> DataFrame:

@@ -1,7 +1,8 @@
 """The table `audit`: one entry per stage and run, chained by sha256 so that a change or a gap is detected.
 
-A stage whose output people act on (`Stage.publishes`) has a further entry, `started`, before it runs. An entry holds the resolved configuration, the versions of the tables read and written, the stage's typed result,
-the code's git commit, seconds and memory. It holds no customer.
+A stage whose output people act on (`Stage.publishes`) has a further entry, `started`, before it runs. An entry holds
+the resolved configuration, the versions of the tables read and written, the stage's typed result, the code's git
+commit, seconds and memory. It holds no customer.
 """
 
 from __future__ import annotations

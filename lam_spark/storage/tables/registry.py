@@ -364,7 +364,8 @@ TABLES: Mapping[str, TableSpec] = {
     ),
     "audit": TableSpec(
         writer="run",
-        grain="a stage of a run, of `deliver` also its start; append-only, each entry chained to the one before by its hash",
+        grain="a stage of a run, of `deliver` also its start; append-only, each entry chained to the one before by "
+        "its hash",
         key=("sequence",),
         columns={
             "sequence": ("BIGINT", "0, 1, 2, ..."),
