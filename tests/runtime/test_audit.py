@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,18 @@ def test_an_entry_contains_result_tables_and_configuration(ctx: RunContext) -> N
     rows = ctx.tables.read("audit").orderBy("sequence").select("status", "entry").collect()
     assert [row["status"] for row in rows] == ["done", "done", "failed"]
     assert json.loads(rows[2]["entry"])["error"] == "DataQualityError: too much"
+
+
+def test_a_started_entry_is_part_of_the_chain_and_no_result(spark: SparkSession, tmp_path: Path) -> None:
+    ctx = context_builder(spark, tmp_path / "shop")()
+    chain = AuditChain(ctx.tables, ctx.config, ctx.run_id)
+    chain.start("deliver")
+    assert latest_entries(ctx.tables) == {}
+    chain.append("deliver", Counted(5), StageCost(1.0, None))
+    assert verify_chain(ctx.tables) == 2
+    rows = ctx.tables.read("audit").orderBy("sequence").select("status").collect()
+    assert [row["status"] for row in rows] == ["started", "done"]
+    assert latest_entries(ctx.tables)["deliver"].result_of(Counted) == Counted(5)
 
 
 @pytest.mark.parametrize(

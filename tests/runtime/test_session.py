@@ -104,6 +104,28 @@ def test_a_databricks_session_needs_no_delta_extension(
     assert session.spark_session(SparkConfig()) is running
 
 
+def test_a_secret_setting_comes_from_its_variable(
+    platform: Callable[[str | None], RunningSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = platform("io.delta.sql.DeltaSparkSessionExtension")
+    config = SparkConfig(secrets={"spark.hadoop.fs.s3a.secret.key": "STORE_KEY"})
+    monkeypatch.delenv("STORE_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"spark.secrets.spark.hadoop.fs.s3a.secret.key: .* STORE_KEY"):
+        session.spark_session(config)
+    monkeypatch.setenv("STORE_KEY", "hush")
+    session.spark_session(config)
+    assert running.options["spark.hadoop.fs.s3a.secret.key"] == "hush"
+
+
+def test_configured_java_options_are_added_to_ours() -> None:
+    ours = {"spark.driver.extraJavaOptions": "-Dours=1", "spark.master": "local[2]"}
+    configured = {"spark.driver.extraJavaOptions": "-Xss4m", "spark.master": "local[4]"}
+    assert session._with_configured(ours, configured) == {
+        "spark.driver.extraJavaOptions": "-Dours=1 -Xss4m",
+        "spark.master": "local[4]",
+    }
+
+
 @pytest.mark.long
 @pytest.mark.spark
 def test_a_real_session_without_delta_is_refused(
