@@ -59,5 +59,5 @@ def test_a_variable_that_is_not_set_is_named(run: Fetch, monkeypatch: pytest.Mon
 
 def test_arguments_that_do_not_fit_are_named(run: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_KEY", "hush")
-    with pytest.raises(ConfigError, match="fetch.arguments do not fit fetched_by_a_test:fetch: .*'row'"):
+    with pytest.raises(ConfigError, match=r"fetch.arguments do not fit fetched_by_a_test:fetch: .*'row'"):
         run(arguments={"rows": 3, "row": 4})

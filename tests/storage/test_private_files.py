@@ -76,7 +76,7 @@ def test_a_folder_is_given_to_a_group_that_new_files_inherit(tmp_path: Path) -> 
     share_with_group(tmp_path, group)  # nothing left to do
     (tmp_path / "folder").mkdir()
     assert (tmp_path / "folder").stat().st_mode & stat.S_ISGID
-    with pytest.raises(ConfigError, match="files_group: .* cannot be given to the group 'no such group'"):
+    with pytest.raises(ConfigError, match=r"files_group: .* cannot be given to the group 'no such group'"):
         share_with_group(tmp_path, "no such group")
 
 
