@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ MORE_CHANNELS = {
         "grain": "calls",
         "select": "SELECT customer AS customer_id, day AS event_time, concat('call ', at) AS event_key, 'phone' AS "
         "touchpoint, 'call' AS action, CAST(hour(at) AS STRING) AS item FROM calls",
-        "rules": {"in_this_year": "event_time < TIMESTAMP '2023-12-18 00:00:00' AND hour(event_time) = 0"},
+        "rules": {"in_this_year": "event_time < TIMESTAMP '2023-12-17 00:00:00' AND hour(event_time) = 0"},
     },
     "visit": {
         "grain": "visits",
@@ -132,7 +131,7 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def worlds(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, World]]:
+def worlds(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     """Time zone -> the workspace that a session of it made.
 
     Each trains a model of its own; all are scored with the model of the first, because trained weights depend on the
@@ -154,7 +153,7 @@ def worlds(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 results |= run(spark, config, THEN, zone, ansi)
             made[zone] = World(config.workspace, results)
     time.tzset()
-    yield made
+    return made
 
 
 def plain(world: World, table: str) -> list[dict[str, Any]]:
