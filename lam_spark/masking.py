@@ -32,8 +32,9 @@ _VALUE = r"""'[^']*'|"[^"]*"|[^\s&;,"'(){}]+"""
 # `name=value` in a connection string, an URL, a Java option; `"name": "value"` in JSON; `password: value`.
 _ASSIGNMENT = re.compile(rf"(?P<name>[A-Za-z][\w.-]*)(?P<between>\s*=\s*)(?P<value>{_VALUE})")
 _JSON = re.compile(r"""(?P<name>[A-Za-z][\w.-]*)(?P<between>["']\s*:\s*)(?P<value>"[^"]*"|'[^']*')""")
+# Not after a dot: an error about the key `secrets.password` names it so.
 _COLON = re.compile(
-    rf"(?P<name>(?i:\w*(?:password|passwd|passphrase)))(?P<between>\s*:\s*)(?P<value>{_VALUE})"
+    rf"(?<![\w.])(?P<name>(?i:\w*(?:password|passwd|passphrase)))(?P<between>\s*:\s*)(?P<value>{_VALUE})"
 )
 # `//user:secret@host` and Oracle's `user/secret@host`.
 _USER_INFO = re.compile(r"(?P<before>//[^/?;\s:@]*:|:thin:[^/@\s]+/)[^/?;\s@]+(?=@)")

@@ -37,6 +37,7 @@ def test_a_secret_is_masked(text: str, expected: str) -> None:
         "expected one of name, time_zone, got 'tokens'",
         "a column named token cannot be resolved; did you mean token_id?",
         "jdbc:postgresql://db.shop:5432/crm?user=me@shop&ssl=true",
+        "inputs.crm.secrets.password: expected the environment variable CRM_PASSWORD, it is not set",
         "use_access_token=true, token_limit=5",
         "spark.hadoop.fs.s3a.aws.credentials.provider=com.example.Provider",
     ],
