@@ -27,6 +27,14 @@ from lam_spark.cli import run_job
 SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
 sys.exit(run_job("consent", sys.argv[1:]))
 """
+LOGGED_BY_SPARK = """
+from lam_spark.config import SparkConfig
+from lam_spark.runtime.session import spark_session
+spark = spark_session(SparkConfig(master="local[1]", driver_memory="512m"))
+logger = spark.sparkContext._jvm.org.slf4j.LoggerFactory.getLogger("a.test")
+logger.error("cannot open jdbc:x://me:hush@host?sslPassword=hush&ssl=true")
+spark.stop()
+"""
 # Options that a session must be started with, as in the README.
 REQUIRED_OPTIONS = [
     ("--packages", "io.delta:delta-spark_2.13:4.0.1"),
@@ -124,6 +132,21 @@ def test_configured_java_options_are_added_to_ours() -> None:
         "spark.driver.extraJavaOptions": "-Dours=1 -Xss4m",
         "spark.master": "local[4]",
     }
+
+
+@pytest.mark.long
+@pytest.mark.spark
+def test_secrets_in_messages_of_spark_are_masked(tmp_path: Path) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", LOGGED_BY_SPARK],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "cannot open jdbc:x://me:***@host?sslPassword=***&ssl=true" in completed.stderr
+    assert "hush" not in completed.stderr
 
 
 @pytest.mark.long
