@@ -74,7 +74,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {masked(override)!r} is not a YAML value") from error
+        raise ConfigError(
+            f"--set {key}: {masked(override).partition('=')[2]!r} is not a YAML value"
+        ) from error
 
 
 def _explain(error: ValidationError, file: Path) -> str:

@@ -1,6 +1,6 @@
 """Types of keys that hold Spark SQL: it may read inputs and views, and nothing else.
 
-Whoever may write a configuration must not be able to call Java, start a program, read a file by its path or change
+A person who may write a configuration must not be able to call Java, start a program, read a file by its path or change
 data through it: the driver's environment holds the key of the pseudonyms. Every key that holds SQL has one of the
 types `SqlQuery` and `SqlExpression`, so that one check covers all of them. The session settings under which the SQL
 is analysed (`storage.session_settings.CONFIGURED_SQL`) complete it: texts are read as here, no variable is

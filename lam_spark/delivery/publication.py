@@ -56,8 +56,7 @@ def withdraw(tables: Tables, files: ListFiles, as_of: dt.datetime, run_id: str, 
     """
     is_published = files.csv.exists() or files.manifest.exists()
     if is_published:
-        facts = {"as_of": as_of.isoformat(), "run_id": run_id, "withdrawn_at": at.isoformat()}
-        write_manifest(files, WITHDRAWN, facts)
+        write_manifest(files, WITHDRAWN, as_of, run_id, {"withdrawn_at": at.isoformat()})
         files.csv.unlink(missing_ok=True)
     table = tables.read_if_exists(TABLE)
     of_day = sql_literal(as_of)
@@ -68,7 +67,24 @@ def withdraw(tables: Tables, files: ListFiles, as_of: dt.datetime, run_id: str, 
     return is_published
 
 
-def write_manifest(files: ListFiles, status: str, facts: Mapping[str, Any]) -> None:
-    """Write or replace the manifest of a list, atomically."""
-    content = {"format": _MANIFEST_FORMAT, "status": status, "file": files.csv.name, **facts}
+def write_manifest(
+    files: ListFiles, status: str, as_of: dt.datetime, run_id: str, facts: Mapping[str, Any]
+) -> None:
+    """Write or replace the manifest of a list, atomically.
+
+    Args:
+        files: Files of the list.
+        status: `VALID` or `WITHDRAWN`.
+        as_of: The `as_of` of the list.
+        run_id: The run that publishes or withdraws it.
+        facts: Further entries.
+    """
+    content = {
+        "format": _MANIFEST_FORMAT,
+        "status": status,
+        "file": files.csv.name,
+        "as_of": as_of.isoformat(),
+        "run_id": run_id,
+        **facts,
+    }
     write_atomically(files.manifest, json.dumps(content, indent=1) + "\n")

@@ -63,6 +63,16 @@ class DeliverResult(StageResult):
     sha256: str
 
     @property
+    def manifest_facts(self) -> dict[str, Any]:
+        """What the manifest says about the list."""
+        return {
+            "consent_checked_at": self.consent_checked_at.isoformat(),
+            "valid_until": self.valid_until.isoformat(),
+            "counts": dict(self.counts),
+            "sha256": self.sha256,
+        }
+
+    @property
     def message(self) -> str:
         """One line for people."""
         return (
@@ -139,23 +149,9 @@ def deliver(ctx: RunContext) -> DeliverResult:
         valid_until=now + dt.timedelta(hours=config.delivery.valid_hours),
         sha256=sha256,
     )
-    write_manifest(files, VALID, _manifest_facts(ctx, result, consent_version))
+    facts = {"target": config.scoring.target, "purpose": purpose, "consent_version": consent_version}
+    write_manifest(files, VALID, ctx.as_of, ctx.run_id, {**facts, **result.manifest_facts})
     return result
-
-
-def _manifest_facts(ctx: RunContext, result: DeliverResult, consent_version: int) -> dict[str, Any]:
-    """What the manifest of a list says about it."""
-    return {
-        "as_of": ctx.as_of.isoformat(),
-        "run_id": ctx.run_id,
-        "target": ctx.config.scoring.target,
-        "purpose": ctx.config.consent.contact_purpose,
-        "consent_version": consent_version,
-        "consent_checked_at": result.consent_checked_at.isoformat(),
-        "valid_until": result.valid_until.isoformat(),
-        "counts": dict(result.counts),
-        "sha256": result.sha256,
-    }
 
 
 def _best_proposals(scores: DataFrame) -> DataFrame:

@@ -78,7 +78,7 @@ IDENTITY = {
 
 
 @dataclass(frozen=True)
-class World:
+class Workspace:
     """A workspace after all stages."""
 
     root: Path
@@ -131,7 +131,7 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def worlds(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
+def workspaces(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workspace]:
     """Time zone -> the workspace that a session of it made.
 
     Each trains a model of its own; all are scored with the model of the first, because trained weights depend on the
@@ -151,20 +151,20 @@ def worlds(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dic
             with patch.context() as scoring:
                 scoring.setenv("MLFLOW_TRACKING_URI", uri)
                 results |= run(spark, config, THEN, zone, ansi)
-            made[zone] = World(config.workspace, results)
+            made[zone] = Workspace(config.workspace, results)
     time.tzset()
     return made
 
 
-def plain(world: World, table: str) -> list[dict[str, Any]]:
+def plain(workspace: Workspace, table: str) -> list[dict[str, Any]]:
     """Rows of a table without what belongs to the run."""
-    return [{k: v for k, v in row.items() if k not in _OF_RUN} for row in rows(world.root, table)]
+    return [{k: v for k, v in row.items() if k not in _OF_RUN} for row in rows(workspace.root, table)]
 
 
 @pytest.mark.parametrize("zone", [zone for zone, _ in OTHERS])
 @pytest.mark.parametrize("table", EXACT)
-def test_tables_are_equal(worlds: dict[str, World], zone: str, table: str) -> None:
-    expected, actual = (sorted(map(repr, plain(worlds[name], table))) for name in (REFERENCE[0], zone))
+def test_tables_are_equal(workspaces: dict[str, Workspace], zone: str, table: str) -> None:
+    expected, actual = (sorted(map(repr, plain(workspaces[name], table))) for name in (REFERENCE[0], zone))
     assert expected
     assert actual == expected
 
@@ -172,10 +172,10 @@ def test_tables_are_equal(worlds: dict[str, World], zone: str, table: str) -> No
 @pytest.mark.parametrize("zone", [zone for zone, _ in OTHERS])
 @pytest.mark.parametrize("table", NEAR)
 def test_tables_with_numbers_of_the_model_are_equal_but_for_rounding(
-    worlds: dict[str, World], zone: str, table: str
+    workspaces: dict[str, Workspace], zone: str, table: str
 ) -> None:
     expected, actual = (
-        sorted(plain(worlds[name], table), key=lambda row: [str(row[key]) for key in NEAR[table]])
+        sorted(plain(workspaces[name], table), key=lambda row: [str(row[key]) for key in NEAR[table]])
         for name in (REFERENCE[0], zone)
     )
     assert expected
@@ -202,8 +202,8 @@ def assert_near(left: Any, right: Any) -> None:
 
 
 @pytest.mark.parametrize("zone", [zone for zone, _ in OTHERS])
-def test_results_are_equal(worlds: dict[str, World], zone: str) -> None:
-    expected, actual = worlds[REFERENCE[0]].results, worlds[zone].results
+def test_results_are_equal(workspaces: dict[str, Workspace], zone: str) -> None:
+    expected, actual = workspaces[REFERENCE[0]].results, workspaces[zone].results
     counted = [name for name in (*FIRST, *THEN) if name not in ("train", "report")]
     assert {name: dict(actual[name].counts) for name in counted} == {
         name: dict(expected[name].counts) for name in counted
@@ -213,9 +213,9 @@ def test_results_are_equal(worlds: dict[str, World], zone: str) -> None:
     assert len(set(periods)) == 1
 
 
-def test_the_session_could_have_changed_the_tables(worlds: dict[str, World]) -> None:
+def test_the_session_could_have_changed_the_tables(workspaces: dict[str, Workspace]) -> None:
     """The inputs hold rows of every kind whose reading depends on the session's zone by default."""
-    reference = worlds[REFERENCE[0]]
+    reference = workspaces[REFERENCE[0]]
     reasons = {row["reason"] for row in rows(reference.root, "quarantine")}
     assert {
         "event_time does not exist in Europe/Berlin",

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lam_spark.config.load import load_config
 from lam_spark.errors import ConfigError
 from lam_spark.storage.files import current_umask, private_files, share_with_group, write_atomically
-from tests.config.shipped import SHIPPED, Write, error_text
 
 
 @pytest.fixture(autouse=True)
@@ -78,16 +76,3 @@ def test_a_folder_is_given_to_a_group_that_new_files_inherit(tmp_path: Path) -> 
     assert (tmp_path / "folder").stat().st_mode & stat.S_ISGID
     with pytest.raises(ConfigError, match=r"files_group: .* cannot be given to the group 'no such group'"):
         share_with_group(tmp_path, "no such group")
-
-
-@pytest.mark.parametrize(("value", "bits"), [("0640", 0o640), ("'0660'", 0o660)])
-def test_permissions_are_written_as_octal_digits(value: str, bits: int) -> None:
-    """Without quotes, YAML reads them as an octal number."""
-    config = load_config(SHIPPED, overrides=[f"files_mode={value}"])
-    assert (config.file_permissions, load_config(SHIPPED).file_permissions) == (bits, 0o600)
-
-
-@pytest.mark.parametrize("value", ["640", "0400", "0755", "'rw'", "true"])
-def test_other_permissions_are_refused(write_changed: Write, value: str) -> None:
-    message = error_text(write_changed(lambda _: None), f"files_mode={value}")
-    assert message.startswith("  - files_mode: expected permission bits of a file such as 0600 or 0640")
