@@ -24,6 +24,7 @@ class Stage:
         nightly: Whether `lam-spark run` includes it; the others run on request only.
         needs_secret: Whether it turns raw ids into pseudonyms.
         reads_customers: Whether it needs a consent ledger that is what its source says now; the runner checks it.
+        publishes: Whether people act on its output: the audit has an entry before it starts, too.
     """
 
     function: str
@@ -34,6 +35,7 @@ class Stage:
     nightly: bool = True
     needs_secret: bool = False
     reads_customers: bool = False
+    publishes: bool = False
 
     def load(self) -> Callable[[Any], Any]:
         """Import the function."""
@@ -121,8 +123,9 @@ STAGES: Mapping[str, Stage] = {
         purpose="read the ledger once more and publish the contact list",
         reads="`scores`, the ledger's source",
         writes=("consent", "identity", "contact_list"),
-        output="a CSV file",
+        output="a CSV file and its manifest",
         needs_secret=True,
+        publishes=True,
     ),
     "report": Stage(
         function="lam_spark.report.stage:report",

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lam_spark"
 # Each part may import those before it and itself.
 ORDER = [
+    "masking",
     "errors",
     "storage",
     "config",
@@ -181,9 +182,15 @@ def test_only_the_folder_consent_decides_about_consent() -> None:
     decisions = r"""\bOPT_IN\b|\bOPT_OUT\b|['"]opt_(in|out)['"]|\bconsent_status\b"""
     outside = [m for m in modules_with(f"{reads}|{decisions}") if not m.startswith("consent/")]
     assert outside == SYNTHETIC_LEDGERS
-    # The column `status` of an audit entry and of a run's summary is another one.
+    # The status of an audit entry, of a run's summary and of a list's manifest is another one.
     of_status = [m for m in modules_with(r"""['"]status['"]""") if not m.startswith("consent/")]
-    assert of_status == ["cli.py", "runtime/audit.py", "runtime/provenance.py", "storage/tables/registry.py"]
+    assert of_status == [
+        "cli.py",
+        "delivery/publication.py",
+        "runtime/audit.py",
+        "runtime/provenance.py",
+        "storage/tables/registry.py",
+    ]
 
 
 def test_only_entries_of_stages_take_the_run_context() -> None:

@@ -8,7 +8,7 @@ import zoneinfo
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from lam_spark.errors import did_you_mean
 
@@ -54,6 +54,33 @@ def duration_text(value: dt.timedelta) -> str:
 # A duration of whole minutes, written as `90m`, `6h` or `2d`.
 Duration = Annotated[dt.timedelta, BeforeValidator(_as_duration), PlainSerializer(duration_text)]
 NO_DELAY = dt.timedelta(0)
+
+
+def _variable_name(value: str) -> str:
+    if not re.fullmatch(
+        r"[A-Za-z_][A-Za-z0-9_]*", value
+    ):  # the value may be the secret itself: it is not shown
+        raise ValueError("expected the name of an environment variable: letters, digits and _")
+    return value
+
+
+# Name of an environment variable that holds a secret.
+Variable = Annotated[str, AfterValidator(_variable_name)]
+
+
+def _permission_bits(value: Any) -> Any:
+    """Permission bits as text; YAML reads 0640 as an octal number."""
+    text = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch("06[0246]{2}", text):
+        raise ValueError(
+            "expected permission bits of a file such as 0600 or 0640: read and write for the owner, no execution, got "
+            f"{value!r}"
+        )
+    return text
+
+
+# Permission bits of a file, octal: 0600, 0640, 0660.
+FileMode = Annotated[str, BeforeValidator(_permission_bits)]
 
 
 class Section(BaseModel):

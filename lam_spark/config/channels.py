@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from lam_spark.config.base import NO_DELAY, Duration, Name, Section, known_zone
+from lam_spark.config.sql import SqlExpression, SqlQuery
 
 
 class ClockConfig(Section):
@@ -32,7 +33,7 @@ class ChannelConfig(Section):
     """
 
     grain: str = Field(description="input whose rows are the raw rows of the channel")
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `customer_id, event_time, event_key` and declared fields; "
         "without `clock`, `event_time` is UTC"
     )
@@ -46,7 +47,7 @@ class ChannelConfig(Section):
         description="how long after `event_time` an event becomes known; "
         "contacts that the company makes are known when they are sent: 0",
     )
-    rules: dict[Name, str] = Field(
+    rules: dict[Name, SqlExpression] = Field(
         default_factory=dict,
         description="SQL conditions over the yielded columns, by name; a row that breaks one is quarantined",
     )

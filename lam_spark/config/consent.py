@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from lam_spark.config.base import Name, Section, Text
 from lam_spark.config.channels import ClockConfig
+from lam_spark.config.sql import SqlQuery
 
 # Names that a ledger uses for all purposes at once.
 _WILDCARDS = frozenset(["*", "all", "any"])
@@ -35,7 +36,7 @@ class ConsentConfig(Section):
     Names of purposes and states are compared without case, width of letters and surrounding white space.
     """
 
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `customer_id, purpose, state, effective_at, recorded_at, source`; `state` is "
         "opt_in or opt_out. A source with one time leaves `recorded_at` out"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from lam_spark.config.base import Kind, Name, Section, known_zone, undeclared
+from lam_spark.config.base import FileMode, Kind, Name, Section, known_zone, undeclared
 from lam_spark.config.channels import ChannelConfig
 from lam_spark.config.consent import ConsentConfig, comparable_name
 from lam_spark.config.delivery import DeliveryConfig
@@ -25,6 +25,7 @@ from lam_spark.config.sequences import SequencesConfig
 from lam_spark.config.snapshot import SnapshotConfig
 from lam_spark.config.spark import SparkConfig
 from lam_spark.config.split import SplitConfig
+from lam_spark.config.sql import SqlQuery
 from lam_spark.config.targets import TargetConfig
 from lam_spark.config.training import TrainingConfig
 from lam_spark.config.words import WordsConfig
@@ -42,12 +43,20 @@ class Config(Section):
         default="UTC", description="IANA time zone that defines days: `as_of`, `split` and horizons"
     )
     root: str = Field(description="folder that the run writes to; `{root}` in a path is replaced by it")
+    files_mode: FileMode = Field(
+        default="0600",
+        description="permissions of the files that a run writes on a local disk, e.g. 0640; folders get `x` for `r`",
+    )
+    files_group: str | None = Field(
+        default=None,
+        description="group that `root` and what is created in it belong to; null: that of the user",
+    )
     as_of: dt.date = Field(
         description="date of the predictions: events from its midnight on are not read; `--as-of` replaces it"
     )
     fetch: FetchConfig | None = Field(default=None, description="function that writes raw files")
     inputs: dict[Name, InputConfig] = Field(min_length=1, description="raw inputs, by name")
-    views: dict[Name, str] = Field(
+    views: dict[Name, SqlQuery] = Field(
         default_factory=dict,
         description="SELECTs over inputs and earlier views, by name, for use in other selects",
     )
@@ -102,10 +111,19 @@ class Config(Section):
         return Path(self.root)
 
     @property
+    def file_permissions(self) -> int:
+        """`files_mode` as a number."""
+        return int(self.files_mode, 8)
+
+    @property
     def secret_variables(self) -> frozenset[str]:
-        """Environment variables that hold a secret: the HMAC key and the passwords of inputs."""
-        passwords = (variable for spec in self.inputs.values() for variable in spec.secrets.values())
-        return frozenset({self.identity.secret_env, *passwords})
+        """Environment variables that hold a secret: the HMAC key, and those that sections `secrets` name."""
+        sections = [spec.secrets for spec in self.inputs.values()] + [self.spark.secrets]
+        if self.fetch is not None:
+            sections.append(self.fetch.secrets)
+        return frozenset(
+            {self.identity.secret_env, *(name for section in sections for name in section.values())}
+        )
 
     @property
     def purposes(self) -> tuple[str, ...]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lam_spark.config.base import NO_DELAY, Duration, Name, Section
+from lam_spark.config.base import NO_DELAY, Duration, Name, Section, Variable
+from lam_spark.config.sql import SqlQuery
 
 
 class LinkConfig(Section):
     """Statements that an id belongs to a customer from an instant on, such as logins or contracts."""
 
     grain: str = Field(description="input of which each row is one statement")
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `id_kind, id, customer_id, linked_at` (UTC), one row per row of `grain`"
     )
     arrival_delay: Duration = Field(
@@ -27,7 +28,7 @@ class IdentityConfig(Section):
     An id that is linked to more than `max_customers` customers (a kiosk, a switchboard) belongs to no customer.
     """
 
-    secret_env: str = Field(
+    secret_env: Variable = Field(
         default="LAM_SPARK_SECRET",
         description="environment variable with the HMAC key of the pseudonyms, at least 32 characters",
     )

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from lam_spark.config import Config, Section
 from lam_spark.errors import ConfigError, did_you_mean
+from lam_spark.masking import masked
 
 
 def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -36,7 +37,7 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
         hint = f"; {file.parent} contains {', '.join(siblings)}" if siblings else ""
         raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"expected a readable YAML file at {file}: {error}") from error
+        raise ConfigError(f"expected a readable YAML file at {file}: {masked(str(error))}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"expected a mapping of keys in {file}, got {type(content).__name__}")
     for override in overrides:
@@ -62,7 +63,7 @@ def _substitute(config: Config) -> Config:
 def _override(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        raise ConfigError(f"expected --set key=value with a dotted key, got {override!r}")
+        raise ConfigError(f"expected --set key=value with a dotted key, got {masked(override)!r}")
     *parents, leaf = key.split(".")
     node = content
     for parent in parents:
@@ -73,7 +74,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from error
+        raise ConfigError(
+            f"--set {key}: {masked(override).partition('=')[2]!r} is not a YAML value"
+        ) from error
 
 
 def _explain(error: ValidationError, file: Path) -> str:
@@ -88,7 +91,7 @@ def _explain(error: ValidationError, file: Path) -> str:
         else:
             received = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where + ': ' if where else ''}{message}{received}")
+            lines.append(f"{where + ': ' if where else ''}{message}{masked(received)}")
     return f"{file} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
 
 

@@ -23,6 +23,7 @@ from lam_spark.sources.fingerprint import input_fingerprint
 from lam_spark.sources.inputs import Inputs
 from lam_spark.sources.mapping_digest import inputs_behind, ledger_digest
 from lam_spark.storage.dataframes import FrameCache
+from lam_spark.storage.session_settings import configured_sql
 from lam_spark.storage.tables.store import Tables
 
 _REMEDY = "run the stage 'consent' where the secret and the ledger's source are, then this stage again"
@@ -47,7 +48,10 @@ def refresh_ledger(
     fingerprint = source_fingerprint(tables.spark, config)
     inputs = Inputs(tables.spark, config.inputs, config.views)
     folds_case = CUSTOMER in config.identity.fold_case
-    statements = read_statements(inputs, cache, config.consent, config.purposes, clock, folds_case=folds_case)
+    with configured_sql(tables.spark):
+        statements = read_statements(
+            inputs, cache, config.consent, config.purposes, clock, folds_case=folds_case
+        )
     update = update_ledger(tables, cache, config.consent, config.purposes, statements, fingerprint, secret)
     log.event("consent ledger refreshed", **vars(update))
     return update

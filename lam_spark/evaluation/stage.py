@@ -30,6 +30,7 @@ from lam_spark.labels.splits import TEST
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.scoring.udf import load_registered_model, predict_probabilities
 from lam_spark.storage.dataframes import one_row
+from lam_spark.storage.wall_clock import local_day
 from lam_spark.training_data.columns import (
     collect_queries,
     event_columns,
@@ -103,7 +104,7 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
 
 def _period(scores: DataFrame, time_zone: str) -> tuple[str, str]:
     """First and last local day of the queries (ISO 8601)."""
-    days = (F.to_date(F.from_utc_timestamp(bound("as_of"), time_zone)) for bound in (F.min, F.max))
+    days = (local_day(bound("as_of"), time_zone) for bound in (F.min, F.max))
     first, last = one_row(scores.agg(*days))
     return str(first), str(last)
 

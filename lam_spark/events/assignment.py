@@ -13,7 +13,7 @@ from lam_spark.config import ChannelConfig, Config, LinkConfig
 from lam_spark.events.deduplication import EVENT, UNRESOLVED, mark_duplicates, with_event_id
 from lam_spark.events.known_at import delayed, event_known_at
 from lam_spark.events.quarantine import RAW, REASON
-from lam_spark.events.staging import MICROSECONDS_FORMAT, TimeSpan, materialize
+from lam_spark.events.staging import TimeSpan, materialize
 from lam_spark.identity.links import LINK_COLUMNS, assignment_at, assignments, changed_assignments
 from lam_spark.identity.pseudonyms import CUSTOMER, Secret, register_ids, with_pseudonyms
 from lam_spark.storage.dataframes import one_row, union_all
@@ -225,7 +225,7 @@ def _apply_links(
     totals = one_row(
         changed.agg(
             F.count("*").alias("_ids"),
-            F.date_format(F.min("_since"), MICROSECONDS_FORMAT).alias("_since"),
+            F.unix_micros(F.min("_since")).alias("_since"),
             F.count_if(F.col("_since").isNull()).alias("_without_since"),
         )
     )
@@ -239,7 +239,7 @@ def _apply_links(
     if published.events is not None:
         events = published.events.where(F.col("id_key").isNotNull())
         if not totals["_without_since"]:
-            events = events.where(f"event_time >= TIMESTAMP '{totals['_since']}'")
+            events = events.where(f"event_time >= timestamp_micros({totals['_since']})")
         earlier = events.withColumnsRenamed({"customer_key": "_previous", "known_at": "_known_before"})
         rows = _with_customer(earlier.join(changed, "id_key"), config)
         is_same = F.col("customer_key").eqNullSafe(F.col("_previous")) & F.col("known_at").eqNullSafe(

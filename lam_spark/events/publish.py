@@ -18,6 +18,7 @@ from lam_spark.identity.links import LINK_COLUMNS
 from lam_spark.storage.dataframes import local_frame, union_all
 from lam_spark.storage.tables.registry import TABLES
 from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.time import sql_literal
 
 _EVENT_COLUMNS = ["customer_key", "event_id", "event_time", "known_at", "source", "id_key"]
 
@@ -63,7 +64,7 @@ def publish(
         writer.write(unresolved, "unresolved", total.unresolved + total.unassigned)
     events = _new_events(assigned, [*_EVENT_COLUMNS, *fields])
     if events is not None:
-        ingested_at = F.lit(started_at).cast("timestamp")
+        ingested_at = F.expr(sql_literal(started_at))
         events = events.withColumns({"event_order": event_order(), "ingested_at": ingested_at})
         writer.write(events, "events", total.events + total.resolved_later)
     writer.write(publication.quarantine, "quarantine", total.quarantined)

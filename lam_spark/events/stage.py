@@ -112,6 +112,7 @@ def ingest(ctx: RunContext) -> IngestResult:
     ]
     if not increments:
         return IngestResult({}, {}, {})
+    staging.mkdir(parents=True)  # before Spark does, with permissions of its own
     rebuild = config.ingest.rebuild
     try:
         inputs = Inputs(ctx.spark, config.inputs, config.views)

@@ -14,9 +14,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import IdentityConfig
+from lam_spark.storage.wall_clock import plus_days
 
 LINK_COLUMNS = ["id_key", "customer_key", "linked_at", "known_at"]
-_MICROS_PER_DAY = 86_400_000_000
 
 
 def assignments(links: DataFrame, identity: IdentityConfig) -> DataFrame:
@@ -68,16 +68,11 @@ def assignment_at(event_time: Column, identity: IdentityConfig) -> Column:
     """
     entries = F.col("_assignments")
     earlier = F.filter(entries, lambda entry: entry["linked_at"] <= event_time)
-    is_within_lookback = event_time >= _lookback_before(entries[0]["linked_at"], identity)
+    is_within_lookback = event_time >= plus_days(entries[0]["linked_at"], -identity.lookback_days)
     return F.when(
         F.size(entries) > 0,
         F.when(F.size(earlier) > 0, F.element_at(earlier, -1)).when(is_within_lookback, entries[0]),
     )
-
-
-def _lookback_before(instant: Column, identity: IdentityConfig) -> Column:
-    """`lookback_days` of 24 hours before an instant, in any session time zone."""
-    return F.timestamp_micros(F.unix_micros(instant) - F.lit(identity.lookback_days * _MICROS_PER_DAY))
 
 
 def changed_assignments(old_links: DataFrame, new: DataFrame, identity: IdentityConfig) -> DataFrame:
@@ -92,7 +87,7 @@ def changed_assignments(old_links: DataFrame, new: DataFrame, identity: Identity
     before = assignments(known_links, identity).select("id_key", F.col("_assignments").alias("_before"))
     # An id with too many customers loses all its assignments, at all times.
     has_unassigned = F.exists("_assignments", lambda entry: entry["customer_key"].isNull())
-    since = F.when(~has_unassigned, _lookback_before(F.col("_earliest"), identity))
+    since = F.when(~has_unassigned, plus_days(F.col("_earliest"), -identity.lookback_days))
     return (
         after.join(before, "id_key", "left")
         .where(~F.col("_assignments").eqNullSafe(F.col("_before")))

@@ -8,6 +8,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import SplitConfig, TargetConfig
+from lam_spark.storage.wall_clock import local_day, plus_local_days, start_of_local_day
 
 
 def target_queries(
@@ -29,9 +30,9 @@ def target_queries(
     queries = _population(target, events, split, as_of, time_zone)
     horizon, is_whole = horizon_days(target)
     # Whole local days: a horizon across a clock change ends at local midnight, not an hour off.
-    days = F.make_dt_interval(F.when(is_whole, horizon.cast("int")))
-    local_end = F.from_utc_timestamp("query.event_time", time_zone) + days
-    return queries.alias("query").withColumn("label_end", F.to_utc_timestamp(local_end, time_zone))
+    days = F.when(is_whole, horizon.cast("int"))
+    label_end = plus_local_days(F.col("query.event_time"), days, time_zone)
+    return queries.alias("query").withColumn("label_end", label_end)
 
 
 def horizon_days(target: TargetConfig) -> tuple[Column, Column]:
@@ -66,7 +67,7 @@ def _regular_queries(
         day += step
     active = (
         events.where(F.expr(target.active))
-        .select("customer_key", F.to_date(F.from_utc_timestamp("known_at", time_zone)).alias("_active_day"))
+        .select("customer_key", local_day(F.col("known_at"), time_zone).alias("_active_day"))
         .distinct()
     )
 
@@ -80,8 +81,8 @@ def _regular_queries(
         "customer_key": F.col("customer_key"),
         # Equal for all targets with a query on this day: the model sees one query (`columns.collect_queries`).
         "event_id": F.md5(F.concat_ws("|", "customer_key", F.col("_day").cast("string"))),
-        "event_time": F.to_utc_timestamp("_day", time_zone),
-        "known_at": F.to_utc_timestamp("_day", time_zone),
+        "event_time": start_of_local_day(F.col("_day"), time_zone),
+        "known_at": start_of_local_day(F.col("_day"), time_zone),
     }
     return queries.select(
         *(

@@ -39,6 +39,7 @@ from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.time_range import observed_until, require_as_of_within, time_range
 from lam_spark.sequences.vocabulary import encode, numbering, vocabulary_sizes
 from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.session_settings import configured_sql
 
 _WRITTEN_SPLITS = (TRAIN, VALIDATION, STRADDLING, TEST)
 
@@ -106,9 +107,10 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     events = ingested.join(eligible, "customer_key", "left_semi")
     vocabulary = ctx.cache(tables.read("vocabulary"))
     # Cached so that the published rows are the checked rows.
-    examples = ctx.cache(
-        union_all(_target_examples(config, name, events, vocabulary, until) for name in config.targets)
-    )
+    with configured_sql(ctx.spark):
+        examples = ctx.cache(
+            union_all(_target_examples(config, name, events, vocabulary, until) for name in config.targets)
+        )
     counts = _count(examples)
     for name, target in config.targets.items():
         require_whole_days(name, target, counts.get(name, {}))

@@ -72,9 +72,10 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
         return is_of_target(entry) and entry.run_id == scored_by
 
     def is_of_list(entry: AuditEntry) -> bool:
-        # An empty list has no rows from which its run could be read.
-        is_listed = listed_by in (None, entry.run_id)
-        return is_of_target(entry) and is_listed and entry.result_of(DeliverResult).scores_run_id == scored_by
+        result = entry.result_of(DeliverResult)
+        # An empty list has no rows from which its run could be read; neither has one that was withdrawn.
+        is_listed = listed_by == entry.run_id or (listed_by is None and not result.delivered)
+        return is_of_target(entry) and is_listed and result.scores_run_id == scored_by
 
     conditions: dict[str, Callable[[AuditEntry], bool]] = {"score": is_of_scores, "deliver": is_of_list}
     newest = latest_entries(tables, conditions)

@@ -26,6 +26,7 @@ from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.session import active_session, spark_session
 from lam_spark.runtime.signals import tracked
 from lam_spark.stages import STAGES
+from lam_spark.storage.files import private_files, share_with_group
 from lam_spark.storage.tables.maintenance import compact
 from lam_spark.storage.tables.publish import roll_back
 from lam_spark.storage.tables.store import Tables
@@ -58,7 +59,7 @@ def run_stages(
         Stage -> its result.
 
     Raises:
-        ConfigError: An unknown stage, a missing secret, a folder that cannot be written.
+        ConfigError: An unknown stage, a missing secret, a folder that cannot be written, an unknown group.
         ConcurrentRunError: Another run holds the workspace.
         LamSparkError: Whatever stopped a stage; it is in the audit and in the log.
     """
@@ -71,12 +72,17 @@ def run_stages(
     workspace = config.workspace.absolute()
     config = config.model_copy(update={"root": str(workspace)})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(private_files(config.file_permissions))
         stack.enter_context(workspace_lock(workspace, run_id))
+        if config.files_group is not None:
+            share_with_group(workspace, config.files_group)
         log = RunLog(run_id, workspace / "logs")
         stack.callback(log.close)
         log.event("run started", stages=list(names), config_digest=config.digest(), root=str(workspace))
         spark = stack.enter_context(_session(config, session))
         stack.enter_context(tracked(spark))
+        # Spark would create it with permissions of its own.
+        (workspace / "tables").mkdir(exist_ok=True)
         tables = Tables(spark, workspace / "tables")
         ctx = RunContext(config, run_id, clock(), spark, tables, log, clock)
         changed = roll_back(tables)
@@ -134,6 +140,8 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: 
     def cost() -> StageCost:
         return StageCost(monitor.seconds, round(monitor.peak_memory_gib, 2))
 
+    if STAGES[name].publishes:
+        chain.start(name)
     try:
         with monitor:
             if checks_ledger:

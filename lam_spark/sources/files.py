@@ -73,7 +73,8 @@ def open_files(
     # The partition column of `day=2024-05-01/` needs the folder above as base path.
     is_folder = not any(path.endswith(literal_path(spec.path)) for path in paths) and "*" not in spec.path
     base = {"basePath": spec.path} if is_folder else {}
-    reader = spark.read.format(spec.format).options(**spec.options, **base)
+    # The zone of times without one, also in the names of partition folders; by default that of the session.
+    reader = spark.read.format(spec.format).options(**{"timeZone": "UTC", **spec.options, **base})
     extra = tuple(sorted(undeclared))
     if spec.format == "parquet":
         frame = reader.schema(schema).load(list(paths))

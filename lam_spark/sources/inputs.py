@@ -19,6 +19,7 @@ from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.jdbc import jdbc_rows, place_of
 from lam_spark.sources.schema_checks import declared_schema, undeclared_columns
 from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.session_settings import configured_sql
 
 
 def open_input(
@@ -49,7 +50,8 @@ def open_input(
         raise not_found(name, spec, error) from error
     place = spec.path or place_of(spec)
     undeclared = undeclared_columns(name, spec, place, schema, frame.schema)
-    rows = frame.select(*(F.col(field.name).cast(field.dataType) for field in schema))
+    with configured_sql(spark):
+        rows = frame.select(*(F.col(field.name).cast(field.dataType) for field in schema))
     return Input(rows, None, undeclared)
 
 
@@ -87,12 +89,15 @@ class Inputs:
         spark: Active session.
         inputs: Configuration of the inputs.
         views: Named selects of the configuration.
+
+    Attributes:
+        spark: The session.
     """
 
     def __init__(
         self, spark: SparkSession, inputs: Mapping[str, InputConfig], views: Mapping[str, str]
     ) -> None:
-        self._spark = spark
+        self.spark = spark
         self._inputs = inputs
         self._views = views
         self._opened: dict[str, Input] = {}
@@ -101,7 +106,7 @@ class Inputs:
     def __getitem__(self, name: str) -> Input:
         """Open a whole input, register its rows as a view, and keep it open."""
         if name not in self._opened:
-            self._opened[name] = open_input(self._spark, name, self._inputs[name])
+            self._opened[name] = open_input(self.spark, name, self._inputs[name])
             self._opened[name].rows.createOrReplaceTempView(name)
         return self._opened[name]
 
@@ -111,10 +116,10 @@ class Inputs:
         Rows of a database are copied to the folder `landing`, because they may change between two reads.
         """
         spec = self._inputs[increment.input]
-        source = open_input(self._spark, increment.input, spec, increment)
+        source = open_input(self.spark, increment.input, spec, increment)
         if spec.format == "jdbc":
             source.rows.write.mode("overwrite").parquet(str(landing))
-            copy = self._spark.read.schema(source.rows.schema).parquet(str(landing))
+            copy = self.spark.read.schema(source.rows.schema).parquet(str(landing))
             source = dataclasses.replace(source, rows=copy)
         return source
 
@@ -145,7 +150,8 @@ class Inputs:
         if grain and new is not None:
             new.rows.createOrReplaceTempView(grain)
         try:
-            return self._spark.sql(statement)
+            with configured_sql(self.spark):
+                return self.spark.sql(statement)
         except (ParseException, AnalysisException) as error:
             raise ConfigError(f"{key}: {first_line(error)}") from error
         finally:

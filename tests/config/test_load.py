@@ -49,7 +49,7 @@ def test_an_unknown_top_level_key_suggests_the_nearest(write_changed: Write) -> 
         ("training.micro_batch=2", "unknown key 'training.micro_batch': did you mean 'micro_batch_size'?"),
         ("inputs.products.formt=csv", "unknown key 'inputs.products.formt': did you mean 'format'?"),
         (
-            "fields.item.value_embeddings={select: a, dim: 2, path: b}",
+            "fields.item.value_embeddings={select: SELECT 1, dim: 2, path: b}",
             "unknown key 'fields.item.value_embeddings.path': expected one of dim, select",
         ),
         ("fetch.argument=1", "unknown key 'fetch.argument': did you mean 'arguments'?"),
@@ -76,7 +76,7 @@ def test_an_unknown_nested_key_suggests_the_nearest(override: str, message: str)
             "fields.item.kind: Input should be 'categorical', 'numeric' or 'reference', got 'word'",
         ),
         (
-            "fields.item.value_embeddings={select: a, dim: 0}",
+            "fields.item.value_embeddings={select: SELECT 1, dim: 0}",
             "fields.item.value_embeddings.dim: Input should be greater than or equal to 1, got 0",
         ),
         (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime as dt
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +121,57 @@ def test_the_csv_file_matches_the_table(ctx: RunContext) -> None:
     listed = ctx.tables.read("contact_list").orderBy("rank").collect()
     assert [row["description"] for row in listed] == [MAIL] * 3
     assert csv_rows == [(row["customer_key"], MAIL, str(row["proposal_necessity"])) for row in listed]
+
+
+def test_a_second_delivery_that_fails_leaves_no_list_of_its_day(ctx: RunContext, tmp_path: Path) -> None:
+    """The list of another day stays, in the table and as a file."""
+    first = deliver(ctx)
+    other = Path(first.path).with_name("contact_list_2023-12-19.csv")
+    other.write_text("rank\n")
+    day_before = ctx.tables.read("contact_list").withColumn("as_of", F.expr("as_of - INTERVAL 1 DAY"))
+    ctx.tables.append(day_before, "contact_list")
+    write_inputs(tmp_path / "shop" / "raw", statements=[*OPT_INS, NEW_OPT_OUT | {"customer": None}])
+    with pytest.raises(ConsentError):
+        deliver(ctx)
+    assert not Path(first.path).exists()
+    assert other.exists()
+    assert {row["as_of"] for row in ctx.tables.read("contact_list").collect()} == {
+        row["as_of"] for row in day_before.collect()
+    }
+    manifest = json.loads(Path(first.manifest).read_text())
+    assert (manifest["status"], manifest["run_id"]) == ("withdrawn", ctx.run_id)
+    assert "sha256" not in manifest
+
+
+def test_the_manifest_describes_the_list(ctx: RunContext) -> None:
+    result = deliver(ctx)
+    manifest = json.loads(Path(result.manifest).read_text())
+    at = STARTED_AT + dt.timedelta(days=1)
+    assert manifest == {
+        "format": 1,
+        "status": "valid",
+        "file": "contact_list_2023-12-20.csv",
+        "as_of": "2023-12-19T23:00:00+00:00",
+        "run_id": ctx.run_id,
+        "target": "response",
+        "purpose": CONTACT,
+        "consent_version": ctx.tables.version("consent"),
+        "consent_checked_at": at.isoformat(),
+        "valid_until": (at + dt.timedelta(hours=24)).isoformat(),
+        "counts": dict(result.counts),
+        "sha256": hashlib.sha256(Path(result.path).read_bytes()).hexdigest(),
+    }
+
+
+def test_the_files_of_a_list_are_private(ctx: RunContext) -> None:
+    result = deliver(ctx)
+    folder = Path(result.path).parent
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
+        "contact_list_2023-12-20.csv",
+        "contact_list_2023-12-20.json",
+    ]
+    modes = {oct(path.stat().st_mode & 0o777) for path in (Path(result.path), Path(result.manifest))}
+    assert (modes, oct(folder.stat().st_mode & 0o777)) == ({"0o600"}, "0o700")
 
 
 def test_scores_of_reassigned_events_are_not_delivered(ctx: RunContext) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2 import UndefinedError
@@ -116,6 +117,31 @@ def test_the_page_loads_no_external_resource(context: ReportContext) -> None:
     assert not [a for a in page.attributes if a[1] in {"src", "href", "xlink:href", "srcset", "action"}]
     assert not [a for a in page.attributes if a[1].startswith("on")]
     assert not re.search(r"https?://|url\(|@import", html.replace("http://www.w3.org/2000/svg", ""))
+
+
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
+# Values of a fixed set, which choose what is drawn.
+_FIXED = {"kind", "unit", "metric", "proposal_id"}
+
+
+def with_evil_texts(value: Any) -> Any:
+    """The same dataclasses with `EVIL` in place of every free text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: getattr(value, f.name) for f in fields(value)}
+        return replace(value, **{n: v if n in _FIXED else with_evil_texts(v) for n, v in inner.items()})
+    if isinstance(value, tuple):
+        return tuple(with_evil_texts(item) for item in value)
+    return EVIL if isinstance(value, str) else value
+
+
+def test_every_text_of_the_report_is_escaped(context: ReportContext) -> None:
+    html = render(with_evil_texts(context))
+    assert "<script" not in html
+    assert "<img" not in html
+    page = Page(html)
+    assert page.open == []
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    assert html.count("&lt;script&gt;") > 50
 
 
 def test_text_is_escaped(context: ReportContext) -> None:

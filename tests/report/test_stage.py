@@ -86,7 +86,8 @@ class Nights:
     def deliver(self, run_id: str, scores: str, target: str = "response", day: dt.date = DAY) -> None:
         self.publish("contact_list", run_id, target, day)
         now = dt.datetime(2023, 12, 2, tzinfo=dt.UTC)
-        self.append("deliver", run_id, DeliverResult(0, 0, 1, 0, 0, 1, "list.csv", now, scores), target, day)
+        result = DeliverResult(0, 0, 1, 0, 0, 1, "list.csv", now, scores, "list.json", now, "")
+        self.append("deliver", run_id, result, target, day)
 
     def entries(self, target: str = "response", day: dt.date = DAY) -> ListEntries:
         return entries_of_list(self._ctx.tables, target, day, self._ctx.config.instant(day))

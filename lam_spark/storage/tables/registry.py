@@ -380,14 +380,15 @@ TABLES: Mapping[str, TableSpec] = {
     ),
     "audit": TableSpec(
         writer="run",
-        grain="a stage of a run; append-only, each entry chained to the one before by its hash",
+        grain="a stage of a run, of `deliver` also its start; append-only, each entry chained to the one before by "
+        "its hash",
         key=("sequence",),
         columns={
             "sequence": ("BIGINT", "0, 1, 2, ..."),
             "run_id": _RUN,
             "stage": ("STRING", "name of the stage"),
-            "status": ("STRING", "done or failed"),
-            "recorded_at": ("TIMESTAMP", "when the stage ended"),
+            "status": ("STRING", "started, done or failed"),
+            "recorded_at": ("TIMESTAMP", "when the stage ended, or started"),
             "entry": ("STRING", "JSON: configuration, table versions, result, cost, error"),
             "previous_hash": ("STRING", "entry_hash of the entry before"),
             "entry_hash": ("STRING", "sha256 of previous_hash and entry"),
