@@ -79,7 +79,7 @@ def score(ctx: RunContext) -> ScoreResult:
     purposes = (config.consent.training_purpose, purpose)
     consent = count_by_status(tables, purposes, ctx.started_at, all_customers)
     sequences = visible_sequences(
-        tables, ctx.cache, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
+        tables, ctx.cache, config, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
     )
     as_of = sql_literal(ctx.as_of)
     visible = sequences.rows.where(F.col("first_event_time") < F.expr(as_of))
