@@ -8,20 +8,26 @@ list itself (at most `delivery.capacity` rows) meets in one task.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from lam_spark.config import Config
+from lam_spark.config.definition import differences, scores_definition
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.consent.guards import require_assigned
 from lam_spark.consent.ledger import update_ledger
 from lam_spark.delivery.export import write_csv
-from lam_spark.errors import ConfigError
+from lam_spark.errors import ConfigError, DataQualityError, ModelError
 from lam_spark.identity.pseudonyms import matching_secret
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
+from lam_spark.scoring.udf import load_registered_model
+from lam_spark.sequences.definitions import run_again
 from lam_spark.sources.inputs import Inputs
+from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import sql_literal
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
@@ -69,6 +75,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
 
     Raises:
         ConfigError: There are no scores for this `as_of`, or the ledger's source cannot be read.
+        DataQualityError: The scores were made for another configuration.
         ConsentError: The ledger's source is refused (`consent.ledger`), no customer may be contacted now, or scored
             events were reassigned to customers who may not be (`consent.guards`).
     """
@@ -76,11 +83,11 @@ def deliver(ctx: RunContext) -> DeliverResult:
     as_of = sql_literal(ctx.as_of)
     is_of_day = F.col("as_of") == F.expr(as_of)
     scores = tables.read("scores").where((F.col("target") == config.scoring.target) & is_of_day)
-    newest = scores.select(
-        "run_id", "events_version"
-    ).first()  # a run replaces the scores of its day as a whole
+    # A run replaces the scores of its day as a whole.
+    newest = scores.select("run_id", "events_version", "definition").first()
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
+    _require_definition(tables, config, newest["definition"])
     customers_scored = scores.select("customer_key").distinct().count()
     secret = matching_secret(tables, config.identity)
     inputs = Inputs(ctx.spark, config.inputs, config.views)
@@ -122,6 +129,26 @@ def deliver(ctx: RunContext) -> DeliverResult:
         path=str(path),
         consent_checked_at=now,
         scores_run_id=newest["run_id"],
+    )
+
+
+def _require_definition(tables: Tables, config: Config, recorded: str) -> None:
+    """Check that the scores are answers to the question of the configuration.
+
+    Raises:
+        DataQualityError: They were made for another one.
+    """
+    differing = differences(json.loads(recorded), scores_definition(config))
+    if not differing:
+        return
+    try:
+        load_registered_model(tables, config, ())
+        stage = "score"
+    except ModelError:  # the model was made for another configuration, too
+        stage = "train"
+    raise DataQualityError(
+        f"the scores of as_of {config.as_of} were made for another configuration, which differs in {differing}: "
+        f"{run_again(tables, config, otherwise=stage)}"
     )
 
 

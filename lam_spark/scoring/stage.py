@@ -7,10 +7,12 @@ funnel, one pass over the keys of `events` and a shuffle of the ledger.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from pyspark.sql import functions as F
 
+from lam_spark.config.definition import scores_definition
 from lam_spark.consent.eligibility import StatusCounts, count_by_status, eligible_customers
 from lam_spark.errors import DataQualityError
 from lam_spark.runtime.context import RunContext, stage
@@ -105,6 +107,7 @@ def score(ctx: RunContext) -> ScoreResult:
         "probability",
         F.lit(model.digest).alias("model_digest"),
         F.lit(model.version).alias("model_version"),
+        F.lit(json.dumps(scores_definition(config))).alias("definition"),
         F.lit(consent_version).alias("consent_version"),
         F.lit(sequences.events_version).cast("bigint").alias("events_version"),
         F.lit(ctx.run_id).alias("run_id"),
