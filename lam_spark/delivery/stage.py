@@ -24,7 +24,6 @@ from lam_spark.errors import ConfigError, DataQualityError, ModelError
 from lam_spark.identity.pseudonyms import matching_secret
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
-from lam_spark.scoring.udf import load_registered_model
 from lam_spark.sequences.definitions import run_again
 from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.tables.store import Tables
@@ -141,6 +140,8 @@ def _require_definition(tables: Tables, config: Config, recorded: str) -> None:
     differing = differences(json.loads(recorded), scores_definition(config))
     if not differing:
         return
+    from lam_spark.scoring.udf import load_registered_model  # imports torch, which a delivery does not need
+
     try:
         load_registered_model(tables, config, ())
         stage = "score"

@@ -138,7 +138,6 @@ class EvaluateResult(StageResult):
 
     Attributes:
         target: The scored target.
-        baseline_name: Its baseline in plain words.
         examples, positives: Test examples of the scored target.
         truncated: Examples left out because the history before them is truncated too much.
         period: First and last local day of the queries (ISO 8601); None without examples.
@@ -150,7 +149,6 @@ class EvaluateResult(StageResult):
     FORMAT: ClassVar[int] = 2
 
     target: str
-    baseline_name: str
     examples: int
     positives: int
     truncated: int

@@ -63,15 +63,14 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
     target, least = config.scoring.target, config.quality.min_positives
     model = load_registered_model(tables, config, [target])
     if not config.split.has_test:
-        name = config.targets[target].baseline_name
-        return EvaluateResult(target, name, 0, 0, 0, model.digest, None, None, _NO_TEST_PERIOD, {})
+        return EvaluateResult(target, 0, 0, 0, model.digest, None, None, _NO_TEST_PERIOD, {})
     checked = require_examples(tables, ctx.cache, config, ctx.started_at)
     test_start = config.instant(checked.periods.test_start)
     if model.test_start > test_start:
         raise ModelError(
-            f"expected a model that has seen nothing from {checked.periods.test_start} on, where the test period of the "
-            f"examples starts; the registered one was trained on what happened before {model.test_start:%Y-%m-%d %H:%M} "
-            "(UTC): run the stages 'snapshot' and 'train', or 'examples' for the as_of of the model or a later one"
+            f"expected a model that has seen nothing from {checked.periods.test_start} on, the start of the test "
+            f"period; the registered one was trained on what happened before {model.test_start:%Y-%m-%d %H:%M} (UTC): "
+            "run the stages 'snapshot' and 'train', or 'examples' for the as_of of the model or a later one"
         )
     purpose = config.consent.training_purpose
     allowed = eligible_customers(tables, ctx.cache, purpose, ctx.started_at)
@@ -95,7 +94,6 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
     why = too_few("binary", written, positives, least)
     result = EvaluateResult(
         target=target,
-        baseline_name=config.targets[target].baseline_name,
         examples=written,
         positives=positives,
         truncated=left_out,

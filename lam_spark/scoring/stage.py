@@ -49,6 +49,8 @@ class ScoreResult(StageResult):
     @property
     def message(self) -> str:
         """One line for people."""
+        if self.proposals == 1:
+            return f"{self.customers_scored:,} customers scored"
         return f"{self.customers_scored:,} customers x {self.proposals} proposals = {self.scores:,} scores"
 
     @property
