@@ -13,7 +13,6 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from lam_spark.config import Config
 from lam_spark.delivery.stage import deliver
 from lam_spark.errors import DataQualityError, LamSparkError
 from lam_spark.evaluation.stage import evaluate
@@ -31,7 +30,7 @@ from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import train
 from lam_spark.training_data.columns import layout_of, layout_with
 from lam_spark.training_data.stage import build_snapshot
-from tests.support.shop import ONE_TARGET, context_builder, settings
+from tests.support.shop import ONE_TARGET, context_builder
 from tests.support.tables import event, events_frame, publish, register
 from tests.support.tiny import random_model
 
@@ -137,10 +136,7 @@ def refusal(stage: Callable[[RunContext], Any], ctx: RunContext) -> str:
 def test_a_stage_refuses_the_labels_of_another_question(build: Build, stage: Any) -> None:
     """The horizon changes, the examples do not."""
     message = refusal(stage, build(targets=with_target(horizon_days="7")))
-    assert message.endswith(
-        "was made for another configuration, which differs in targets.response.horizon_days: run the stage 'examples' "
-        "again, then those after it"
-    ) or re.search(
+    assert re.search(
         r"(trained|made) for another configuration, which differs in targets\.response\.horizon_days: run the stage "
         r"'examples' again, then those after it$",
         message,
@@ -284,5 +280,3 @@ def test_the_settings_of_a_training_and_words_define_no_question(build: Build) -
     )
     assert score(ctx).customers_scored == len(CUSTOMERS)
     assert training_spec(ctx).all_urls
-    assert isinstance(ctx.config, Config)
-    assert settings(ctx.config.workspace)["words"] != ctx.config.words
