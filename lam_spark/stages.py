@@ -107,6 +107,7 @@ STAGES: Mapping[str, Stage] = {
         purpose="measure the model and the baseline on the test period",
         reads="test `examples`, `sequences`, `vocabulary`, `consent`, the model",
         writes=("held_out_scores", "held_out_predictions"),
+        output="tags of the model version",
     ),
     "deliver": Stage(
         function="lam_spark.delivery.stage:deliver",

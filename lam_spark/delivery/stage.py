@@ -8,25 +8,21 @@ list itself (at most `delivery.capacity` rows) meets in one task.
 from __future__ import annotations
 
 import datetime as dt
-import json
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from lam_spark.config import Config
-from lam_spark.config.definition import differences, scores_definition
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.consent.guards import require_assigned
 from lam_spark.consent.ledger import update_ledger
 from lam_spark.delivery.export import write_csv
-from lam_spark.errors import ConfigError, DataQualityError, ModelError
+from lam_spark.errors import ConfigError
 from lam_spark.identity.pseudonyms import matching_secret
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
-from lam_spark.sequences.definitions import run_again
+from lam_spark.scoring.freshness import require_scores
 from lam_spark.sources.inputs import Inputs
-from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import sql_literal
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
@@ -86,7 +82,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
     newest = scores.select("run_id", "events_version", "definition").first()
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
-    _require_definition(tables, config, newest["definition"])
+    require_scores(tables, config, newest["definition"])
     customers_scored = scores.select("customer_key").distinct().count()
     secret = matching_secret(tables, config.identity)
     inputs = Inputs(ctx.spark, config.inputs, config.views)
@@ -128,28 +124,6 @@ def deliver(ctx: RunContext) -> DeliverResult:
         path=str(path),
         consent_checked_at=now,
         scores_run_id=newest["run_id"],
-    )
-
-
-def _require_definition(tables: Tables, config: Config, recorded: str) -> None:
-    """Check that the scores are answers to the question of the configuration.
-
-    Raises:
-        DataQualityError: They were made for another one.
-    """
-    differing = differences(json.loads(recorded), scores_definition(config))
-    if not differing:
-        return
-    from lam_spark.scoring.udf import load_registered_model  # imports torch, which a delivery does not need
-
-    try:
-        load_registered_model(tables, config, ())
-        stage = "score"
-    except ModelError:  # the model was made for another configuration, too
-        stage = "train"
-    raise DataQualityError(
-        f"the scores of as_of {config.as_of} were made for another configuration, which differs in {differing}: "
-        f"{run_again(tables, config, otherwise=stage)}"
     )
 
 
