@@ -8,6 +8,8 @@ from typing import ClassVar
 from lam_spark.runtime.results import StageResult
 
 Interval = tuple[float, float]
+# Of the tags of a model version that hold its held-out numbers.
+TAG_PREFIX = "held_out."
 
 
 @dataclass(frozen=True)
@@ -204,15 +206,15 @@ class EvaluateResult(StageResult):
         tags: dict[str, float | str] = {}
         for name, metrics in self.secondary_targets.items():
             numbers = {**metrics.metrics, "examples": metrics.examples}
-            tags |= {f"held_out.{name}.{metric}": value for metric, value in numbers.items()}
-            tags |= {f"held_out.{name}.not_judged": metrics.not_judged} if metrics.not_judged else {}
+            tags |= {f"{TAG_PREFIX}{name}.{metric}": value for metric, value in numbers.items()}
+            tags |= {f"{TAG_PREFIX}{name}.not_judged": metrics.not_judged} if metrics.not_judged else {}
         own: dict[str, float | str] = {"examples": self.examples, "positives": self.positives}
         if self.rankings is None:
             own["not_judged"] = self.not_judged
         else:
             for prefix, ranking in (("", self.rankings.model), ("baseline_", self.rankings.baseline)):
                 own |= {f"{prefix}auc": ranking.auc, f"{prefix}lift": ranking.deciles[0].lift}
-        tags |= {f"held_out.{self.target}.{metric}": value for metric, value in own.items()}
+        tags |= {f"{TAG_PREFIX}{self.target}.{metric}": value for metric, value in own.items()}
         return {
             name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in tags.items()
         }

@@ -17,6 +17,7 @@ from lam_spark.evaluation.histogram import histogram_of, ranked
 from lam_spark.evaluation.intervals import CustomerIntervals, customer_intervals
 from lam_spark.evaluation.ranking import Histogram
 from lam_spark.evaluation.results import (
+    TAG_PREFIX,
     CalibrationBin,
     CalibrationMetrics,
     Decile,
@@ -63,7 +64,9 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
     target, least = config.scoring.target, config.quality.min_positives
     model = load_registered_model(tables, config, [target])
     if not config.split.has_test:
-        return EvaluateResult(target, 0, 0, 0, model.digest, None, None, _NO_TEST_PERIOD, {})
+        nothing = EvaluateResult(target, 0, 0, 0, model.digest, None, None, _NO_TEST_PERIOD, {})
+        tag_model_version(config, model.version, nothing.tags, prefix=TAG_PREFIX)
+        return nothing
     checked = require_examples(tables, ctx.cache, config, ctx.started_at)
     test_start = config.instant(checked.periods.test_start)
     if model.test_start > test_start:
@@ -103,7 +106,7 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
         not_judged=why,
         secondary_targets=secondary_targets,
     )
-    tag_model_version(config, model.version, result.tags, prefix="held_out.")
+    tag_model_version(config, model.version, result.tags, prefix=TAG_PREFIX)
     return result
 
 
