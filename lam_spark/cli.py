@@ -59,9 +59,13 @@ def _run(config: Config, names: Sequence[str], summary: dict[str, Any]) -> dict[
     summary["run_id"] = new_run_id()
     with interruptible():
         results = run_stages(config, names, run_id=summary["run_id"])
+    warnings = [f"{name}: {warning}" for name, result in results.items() for warning in result.warnings]
+    for warning in warnings:
+        print(warning)
     return {
         "as_of": config.as_of,
         "stages": {name: dict(result.counts) for name, result in results.items()},
+        "warnings": warnings,
         **results[names[-1]].summary,
     }
 

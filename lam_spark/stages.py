@@ -117,6 +117,7 @@ STAGES: Mapping[str, Stage] = {
         reads="test `examples`, `sequences`, `vocabulary`, `consent`, the model",
         writes=("held_out_scores", "held_out_predictions"),
         reads_customers=True,
+        output="tags of the model version",
     ),
     "deliver": Stage(
         function="lam_spark.delivery.stage:deliver",

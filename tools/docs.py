@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -97,6 +98,8 @@ def _type(annotation: Any, limits: str) -> str:
         return f"list of {_type(arguments[0], limits)}"
     if arguments[1:] == (type(None),):
         return f"{_type(arguments[0], limits)} or null"
+    if origin is UnionType:
+        return " or ".join(_type(part, limits) for part in arguments)
     return "mapping" if origin is dict or section_of(annotation) else _TYPES[annotation] + limits
 
 

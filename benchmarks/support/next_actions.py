@@ -43,7 +43,7 @@ class NextActions:
         config, purpose = ctx.config, ctx.config.consent.training_purpose
         allowed = eligible_customers(ctx.tables, ctx.cache, purpose, ctx.started_at)
         self.sequences = ctx.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-        self.test_start = config.micros(config.split.test_start)
+        self.test_start = config.micros(config.periods.test_start)
         self.end = config.micros(config.as_of)
 
     def of_model(self, weights: bytes, card: bytes, digest: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ from lam_spark.config.scoring import EmbeddingsConfig, ScoringConfig
 from lam_spark.config.sequences import SequencesConfig
 from lam_spark.config.snapshot import SnapshotConfig
 from lam_spark.config.spark import SparkConfig
-from lam_spark.config.split import SplitConfig
+from lam_spark.config.split import Periods, SplitConfig
 from lam_spark.config.sql import SqlQuery
 from lam_spark.config.targets import TargetConfig
 from lam_spark.config.training import TrainingConfig
@@ -144,9 +144,29 @@ class Config(Section):
         """`instant(day)` in microseconds since 1970 (UTC), the unit of `event_time` in sequences."""
         return int(self.instant(day).timestamp()) * 1_000_000
 
-    def split_instants(self) -> dict[str, str]:
-        """Dates of `split` as UTC instants: name -> ISO 8601."""
-        return {name: self.instant(day).isoformat() for name, day in self.split}
+    @property
+    def periods(self) -> Periods:
+        """The dates of `split` for the present `as_of`. Examples that exist have dates of their own: see `Periods`."""
+        return self.split.resolve(self.as_of)
+
+    def period_starts(self, periods: Periods) -> dict[str, dt.datetime]:
+        """Starts of the periods as UTC instants, by name."""
+        return {name: self.instant(day) for name, day in vars(periods).items()}
+
+    def require_periods(self, any_as_of: bool = False) -> None:
+        """Check that no period of `split` is empty by its dates, for targets whose horizon is a number.
+
+        Args:
+            any_as_of: Refuse only what is wrong for every `as_of`.
+
+        Raises:
+            ValueError: A period is empty.
+        """
+        horizons = {name: target.fixed_horizon for name, target in self.targets.items()}
+        known = {name: days for name, days in horizons.items() if days is not None}
+        problem = self.split.problem(known, self.as_of, any_as_of)
+        if problem:
+            raise ValueError(problem)
 
     def digest(self) -> str:
         """sha256 of the resolved configuration (hex)."""
@@ -233,6 +253,12 @@ def _counted_fields_are_categorical(config: Config) -> None:
         raise ValueError(f"model.count_by {undeclared(config.model.count_by, config.categorical)}")
 
 
+def _periods_are_not_empty(config: Config) -> None:
+    # What depends on `as_of` is checked by `load_config`, or before `examples`: another stage may run for a day on
+    # which the test period has not begun.
+    config.require_periods(any_as_of=True)
+
+
 def _context_fits_sequences(config: Config) -> None:
     if config.sequences.max_events < config.model.context_events:
         raise ValueError(
@@ -252,4 +278,5 @@ _CHECKS: tuple[Callable[[Config], None], ...] = (
     _scoring_target_is_binary,
     _counted_fields_are_categorical,
     _context_fits_sequences,
+    _periods_are_not_empty,
 )

@@ -46,8 +46,12 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
         content["as_of"] = as_of
     try:
         config = Config.model_validate(content)
+        if as_of is None:
+            config.require_periods()
     except ValidationError as error:
         raise ConfigError(_explain(error, file)) from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not a valid configuration:\n  - {error}") from error
     return _substitute(config)
 
 

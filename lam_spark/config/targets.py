@@ -32,7 +32,10 @@ class TargetConfig(Section):
         "contacts of the company are known when sent (`arrival_delay` 0); or `every_days`",
     )
     every_days: int | None = Field(
-        default=None, ge=1, description="days between two queries of an active customer; or `population`"
+        default=None,
+        ge=1,
+        description="days between two queries of an active customer, counted from the start of each period of `split`; "
+        "or `population`",
     )
     active: SqlExpression = Field(
         default="true",
@@ -74,6 +77,14 @@ class TargetConfig(Section):
         default="no baseline", description="the baseline in plain words, for the report"
     )
     weight: float = Field(default=1.0, gt=0, description="weight of the loss relative to the other targets")
+
+    @property
+    def fixed_horizon(self) -> int | None:
+        """The horizon in days if it is a number; None if it is SQL."""
+        try:
+            return int(float(self.horizon_days))
+        except ValueError:
+            return None
 
     @field_validator("horizon_days")
     @classmethod

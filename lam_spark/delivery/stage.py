@@ -22,6 +22,7 @@ from lam_spark.delivery.publication import VALID, ListFiles, withdraw, write_man
 from lam_spark.errors import ConfigError
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
+from lam_spark.scoring.freshness import require_scores
 from lam_spark.storage.time import sql_literal
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
@@ -88,6 +89,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
 
     Raises:
         ConfigError: There are no scores for this `as_of`, or the ledger's source cannot be read.
+        DataQualityError: The scores were made for another configuration.
         ConsentError: The ledger's source is refused (`consent.refresh`), no customer may be contacted now, or scored
             events were reassigned to customers who may not be (`consent.guards`).
     """
@@ -98,11 +100,11 @@ def deliver(ctx: RunContext) -> DeliverResult:
     as_of = sql_literal(ctx.as_of)
     is_of_day = F.col("as_of") == F.expr(as_of)
     scores = tables.read("scores").where((F.col("target") == config.scoring.target) & is_of_day)
-    newest = scores.select(
-        "run_id", "events_version"
-    ).first()  # a run replaces the scores of its day as a whole
+    # A run replaces the scores of its day as a whole.
+    newest = scores.select("run_id", "events_version", "definition").first()
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
+    require_scores(tables, config, newest["definition"])
     customers_scored = scores.select("customer_key").distinct().count()
     update = refresh_ledger(tables, ctx.cache, config, ctx.clock, ctx.log)
     require_assigned(

@@ -7,12 +7,12 @@ import datetime as dt
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.config import SplitConfig, TargetConfig
+from lam_spark.config import Periods, TargetConfig
 from lam_spark.storage.wall_clock import local_day, plus_local_days, start_of_local_day
 
 
 def target_queries(
-    target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
+    target: TargetConfig, events: DataFrame, periods: Periods, as_of: dt.date, time_zone: str
 ) -> DataFrame:
     """Queries of a target; grain: a query; the columns of `events` and `label_end`.
 
@@ -23,11 +23,11 @@ def target_queries(
         target: Events of its `population` are queries, or every customer with recent activity has one
             every `every_days` days.
         events: Events of customers eligible for training.
-        split: Dates that regular queries are aligned with.
-        as_of: Last day of regular queries.
+        periods: Regular queries begin with each period.
+        as_of: Regular queries are before it.
         time_zone: IANA zone of the data set.
     """
-    queries = _population(target, events, split, as_of, time_zone)
+    queries = _population(target, events, periods, as_of, time_zone)
     horizon, is_whole = horizon_days(target)
     # Whole local days: a horizon across a clock change ends at local midnight, not an hour off.
     days = F.when(is_whole, horizon.cast("int"))
@@ -42,29 +42,24 @@ def horizon_days(target: TargetConfig) -> tuple[Column, Column]:
 
 
 def _population(
-    target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
+    target: TargetConfig, events: DataFrame, periods: Periods, as_of: dt.date, time_zone: str
 ) -> DataFrame:
     if target.population is not None:
         # The condition sees the event as it is in the table.
         return events.where(F.expr(target.population)).withColumn("event_time", F.col("known_at"))
-    return _regular_queries(target, events, split, as_of, time_zone)
+    return _regular_queries(target, events, periods, as_of, time_zone)
 
 
 def _regular_queries(
-    target: TargetConfig, events: DataFrame, split: SplitConfig, as_of: dt.date, time_zone: str
+    target: TargetConfig, events: DataFrame, periods: Periods, as_of: dt.date, time_zone: str
 ) -> DataFrame:
     """Queries without fields at local midnight every `every_days` days, of customers with recent activity.
 
-    An event makes a customer active from the day after it is known. Days are counted back from `split.test_start`, so
-    that a query opens the test period. Cost: distinct days of activity, not events, times the days that they reach.
+    An event makes a customer active from the day after it is known. Days are counted from the start of each period, so
+    that each has queries. Cost: distinct days of activity, not events, times the days that they reach.
     """
     assert target.every_days is not None  # the caller checks
-    step = dt.timedelta(days=target.every_days)
-    day = split.test_start - (split.test_start - split.train_start) // step * step
-    days = []
-    while day <= as_of:
-        days.append(F.lit(day))
-        day += step
+    days = [F.lit(day) for day in periods.regular_days(target.every_days, as_of)]
     active = (
         events.where(F.expr(target.active))
         .select("customer_key", local_day(F.col("known_at"), time_zone).alias("_active_day"))
@@ -75,7 +70,7 @@ def _regular_queries(
         active_day = F.col("_active_day")
         return (day > active_day) & (F.date_diff(day, active_day) <= target.active_days)
 
-    recent = F.filter(F.array(*days), is_recent)
+    recent = F.filter(F.array(*days).cast("array<date>"), is_recent)
     queries = active.select("customer_key", F.explode(recent).alias("_day")).distinct()
     values = {
         "customer_key": F.col("customer_key"),

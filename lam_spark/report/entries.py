@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from lam_spark.delivery.stage import DeliverResult
 from lam_spark.errors import ConfigError
 from lam_spark.evaluation.results import EvaluateResult
+from lam_spark.labels.stage import ExamplesResult
 from lam_spark.runtime.audit import AuditEntry, latest_entries
 from lam_spark.scoring.stage import ScoreResult
 from lam_spark.stages import NIGHTLY
@@ -28,9 +29,11 @@ class ListEntries:
 
     Attributes:
         by_stage: Stage -> entry, in the order of the data flow.
+        examples: Of the newest run of that stage; None if there is none.
     """
 
     by_stage: dict[str, AuditEntry]
+    examples: ExamplesResult | None
     train: TrainResult
     score: ScoreResult
     evaluate: EvaluateResult
@@ -105,6 +108,7 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
         )
     return ListEntries(
         by_stage={stage: entries[stage] for stage in NIGHTLY if stage in entries},
+        examples=entries["examples"].result_of(ExamplesResult) if "examples" in entries else None,
         train=entries["train"].result_of(TrainResult),
         score=score,
         evaluate=entries["evaluate"].result_of(EvaluateResult),

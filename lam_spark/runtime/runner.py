@@ -110,6 +110,11 @@ def _require_prerequisites(config: Config, names: Sequence[str]) -> None:
     """Check requirements of later stages before an earlier stage runs for hours."""
     if any(STAGES[name].needs_secret for name in names):
         secret_from_environment(config.identity.secret_env)
+    if "examples" in names:
+        try:
+            config.require_periods()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     if "train" in names:
         from lam_spark.training.launch.launchers import require_launcher  # imports torch
 
@@ -167,6 +172,9 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: 
     )
     for line in result.details:
         ctx.log.echo(f"  {escape(line)}")
+    for warning in result.warnings:
+        ctx.log.event("stage warning", level="warning", stage=name, warning=warning)
+        ctx.log.echo(f"  [yellow]![/] {escape(warning)}")
     for table in ctx.tables.written_versions:
         _compact(ctx, table)
     return result

@@ -15,6 +15,7 @@ from typing import Literal
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
+from lam_spark.config.definition import sequences_definition
 from lam_spark.consent.eligibility import eligible_by_purpose
 from lam_spark.consent.guards import consent_check
 from lam_spark.errors import DataQualityError
@@ -22,9 +23,10 @@ from lam_spark.events.known_at import known_before
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
 from lam_spark.sequences.build import BUILD_SETTINGS, Assembler, broadcast_if_few
+from lam_spark.sequences.definitions import require_fields
 from lam_spark.sequences.entries import SequenceSpec
 from lam_spark.sequences.incremental import UpdateResult, update
-from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage, config_digest, last_lineage
+from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage, last_lineage
 from lam_spark.sequences.time_range import require_as_of_within, time_range
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
 from lam_spark.storage.dataframes import FrameCache, one_row
@@ -100,10 +102,13 @@ def build_sequences(ctx: RunContext) -> SequencesResult:
     Raises:
         ConfigError: `as_of` is not after the first event, or too long after the last one.
         ConsentError: No customer is eligible.
-        DataQualityError: No eligible customer has an event that is known before `as_of`.
+        DataQualityError: No eligible customer has an event that is known before `as_of`, or the events lack a declared
+            field.
     """
     tables, cache, config, at = ctx.tables, ctx.cache, ctx.config, ctx.started_at
-    cutoff = min(micros(ctx.as_of), config.micros(config.split.test_start))
+    require_fields(tables, config)
+    # Later values would leak the future: for the dates of this `as_of`, whatever dates older examples have.
+    cutoff = min(micros(ctx.as_of), config.micros(config.periods.test_start))
     last = last_lineage(tables, config, at)
     if isinstance(last, RebuildNeeded):
         result: UpdateResult | RebuildNeeded = last
@@ -135,7 +140,7 @@ def _rebuild(tables: Tables, cache: FrameCache, config: Config, cutoff: int, at:
             )
         vocabulary = cache(tables.read("vocabulary"))
         lineage = SequencesLineage(
-            config_digest=config_digest(config),
+            definition=sequences_definition(config),
             events_version=tables.read_versions["events"],
             consent_check=consent_check(tables, config.consent.training_purpose, at),
             value_counts_version=tables.read_versions["value_counts"],

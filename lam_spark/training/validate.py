@@ -69,14 +69,18 @@ class ValidationRunner:
 
     @torch.no_grad()
     def target_metrics(self, state: TrainingState) -> dict[str, ValidationMetrics]:
-        """Metrics of each target.
+        """Metrics of each target that the specification judges; nothing is read without any.
 
         Raises:
             ModelError: a target has no examples in the period, or all have the same label.
         """
         self._model.eval()
-        layout, settings = self._spec.layout, self._spec.settings
-        validators = [Validator(target) for target in layout.targets]
+        layout, settings, judged = self._spec.layout, self._spec.settings, self._spec.judged
+        validators = [
+            Validator(target) for target in layout.targets if judged is None or target.name in judged
+        ]
+        if not validators:
+            return {}
         splits = [SPLIT_IDS[name] for name in self._period.splits]
         flops = forward_flops(layout, self._spec.size)
         for block in block_batches(

@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config, TargetConfig
-from lam_spark.sequences.tokens import FIRST_VALUE
+from lam_spark.sequences.tokens import FIRST_VALUE, UNKNOWN
 from lam_spark.sequences.vocabulary import vocabulary_sizes
 from lam_spark.training_data.aggregates import TruncatedHistory
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
@@ -83,6 +83,20 @@ def query_columns(layout: Layout) -> list[str]:
 
 def _label_columns(layout: Layout) -> list[str]:
     return [f"label_{target.name}" for target in layout.targets]
+
+
+def with_known_ids(sequences: DataFrame, layout: Layout) -> DataFrame:
+    """Sequences in which ids that the layout does not have are `UNKNOWN`; grain and columns are those of `sequences`.
+
+    The vocabulary may have gained values since the examples were made, perhaps from their test period.
+    """
+
+    def known(name: str, size: int) -> Column:
+        return F.transform(
+            name, lambda token: F.when(token >= size, F.lit(UNKNOWN)).otherwise(token).cast("int")
+        )
+
+    return sequences.withColumns({name: known(name, size) for name, size in layout.ids_in_use.items()})
 
 
 def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:

@@ -19,7 +19,7 @@ from lam_spark.consent.record import RefreshRecord
 from lam_spark.errors import ConsentError, DataQualityError, ModelError
 from lam_spark.evaluation.stage import evaluate
 from lam_spark.labels.stage import build_examples
-from lam_spark.model.card import TEST_START, VOCABULARY
+from lam_spark.model.card import DEFINITION, TEST_START, VOCABULARY
 from lam_spark.model.transformer import LargeActionModel
 from lam_spark.runtime.context import RunContext
 from lam_spark.scoring.embeddings import embed
@@ -29,7 +29,7 @@ from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.vocabulary import vocabulary_digest
 from lam_spark.storage.time import micros, sql_literal
 from lam_spark.training.launch.worker import PROGRESS_FILE
-from lam_spark.training.preparation import specification
+from lam_spark.training.preparation import require_snapshot, specification
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import train
 from lam_spark.training_data.columns import layout_of
@@ -124,6 +124,7 @@ def specification_of(ctx: RunContext, layout: Layout) -> TrainingSpec:
         ctx.tables,
         ctx.cache,
         ctx.config,
+        require_snapshot(ctx.tables, ctx.cache, ctx.config, ctx.started_at),
         folder=ctx.config.workspace / "training",
         layout=layout,
         value_embeddings_digest="",
@@ -243,7 +244,7 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
     assert reassigned(ctx.as_of) == 1
     reassign(ctx, "m3ann", "no customer")
     assert reassigned(ctx.as_of) == 2
-    assert reassigned(ctx.config.instant(ctx.config.split.test_start)) == 1
+    assert reassigned(ctx.config.instant(ctx.config.periods.test_start)) == 1
     reassign(ctx, "m3ann", "ann")
     assert reassigned(ctx.as_of) == 1
     later = ctx.tables.version("events")
@@ -352,7 +353,7 @@ def test_training_records_vocabulary_and_test_start(build: Build, tmp_path: Path
     assert facts[VOCABULARY] == vocabulary_digest(ctx.tables.read("vocabulary"), layout.ids_in_use)
 
 
-@pytest.mark.parametrize("fact", [VOCABULARY, TEST_START])
+@pytest.mark.parametrize("fact", [VOCABULARY, TEST_START, DEFINITION])
 def test_a_model_without_these_facts_is_refused(build: Build, tmp_path: Path, fact: str) -> None:
     ctx = build()
     register(ctx, model_of(ctx), tmp_path / "model", **{fact: None})
@@ -361,18 +362,17 @@ def test_a_model_without_these_facts_is_refused(build: Build, tmp_path: Path, fa
 
 
 def test_a_model_is_not_evaluated_on_its_training_period(build: Build, tmp_path: Path) -> None:
-    """The test period starts earlier than at training. Each stage names the stages to run again."""
+    """The test period starts earlier than at training. Each stage names the first stage to run again."""
     ctx = build(split=EARLIER_SPLIT)
     layout = layout_of(ctx.config, ctx.tables.read("vocabulary"))
-    with pytest.raises(
-        ModelError, match=r"packed for other dates of split .* run the stages 'examples' and 'snapshot'"
-    ):
-        specification_of(ctx, layout)
-    with pytest.raises(
-        DataQualityError, match=r"the examples were made for other dates of split .*2023-09-30T22:00"
-    ):
-        build_snapshot(ctx)
+    again = "made for another configuration, which differs in split.test_start: run the stage '{}' again"
+    for stage in (build_snapshot, train):
+        with pytest.raises(DataQualityError, match=again.format("examples")):
+            stage(ctx)
     build_examples(ctx)
+    with pytest.raises(DataQualityError, match=again.format("snapshot")):
+        specification_of(ctx, layout)
+    register(ctx, model_of(ctx), tmp_path / "late", **{TEST_START: "2023-09-30T22:00:00+00:00"})
     with pytest.raises(
         ModelError, match=r"trained on what happened before 2023-09-30 22:00 \(UTC\): run the stages"
     ):
@@ -433,7 +433,7 @@ def test_examples_end_at_as_of_and_have_complete_histories(build: Build) -> None
     build_sequences(earlier)
     both_refuse(ctx, r"before 2023-12-19 23:00 \(UTC\), found them made for an as_of of 2023-12-09")
     ctx.tables.overwrite(ctx.tables.read("examples"), "examples")
-    both_refuse(ctx, "does not record for which dates they were made: run the stage 'examples'")
+    both_refuse(ctx, "does not record what it was made for, .*: run the stage 'examples' again")
 
 
 def test_a_snapshot_contains_no_event_after_its_as_of(build: Build) -> None:

@@ -14,6 +14,7 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lam_spark.config.definition import scores_definition
 from lam_spark.consent.stage import update_consent
 from lam_spark.delivery.stage import deliver
 from lam_spark.errors import ConfigError, ConsentError
@@ -61,6 +62,7 @@ def ctx(make_context: Callable[..., RunContext], tmp_path: Path) -> RunContext:
             f"{sql_literal(ctx.as_of)} AS as_of",
             "'digest' AS model_digest",
             f"{ctx.tables.version('events')} AS events_version",
+            f"'{json.dumps(scores_definition(ctx.config))}' AS definition",
             f"'{ctx.run_id}' AS run_id",
         )
     )

@@ -219,6 +219,32 @@ def test_mlflow_contains_parameters_tags_and_metrics_of_the_training(
     assert all(0 < point.value < 5 for point in losses)
 
 
+def test_the_model_version_has_the_held_out_numbers_of_every_target(
+    finished: Finished, mlflow: MlflowClient
+) -> None:
+    (entry,) = (row for row in rows(finished.root, "audit") if row["stage"] == "evaluate")
+    result = EvaluateResult.from_json(json.loads(entry["entry"])["result"])
+    tags = mlflow.get_model_version_by_alias("small_shop", "champion").tags
+    held_out = {name: value for name, value in tags.items() if name.startswith("held_out.")}
+    assert held_out == result.tags
+    assert result.rankings is not None
+    assert float(tags["held_out.response.auc"]) == pytest.approx(result.rankings.model.auc, abs=1e-5)
+    assert {name.split(".")[1] for name in held_out} == {"response", "lapse", "spend", "items"}
+    page = Path(finished.summary["report"]).read_text(encoding="utf-8")
+    for target in ("response", "lapse", "spend", "items"):
+        assert f'<th scope="row">{target}<span' in page
+
+
+def test_the_queries_of_each_target_add_up(finished: Finished) -> None:
+    counts, examples = finished.summary["stages"]["examples"], rows(finished.root, "examples")
+    for target in ("response", "lapse", "spend", "items"):
+        used = sum(counts[f"{target}.{split}"] for split in ("train", "straddling", "validation", "test"))
+        unused = sum(count for name, count in counts.items() if name.startswith(f"{target}.unused."))
+        assert used == sum(row["target"] == target for row in examples)
+        assert counts[f"{target}.queries"] == used + unused
+        assert min(counts[f"{target}.{split}"] for split in ("train", "validation", "test")) > 0
+
+
 def test_scores_were_made_with_the_registered_model(finished: Finished, mlflow: MlflowClient) -> None:
     version = mlflow.get_model_version_by_alias("small_shop", "champion")
     (weights,) = (finished.root / "mlflow").rglob("model.safetensors")

@@ -17,7 +17,7 @@ from tests.support.tables import event, publish
 Row = dict[str, Any]
 BOTH = ("opt_in", "opt_in")
 # The last events of these cases are two to four weeks before as_of.
-QUALITY = {"max_staleness_days": 31}
+QUALITY = {"max_staleness_days": 31, "min_positives": 1}
 VOCABULARY = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
 
 

@@ -24,8 +24,10 @@ from lam_spark.report.content import (
     HistogramBin,
     Loss,
     ProposalCount,
+    QueryCount,
     ReportContext,
     StageCost,
+    TargetResult,
     Training,
 )
 from lam_spark.report.render import render, write_report
@@ -281,6 +283,49 @@ def test_a_worse_model_is_reported_as_worse(context: ReportContext) -> None:
     assert "Can the scores be trusted?" in page.text
     assert "is better than" not in page.text
     assert ("div", "class", "comparison worse") in page.attributes
+
+
+def test_a_model_that_is_not_judged_says_why(context: ReportContext) -> None:
+    why = "too few to judge: 12 (12 positive of 400 queries; quality.min_positives is 30)"
+    page = assert_sound(replace(context, held_out=None, calibration=None, not_judged=why))
+    assert f"Not measured T{why[1:]}." in page.text
+    assert "Can the scores be trusted?" in page.text
+
+
+def test_a_question_without_an_offer_names_none(context: ReportContext) -> None:
+    """Whom will the company lose? There is nothing to propose, and the target is no success."""
+    page = assert_sound(
+        replace(context, has_offer=False, title="Whom to contact", target="buys nothing more")
+    )
+    assert "Whom to contact, and with which offer" in page_of(context).text
+    contacts = page.text.partition("The top of the list")[0].partition("1 Whom to contact")[2]
+    assert not re.search("offer|propos", contacts, re.IGNORECASE)
+    assert "The predicted probabilities of the 500 households add up to 163." in page.text
+    assert "Coupons on" not in page.text
+    assert "will reach the target" not in page.text
+
+
+def test_every_target_is_compared_with_its_baseline(context: ReportContext) -> None:
+    targets = (
+        TargetResult("upgrade", "upgrades", 1653, "AUC", 0.834, 0.751, "previous upgrades", False),
+        TargetResult("lapse", "buys nothing", 900, "AUC", 0.51, 0.6, "recency", True),
+        TargetResult("items", "buys these", 900, "macro AUC", 0.7, None, "no baseline", False),
+        TargetResult("spend", "spends", 9, "", None, None, "last spend", False, "too few to judge: 9"),
+    )
+    text = assert_sound(replace(context, targets=targets)).text
+    assert "upgrade upgrades 1,653 AUC 0.834 0.751 not behind the baseline (previous upgrades)" in text
+    assert "lapse buys nothing 900 AUC 0.510 0.600 the model is behind the baseline (recency)" in text
+    assert "items buys these 900 macro AUC 0.700 n/a no baseline" in text
+    assert "spend spends 9 none n/a n/a too few to judge: 9" in text
+
+
+def test_the_queries_of_every_target_add_up(context: ReportContext) -> None:
+    used = (("train", 50), ("straddling", 10), ("validation", 20), ("test", 15))
+    unused = (Loss("before the training period", 4), Loss("without a horizon", 1))
+    queries = (QueryCount("upgrade", 100, used, unused), QueryCount("lapse", 96, used, ()))
+    text = assert_sound(replace(context, queries=queries)).text
+    assert "upgrade 100 50 10 20 15 4 before the training period; 1 without a horizon ✓ adds up" in text
+    assert "lapse 96 50 10 20 15 0 ✗ off by 1" in text
 
 
 def test_a_time_without_time_zone_is_rejected(context: ReportContext) -> None:

@@ -100,17 +100,19 @@ def rolled_back(ctx: RunContext, name: str) -> Iterator[None]:
         raise OSError("the disk is full")
 
 
-def register(ctx: RunContext, model: LargeActionModel, folder: Path, **facts: str | None) -> None:
+def register(ctx: RunContext, model: LargeActionModel, folder: Path, **facts: Any) -> None:
     """Register a model as champion, as if trained on the workspace's tables; `facts` replace facts of its card."""
+    from lam_spark.config.definition import model_definition
     from lam_spark.model.artifact import Calibration, save_artifact
-    from lam_spark.model.card import TEST_START, VOCABULARY
+    from lam_spark.model.card import DEFINITION, TEST_START, VOCABULARY
     from lam_spark.sequences.vocabulary import vocabulary_digest
     from lam_spark.training.registry import register_model, set_alias
     from lam_spark.training.tracking import Tracking
 
     known = {
         VOCABULARY: vocabulary_digest(ctx.tables.read("vocabulary"), model.layout.ids_in_use),
-        TEST_START: ctx.config.instant(ctx.config.split.test_start).isoformat(),
+        TEST_START: ctx.config.instant(ctx.config.periods.test_start).isoformat(),
+        DEFINITION: model_definition(ctx.config),
     }
     card = {name: value for name, value in (known | facts).items() if value is not None}
     calibration = {target.name: Calibration(1.0, 0.0) for target in model.layout.targets}

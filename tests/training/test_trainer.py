@@ -20,6 +20,7 @@ from lam_spark.training.cost import block_flops, forward_flops
 from lam_spark.training.launch import worker
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.state import TrainingState
 from lam_spark.training.trainer import Trainer
 from lam_spark.training_data.layout import SPLIT_IDS
 from lam_spark.training_data.packing import Block
@@ -310,3 +311,26 @@ def test_without_next_events_in_the_validation_period_there_is_no_loss_of_them(t
     assert not any("validation loss" in record for record in pre_training)
     assert all(loss > 0 for loss in losses(records, "fine-tuning"))
     assert records[-1]["event"] == "done"
+
+
+def test_without_a_judged_target_all_epochs_are_trained_and_nothing_is_calibrated(tmp_path: Path) -> None:
+    """The validation period has too few queries: it selects no epoch, and its labels are not read."""
+    content = blocks(8)
+    for block in content:
+        block["label_reply"][block["query_split"] == 2] = np.nan
+    spec = dataclasses.replace(specification(tmp_path, [content], finetune_epochs=3, patience=1), judged=())
+    records: Records = []
+    Trainer(spec, LocalGroup(), records.append).fit()
+    summary = records[-1]["summary"]
+    assert (summary["best_epoch"], summary["validation"]) == (3, {})
+    card = json.loads((tmp_path / CARD).read_text())
+    assert card["calibration"] == {"reply": {"slope": 1.0, "intercept": 0.0}}
+
+
+def test_a_target_that_is_not_judged_selects_no_epoch(tmp_path: Path) -> None:
+    spec = specification(tmp_path, [blocks(8)])
+    assert spec.fingerprint() != dataclasses.replace(spec, judged=()).fingerprint()
+    records: Records = []
+    for judged in (("reply",), ()):
+        runner = Trainer(dataclasses.replace(spec, judged=judged), LocalGroup(), records.append).validation
+        assert tuple(runner.target_metrics(TrainingState())) == judged

@@ -107,3 +107,20 @@ class ConsentCount:
     opted_out: int
     never_asked: int
     unclear: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryCount:
+    """All queries of one target: the examples of each split, and the queries that give no example.
+
+    Attributes:
+        target: Name of the target.
+        queries: All queries; the used and unused ones add up to them.
+        used: (split, examples) in order of time.
+        unused: Queries that give no example, by reason.
+    """
+
+    target: str
+    queries: int
+    used: tuple[tuple[str, int], ...]
+    unused: tuple[Loss, ...]

@@ -22,8 +22,14 @@ class Reconciliation:
     text: str
 
 
-def list_sentence(contacts: ContactList, nouns: Nouns) -> str:
-    """Say how full the list is and how many successes its scores predict."""
+def list_sentence(contacts: ContactList, nouns: Nouns, has_offer: bool = True) -> str:
+    """Say how full the list is and how many successes its scores predict.
+
+    Args:
+        contacts: The list.
+        nouns: The data set's own words.
+        has_offer: Whether the list proposes something. Otherwise the target, such as churn, is no success.
+    """
     if contacts.customers == 0:
         places = counted(contacts.capacity, "place is", "places are")
         return f"No {nouns.customer} is on the list; {places} free."
@@ -38,6 +44,11 @@ def list_sentence(contacts: ContactList, nouns: Nouns) -> str:
     expected = expected_successes(contacts)
     if expected is None:
         return f"{text}."
+    if not has_offer:
+        return (
+            f"{text}. The predicted probabilities of the "
+            f"{counted(contacts.customers, nouns.customer, nouns.customers)} add up to {count(round(expected))}."
+        )
     return (
         f"{text}. If the predicted probabilities are right, about {count(round(expected))} of the "
         f"{counted(contacts.customers, nouns.customer, nouns.customers)} will reach the target."

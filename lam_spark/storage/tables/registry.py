@@ -298,6 +298,7 @@ TABLES: Mapping[str, TableSpec] = {
             "probability": ("DOUBLE", "calibrated probability of the target after the proposal"),
             "model_digest": _MODEL,
             "model_version": ("INT", "version in the model registry"),
+            "definition": ("STRING", "JSON: configuration key -> digest of what the scores were made for"),
             "consent_version": _CONSENT,
             "events_version": ("BIGINT", "version of events that the sequences were built from"),
             "run_id": _RUN,
