@@ -175,7 +175,7 @@ def _mapped_purposes(
     Raises:
         ConsentError: A purpose is not mapped.
     """
-    known = {purpose: (purpose,) for purpose in purposes}
+    known: dict[str, tuple[str, ...]] = {purpose: (purpose,) for purpose in purposes}
     known |= {comparable_name(name): own for name, own in consent.purposes.items()}
     present = {name for name in names if name}  # statements without a purpose are refused later
     unknown = sorted(name for name in present if comparable_name(name) not in known)

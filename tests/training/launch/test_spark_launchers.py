@@ -100,7 +100,7 @@ def test_a_killed_process_ends_the_training_and_the_next_run_resumes(
     killed_at: list[float] = []
 
     def kill_one() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not list(tmp_path.glob(f"{CHECKPOINTS}/checkpoint-0000001*")):
             if time.monotonic() > deadline:
                 return
