@@ -265,7 +265,7 @@ def write_window(
 def _log_delay_hours(events: Mapping[str, Array], rows: slice) -> npt.NDArray[np.float32]:
     """log(1 + hours from `event_time` to `known_at`), (n,); exactly 0 for an event that is known when it happens."""
     delay = events["known_at"][rows] - events["event_time"][rows]
-    return np.log1p(delay / _MICROS_PER_HOUR).astype(np.float32)
+    return np.asarray(np.log1p(delay / _MICROS_PER_HOUR), np.float32)
 
 
 def unfold(layout: Layout, blocks: Block) -> Block:
