@@ -90,8 +90,8 @@ def test_without_delays_their_weight_does_not_change_a_prediction() -> None:
     model.delay_weight.data += 1.0
     second = predict_queries(artifact, [prompt, late], "reply")
     assert second[0] == first[0]
-    assert abs(float(second[1] - first[1])) > 1e-4
-    assert abs(float(first[1] - first[0])) > 1e-4
+    assert abs(second[1] - first[1]).item() > 1e-4
+    assert abs(first[1] - first[0]).item() > 1e-4
 
 
 def test_baskets_that_become_known_together_are_counted_one_by_one() -> None:
