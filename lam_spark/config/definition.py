@@ -21,7 +21,7 @@ Definition = dict[str, str]
 _DIGITS = 16
 _FIELD_ORDER = "fields"
 # Keys of a target that do not define its queries and labels: words, and settings of the training.
-_NOT_IN_QUESTION = ("description", "baseline_name", "baseline", "baseline_filter", "weight", "top_k")
+_NOT_DEFINING = ("description", "baseline_name", "baseline", "baseline_filter", "weight", "top_k")
 # Sections whose entries the user names: an entry that is added or removed is one difference.
 _NAMED = ("fields", "targets")
 
@@ -44,7 +44,7 @@ def sequences_definition(config: Config) -> Definition:
 
 def examples_definition(config: Config) -> Definition:
     """What `examples` are made for: the question, the baselines, and the fields that the queries copy."""
-    return _question(config) | _digests(
+    return _queries_and_labels(config) | _digests(
         {
             **_part("targets", config.targets, ("baseline", "baseline_filter")),
             **_part("fields", config.fields, ("kind",)),
@@ -57,7 +57,7 @@ def snapshot_definition(config: Config) -> Definition:
     """What `training_blocks` are made for: the question, the modelled fields, and the shapes of blocks and features."""
     model = config.model.model_dump(include={"count_by", "context_events", "window_days", "half_life_days"})
     return (
-        _question(config)
+        _queries_and_labels(config)
         | _modelled_fields(config)
         | _digests(
             {
@@ -73,7 +73,7 @@ def model_definition(config: Config) -> Definition:
     """What a model is made for: the question and the modelled fields; not its size, nor how it is trained."""
     modelled = {name: config.fields[name] for name in config.categorical}
     return (
-        _question(config)
+        _queries_and_labels(config)
         | _modelled_fields(config)
         | _digests(
             {
@@ -117,9 +117,9 @@ def _owner(key: str) -> str | None:
     return f"{section}.{names[0]}" if section in _NAMED and names else None
 
 
-def _question(config: Config) -> Definition:
+def _queries_and_labels(config: Config) -> Definition:
     """Queries, labels and periods of all targets, and the customers that they are about."""
-    keys = [key for key in TargetConfig.model_fields if key not in _NOT_IN_QUESTION]
+    keys = [key for key in TargetConfig.model_fields if key not in _NOT_DEFINING]
     return _digests(
         {
             **_part("targets", config.targets, keys),

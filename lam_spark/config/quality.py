@@ -40,5 +40,5 @@ class QualityConfig(Section):
         ge=1,
         description="fewest queries of each class of a binary target, and of all queries of another target, in a "
         "period: with fewer in the training period `train` stops; with fewer in the validation or test period the "
-        "target is not judged there",
+        "target is not measured there",
     )

@@ -69,20 +69,20 @@ class SecondaryTargetMetrics:
     Attributes:
         kind: Kind of the target.
         examples: Test examples.
-        metrics: Metric name -> value, of the model and of the baseline; empty if the target is not judged.
+        metrics: Metric name -> value, of the model and of the baseline; empty if the target is not measured.
         calibration: Calibration bins of a binary target.
-        not_judged: Why nothing was measured; empty if the target is judged.
+        not_measured: Why nothing was measured; empty if the target is measured.
     """
 
     kind: str
     examples: int
     metrics: dict[str, float]
     calibration: tuple[CalibrationBin, ...] = ()
-    not_judged: str = ""
+    not_measured: str = ""
 
     @property
     def comparison(self) -> Comparison | None:
-        """The model's main metric and the baseline's; None if the target is not judged."""
+        """The model's main metric and the baseline's; None if the target is not measured."""
         names = {
             "binary": ("auc", False),
             "value": ("mean_absolute_error", True),
@@ -120,7 +120,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class JudgedRankings:
+class MeasuredRankings:
     """The model and the baseline on the test examples of the scored target.
 
     Attributes:
@@ -143,8 +143,8 @@ class EvaluateResult(StageResult):
         examples, positives: Test examples of the scored target.
         truncated: Examples left out because the history before them is truncated too much.
         period: First and last local day of the queries (ISO 8601); None without examples.
-        rankings: What was measured; None if the target is not judged.
-        not_judged: Why nothing was measured; empty if the target is judged.
+        rankings: What was measured; None if the target is not measured.
+        not_measured: Why nothing was measured; empty if the target is measured.
         secondary_targets: Target -> metrics.
     """
 
@@ -156,8 +156,8 @@ class EvaluateResult(StageResult):
     truncated: int
     model_digest: str
     period: tuple[str, str] | None
-    rankings: JudgedRankings | None
-    not_judged: str
+    rankings: MeasuredRankings | None
+    not_measured: str
     secondary_targets: dict[str, SecondaryTargetMetrics]
 
     @property
@@ -165,7 +165,7 @@ class EvaluateResult(StageResult):
         """One line for people."""
         counts = f"{self.examples:,} held-out examples, {self.positives:,} positive"
         if self.rankings is None:
-            return f"{counts}: {self.not_judged}"
+            return f"{counts}: {self.not_measured}"
         model, baseline = self.rankings.model, self.rankings.baseline
         return (
             f"{counts}: AUC {model.auc:.3f} (baseline {baseline.auc:.3f}), lift of the top decile "
@@ -174,7 +174,7 @@ class EvaluateResult(StageResult):
 
     @property
     def comparisons(self) -> dict[str, Comparison]:
-        """Target -> model and baseline, of each target that is judged."""
+        """Target -> model and baseline, of each target that is measured."""
         comparisons = {name: metrics.comparison for name, metrics in self.secondary_targets.items()}
         if self.rankings is not None:
             model, baseline = self.rankings.model, self.rankings.baseline
@@ -183,9 +183,9 @@ class EvaluateResult(StageResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Targets that are not judged, and those in which the model is behind its baseline."""
-        whys = {self.target: self.not_judged}
-        whys |= {name: metrics.not_judged for name, metrics in self.secondary_targets.items()}
+        """Targets that are not measured, and those in which the model is behind its baseline."""
+        whys = {self.target: self.not_measured}
+        whys |= {name: metrics.not_measured for name, metrics in self.secondary_targets.items()}
         behind = (
             f"{name}: the model is behind its baseline on the test period: {each.name} {each.model:.3f}, baseline "
             f"{each.baseline:.3f}{self._difference(name)}"
@@ -207,10 +207,10 @@ class EvaluateResult(StageResult):
         for name, metrics in self.secondary_targets.items():
             numbers = {**metrics.metrics, "examples": metrics.examples}
             tags |= {f"{TAG_PREFIX}{name}.{metric}": value for metric, value in numbers.items()}
-            tags |= {f"{TAG_PREFIX}{name}.not_judged": metrics.not_judged} if metrics.not_judged else {}
+            tags |= {f"{TAG_PREFIX}{name}.not_measured": metrics.not_measured} if metrics.not_measured else {}
         own: dict[str, float | str] = {"examples": self.examples, "positives": self.positives}
         if self.rankings is None:
-            own["not_judged"] = self.not_judged
+            own["not_measured"] = self.not_measured
         else:
             for prefix, ranking in (("", self.rankings.model), ("baseline_", self.rankings.baseline)):
                 own |= {f"{prefix}auc": ranking.auc, f"{prefix}lift": ranking.deciles[0].lift}

@@ -75,7 +75,7 @@ def _measure(target: Target, predictions: DataFrame, least: int) -> SecondaryTar
     examples, positives = one_row(predictions.agg(F.count("*"), F.count_if(is_positive)))
     why = too_few(target.kind, examples, positives, least)
     if why:
-        return SecondaryTargetMetrics(target.kind, examples, {}, not_judged=why)
+        return SecondaryTargetMetrics(target.kind, examples, {}, not_measured=why)
     if target.kind == "value":
         return SecondaryTargetMetrics(target.kind, examples, _measure_amounts(predictions))
     if target.kind == "next":

@@ -23,7 +23,7 @@ from lam_spark.evaluation.results import (
     Decile,
     EvaluateResult,
     Interval,
-    JudgedRankings,
+    MeasuredRankings,
     RankingMetrics,
 )
 from lam_spark.evaluation.secondary_targets import evaluate_secondary_targets
@@ -53,7 +53,7 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
     """Publish `held_out_scores` (grain: a test example of a customer eligible for training) and measure.
 
     Examples of other targets go to `held_out_predictions`. The numbers of all targets become tags of the model version.
-    A target with too few test examples (`quality.min_positives`) is predicted and not judged. Without a test period
+    A target with too few test examples (`quality.min_positives`) is predicted and not measured. Without a test period
     (`split.test_start: none`) nothing is published.
 
     Raises:
@@ -104,19 +104,19 @@ def evaluate(ctx: RunContext) -> EvaluateResult:
         model_digest=model.digest,
         period=_period(published, config.time_zone),
         rankings=None if why else _rankings(published),
-        not_judged=why,
+        not_measured=why,
         secondary_targets=secondary_targets,
     )
     tag_model_version(config, model.version, result.tags, prefix=TAG_PREFIX)
     return result
 
 
-def _rankings(published: DataFrame) -> JudgedRankings:
+def _rankings(published: DataFrame) -> MeasuredRankings:
     """Measure the model and the baseline on `held_out_scores`."""
     by_model = histogram_of(published, F.col("logit"), F.col("probability"))
     by_baseline = histogram_of(published, F.col("baseline_score"), F.col("probability"))
     intervals = _intervals(published)
-    return JudgedRankings(
+    return MeasuredRankings(
         model=_ranking_metrics(by_model, intervals.auc.model, intervals.lift.model),
         baseline=_ranking_metrics(by_baseline, intervals.auc.baseline, intervals.lift.baseline),
         auc_difference=intervals.auc.difference,

@@ -101,7 +101,7 @@ def require_queries(name: str, target: TargetConfig, counts: Mapping[str, SplitC
     )
 
 
-def judged_count(kind: str, queries: int, positives: int) -> int:
+def smaller_class(kind: str, queries: int, positives: int) -> int:
     """What `quality.min_positives` is compared with.
 
     Returns:
@@ -114,7 +114,7 @@ def judged_count(kind: str, queries: int, positives: int) -> int:
 
 
 def too_few(kind: str, queries: int, positives: int, least: int) -> str:
-    """Why a target cannot be judged in a period, as text; empty if it can.
+    """Why a target cannot be measured in a period, as text; empty if it can.
 
     Args:
         kind: Kind of the target.
@@ -122,7 +122,7 @@ def too_few(kind: str, queries: int, positives: int, least: int) -> str:
         positives: Queries with a label above 0, or with a value that followed.
         least: `quality.min_positives`.
     """
-    count = judged_count(kind, queries, positives)
+    count = smaller_class(kind, queries, positives)
     if count >= least:
         return ""
     what = f"{positives:,} positive of " if kind == "binary" or not positives else ""

@@ -55,7 +55,7 @@ class TargetCounts:
     Attributes:
         used: Split -> examples.
         unused: Reason (`splits.UNUSED`) -> queries.
-        too_few: Period -> why the target cannot be judged or trained there.
+        too_few: Period -> why the target cannot be measured or trained there.
     """
 
     used: dict[str, SplitCounts]
@@ -107,7 +107,7 @@ class ExamplesResult(StageResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Targets that cannot be judged in a period."""
+        """Targets that cannot be measured in a period."""
         return tuple(
             f"{name}, {period} period: {why}"
             for name, counts in self.targets.items()
@@ -184,8 +184,8 @@ def _target_counts(config: Config, name: str, counts: Mapping[str, SplitCounts])
     """Counts of one target, with zeros where there are none."""
     used = {split: counts.get(split, _NO_COUNTS) for split in USED}
     kind, least = config.targets[name].kind, config.quality.min_positives
-    judged = (TRAIN, VALIDATION, *((TEST,) if config.split.has_test else ()))
-    few = {split: too_few(kind, used[split].examples, used[split].positives, least) for split in judged}
+    checked = (TRAIN, VALIDATION, *((TEST,) if config.split.has_test else ()))
+    few = {split: too_few(kind, used[split].examples, used[split].positives, least) for split in checked}
     return TargetCounts(
         used=used,
         unused={reason: counts.get(reason, _NO_COUNTS).examples for reason in UNUSED},

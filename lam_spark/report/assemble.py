@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from lam_spark.config import Config, TargetConfig
-from lam_spark.evaluation.results import EvaluateResult, JudgedRankings, RankingMetrics
+from lam_spark.evaluation.results import EvaluateResult, MeasuredRankings, RankingMetrics
 from lam_spark.labels.splits import UNUSED
 from lam_spark.labels.stage import ExamplesResult
 from lam_spark.report import content as c
@@ -19,9 +19,9 @@ from lam_spark.training.stage import TrainResult
 
 
 def headlines(
-    config: Config, held_out: c.HeldOut | None, not_judged: str, contacts: c.ContactList
+    config: Config, held_out: c.HeldOut | None, not_measured: str, contacts: c.ContactList
 ) -> tuple[c.Headline, ...]:
-    """The large numbers at the top: three, or two if the model is not judged."""
+    """The large numbers at the top: three, or two if the model is not measured."""
     nouns = config.words
     expected = text.count(round(text.expected_successes(contacts) or 0))
     has_offer = proposes_something(config.targets[config.scoring.target])
@@ -33,7 +33,7 @@ def headlines(
         else f"sum of the predicted probabilities: {expected}",
     )
     if held_out is None:
-        return listed, c.Headline("held-out AUC", text.MISSING, not_judged)
+        return listed, c.Headline("held-out AUC", text.MISSING, not_measured)
     model, baseline = held_out.rankings[0], held_out.rankings[1]
     return (
         listed,
@@ -56,7 +56,7 @@ def proposes_something(target: TargetConfig) -> bool:
 
 
 def held_out(target: TargetConfig, result: EvaluateResult) -> c.HeldOut | None:
-    """The model, the baseline and random order on the test period; None if the model is not judged."""
+    """The model, the baseline and random order on the test period; None if the model is not measured."""
     if result.rankings is None or result.period is None:
         return None
     start, end = (dt.date.fromisoformat(day) for day in result.period)
@@ -80,10 +80,10 @@ def held_out(target: TargetConfig, result: EvaluateResult) -> c.HeldOut | None:
 def targets(config: Config, result: EvaluateResult) -> tuple[c.TargetResult, ...]:
     """Every target on the test period, the scored one first."""
     comparisons = result.comparisons
-    facts = {result.target: (result.examples, result.not_judged)}
-    facts |= {name: (each.examples, each.not_judged) for name, each in result.secondary_targets.items()}
+    facts = {result.target: (result.examples, result.not_measured)}
+    facts |= {name: (each.examples, each.not_measured) for name, each in result.secondary_targets.items()}
     rows = []
-    for name, (examples, not_judged) in facts.items():
+    for name, (examples, not_measured) in facts.items():
         target, comparison = config.targets[name], comparisons.get(name)
         rows.append(
             c.TargetResult(
@@ -95,7 +95,7 @@ def targets(config: Config, result: EvaluateResult) -> tuple[c.TargetResult, ...
                 baseline=None if comparison is None else comparison.baseline,
                 baseline_name=target.baseline_name,
                 is_behind=comparison is not None and comparison.is_behind,
-                not_judged=not_judged,
+                not_measured=not_measured,
             )
         )
     return tuple(rows)
@@ -151,8 +151,8 @@ def _random_order(result: EvaluateResult) -> c.Ranking:
     return c.Ranking("random order", "random", "no ranking at all", 0.5, None, None, deciles)
 
 
-def calibration(rankings: JudgedRankings | None) -> c.Calibration | None:
-    """Predicted probabilities compared with observed rates; None if the model is not judged."""
+def calibration(rankings: MeasuredRankings | None) -> c.Calibration | None:
+    """Predicted probabilities compared with observed rates; None if the model is not measured."""
     if rankings is None:
         return None
     metrics = rankings.calibration

@@ -43,7 +43,7 @@ def render(context: ReportContext) -> str:
             chart={name: Markup(svg) for name, svg in _charts(context).items()},
             curves=[(caption, Markup(svg)) for caption, svg in charts.training_curves(curves, _NARROW)],
             share_bar=lambda share: Markup(charts.share_bar(share)),
-            comparison=words.compare_with_baseline(held_out, nouns, context.not_judged),
+            comparison=words.compare_with_baseline(held_out, nouns, context.not_measured),
             lift_sentence=words.lift_sentence(held_out, nouns),
             gains_sentence=words.gains_sentence(held_out, nouns),
             calibration_sentence=words.calibration_sentence(context.calibration, nouns),

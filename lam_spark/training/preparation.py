@@ -166,7 +166,7 @@ def specification(
             DEFINITION: model_definition(config),
             TOO_FEW: not_validated,
         },
-        judged=tuple(target.name for target in layout.targets if target.name not in not_validated),
+        validated_targets=tuple(target.name for target in layout.targets if target.name not in not_validated),
         value_embeddings_digest=value_embeddings_digest,
         vocabulary_digest=vocabulary,
         secrets=tuple(sorted(config.secret_variables)),

@@ -47,7 +47,7 @@ class TrainingSpec:
         folder: folder of the artifact, the checkpoints and the progress file.
         facts: entries of the model card; they do not change the training.
         value_embeddings_digest: sha256 of the file of value embeddings in the folder; empty without any.
-        judged: targets with enough validation queries to select the best epoch and to be calibrated; None means all.
+        validated_targets: targets with enough validation queries to select the epoch and to be calibrated; None: all.
         vocabulary_digest: sha256 of the vocabulary behind the ids (`sequences.vocabulary.vocabulary_digest`).
         secrets: names of environment variables that the workers must not see.
     """
@@ -66,7 +66,7 @@ class TrainingSpec:
     target_weights: tuple[float, ...]
     folder: str
     facts: dict[str, Any]
-    judged: tuple[str, ...] | None = None
+    validated_targets: tuple[str, ...] | None = None
     value_embeddings_digest: str = ""
     vocabulary_digest: str = ""
     secrets: tuple[str, ...] = ()

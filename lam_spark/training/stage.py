@@ -66,7 +66,7 @@ class TrainResult(StageResult):
         """One line for people."""
         training = self.training
         auc = training.validation.get("AUC")
-        quality = "validation period too small to judge" if auc is None else f"validation AUC {auc:.3f}"
+        quality = "validation period too small to measure" if auc is None else f"validation AUC {auc:.3f}"
         return (
             f"{training.parameters:,} parameters, {training.tokens:,} events in {training.seconds:.0f} s in "
             f"{training.world_size} processes; {quality} (epoch {training.best_epoch})"

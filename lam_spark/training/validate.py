@@ -69,16 +69,14 @@ class ValidationRunner:
 
     @torch.no_grad()
     def target_metrics(self, state: TrainingState) -> dict[str, ValidationMetrics]:
-        """Metrics of each target that the specification judges; nothing is read without any.
+        """Metrics of each target of `TrainingSpec.validated_targets`; nothing is read without any.
 
         Raises:
             ModelError: a target has no examples in the period, or all have the same label.
         """
         self._model.eval()
-        layout, settings, judged = self._spec.layout, self._spec.settings, self._spec.judged
-        validators = [
-            Validator(target) for target in layout.targets if judged is None or target.name in judged
-        ]
+        layout, settings, names = self._spec.layout, self._spec.settings, self._spec.validated_targets
+        validators = [Validator(target) for target in layout.targets if names is None or target.name in names]
         if not validators:
             return {}
         splits = [SPLIT_IDS[name] for name in self._period.splits]

@@ -30,7 +30,7 @@ ALL: dict[str, Define] = {
     "model": model_definition,
     "scores": scores_definition,
 }
-QUESTION = {"examples", "snapshot", "model", "scores"}
+LABELLED = {"examples", "snapshot", "model", "scores"}
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +51,19 @@ def changed(conf: Path, *overrides: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("override", "key", "where"),
     [
-        ("targets.lapse.horizon_days=14", "targets.lapse.horizon_days", QUESTION),
-        ("targets.lapse.every_days=14", "targets.lapse.every_days", QUESTION),
-        ("targets.response.population='1 = 0'", "targets.response.population", QUESTION),
-        ("targets.response.label='1 = 1'", "targets.response.label", QUESTION),
-        ("split.test_start=2023-10-02", "split.test_start", QUESTION),
+        ("targets.lapse.horizon_days=14", "targets.lapse.horizon_days", LABELLED),
+        ("targets.lapse.every_days=14", "targets.lapse.every_days", LABELLED),
+        ("targets.response.population='1 = 0'", "targets.response.population", LABELLED),
+        ("targets.response.label='1 = 1'", "targets.response.label", LABELLED),
+        ("split.test_start=2023-10-02", "split.test_start", LABELLED),
         ("targets.response.baseline_filter='1 = 1'", "targets.response.baseline_filter", {"examples"}),
         ("targets.items.top_k=2", "targets.items.top_k", {"snapshot", "model", "scores"}),
         ("fields.item.min_count=9", "fields.item.min_count", {"sequences"}),
         ("fields.item.role=who", "fields.item.role", {"snapshot", "model", "scores"}),
-        ("fields.page={role: where, kind: categorical}", "fields.page (added)", {*QUESTION, "sequences"}),
+        ("fields.page={role: where, kind: categorical}", "fields.page (added)", {*LABELLED, "sequences"}),
         ("fields.note={role: where, kind: reference}", "fields.note (added)", {"examples"}),
         ("model.window_days=[7]", "model.window_days", {"snapshot"}),
-        ("time_zone=UTC", "time_zone", {*QUESTION, "sequences"}),
+        ("time_zone=UTC", "time_zone", {*LABELLED, "sequences"}),
         ("scoring.proposals=SELECT 1", "scoring.proposals", {"scores"}),
         ("scoring.target=lapse", "", set()),
         ("model.d_model=32", "", set()),
@@ -83,7 +83,7 @@ def test_several_differences_are_named_and_a_target_of_one_side_only_once(conf: 
     added = "targets.again={description: again, population: 'true', outcome_filter: 'true', horizon_days: 7}"
     keys = changed(conf, added, "targets.lapse.horizon_days=7", "targets.lapse.negate=false")
     text = "targets.again (added), targets.lapse.horizon_days, targets.lapse.negate"
-    assert keys == dict.fromkeys(QUESTION, text)
+    assert keys == dict.fromkeys(LABELLED, text)
     define = model_definition
     with_target = define(load_config(conf, overrides=[added]))
     assert differences(with_target, define(load_config(conf))) == "targets.again (removed)"

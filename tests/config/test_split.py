@@ -41,10 +41,15 @@ def test_without_a_test_period_everything_before_as_of_is_learned_from() -> None
     assert load_config(CONF, overrides=["split.test_start=none"]).split.has_test is False
 
 
-@pytest.mark.parametrize("start", ["90d", "-0d", "2024-13-01", "yesterday", "none", "null", "-1.5d"])
+@pytest.mark.parametrize("start", ["90d", "-0d", "'2024-13-01'", "yesterday", "none", "null", "-1.5d"])
 def test_a_start_is_a_date_or_days_before_as_of(start: str) -> None:
     with pytest.raises(ConfigError, match=r"split\.train_start: expected a date such as 2024-10-01, or days"):
         load_config(CONF, overrides=[f"split.train_start={start}"])
+
+
+def test_a_date_that_does_not_exist_is_no_yaml_value() -> None:
+    with pytest.raises(ConfigError, match=r"--set split\.train_start: '2024-13-01' is not a YAML value"):
+        load_config(CONF, overrides=["split.train_start=2024-13-01"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an evaluation says about each target: warnings, tags of the model version, and what it does not judge."""
+"""What an evaluation says about each target: warnings, tags of the model version, and what it does not measure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lam_spark.evaluation.results import (
     CalibrationMetrics,
     Decile,
     EvaluateResult,
-    JudgedRankings,
+    MeasuredRankings,
     RankingMetrics,
     SecondaryTargetMetrics,
 )
-from lam_spark.labels.splits import judged_count, too_few
+from lam_spark.labels.splits import smaller_class, too_few
 
 FEW = "too few to judge: 9 (9 positive of 80 queries; quality.min_positives is 30)"
 
@@ -22,7 +22,7 @@ def ranking(auc: float, lift: float) -> RankingMetrics:
 
 
 CALIBRATION = CalibrationMetrics((), 0.1, 0.2, 0.01)
-BEHIND = JudgedRankings(ranking(0.55, 1.2), ranking(0.6, 2.0), (-0.11, 0.01), (-1.0, 0.1), CALIBRATION)
+BEHIND = MeasuredRankings(ranking(0.55, 1.2), ranking(0.6, 2.0), (-0.11, 0.01), (-1.0, 0.1), CALIBRATION)
 RESULT = EvaluateResult(
     target="reply",
     examples=80,
@@ -31,14 +31,14 @@ RESULT = EvaluateResult(
     model_digest="digest",
     period=("2023-10-01", "2023-11-30"),
     rankings=BEHIND,
-    not_judged="",
+    not_measured="",
     secondary_targets={
         "spend": SecondaryTargetMetrics(
             "value", 80, {"mean_absolute_error": 4.0, "baseline_mean_absolute_error": 3.5}
         ),
         "churn": SecondaryTargetMetrics("binary", 80, {"auc": 0.7, "baseline_auc": 0.6}),
         "items": SecondaryTargetMetrics("next", 80, {"macro_auc": 0.7}),
-        "rare": SecondaryTargetMetrics("binary", 80, {}, not_judged=FEW),
+        "rare": SecondaryTargetMetrics("binary", 80, {}, not_measured=FEW),
     },
 )
 
@@ -71,22 +71,26 @@ def test_the_numbers_of_every_target_are_tags() -> None:
         "held_out.items.macro_auc": "0.7",
         "held_out.items.examples": "80",
         "held_out.rare.examples": "80",
-        "held_out.rare.not_judged": FEW,
+        "held_out.rare.not_measured": FEW,
     }
 
 
-def test_a_target_that_is_not_judged_has_no_numbers() -> None:
-    result = dataclasses.replace(RESULT, rankings=None, not_judged=FEW, secondary_targets={})
+def test_a_target_that_is_not_measured_has_no_numbers() -> None:
+    result = dataclasses.replace(RESULT, rankings=None, not_measured=FEW, secondary_targets={})
     assert result.message == f"80 held-out examples, 40 positive: {FEW}"
     assert result.warnings == (f"reply, test period: {FEW}",)
     assert result.comparisons == {}
-    assert result.tags["held_out.reply.not_judged"] == FEW
+    assert result.tags["held_out.reply.not_measured"] == FEW
     assert EvaluateResult.from_json(result.to_json()) == result
     assert EvaluateResult.from_json(RESULT.to_json()) == RESULT
 
 
 def test_the_smaller_class_of_a_binary_target_counts() -> None:
-    assert (judged_count("binary", 100, 70), judged_count("value", 100, 70), judged_count("next", 9, 0)) == (
+    assert (
+        smaller_class("binary", 100, 70),
+        smaller_class("value", 100, 70),
+        smaller_class("next", 9, 0),
+    ) == (
         30,
         100,
         0,

@@ -1,4 +1,4 @@
-"""Nothing is judged by the labels of another question: stages refuse what was made for another configuration."""
+"""Nothing is measured by the labels of another question: stages refuse what was made for another configuration."""
 
 from __future__ import annotations
 
@@ -233,22 +233,27 @@ def test_a_training_period_with_too_few_queries_stops_the_training(build: Build)
     )
 
 
-def test_validation_and_test_periods_with_too_few_queries_are_not_judged(build: Build) -> None:
+def test_validation_and_test_periods_with_too_few_queries_are_not_measured(build: Build) -> None:
     """Six queries of each class in the training and in the test period, three in the validation period."""
     ctx = build(quality={"min_positives": 4})
     few = "too few to judge: 3 (3 positive of 6 queries; quality.min_positives is 4)"
     result = train(ctx)
     assert result.validation_too_few == {"response": few}
     assert result.warnings[0].startswith(f"response, validation period: {few}; it selects no epoch")
-    assert "validation period too small to judge (epoch 1)" in result.message
+    assert "validation period too small to measure (epoch 1)" in result.message
     model = load_registered_model(ctx.tables, ctx.config, ["response"])
     assert (model.calibration["response"].slope, model.calibration["response"].intercept) == (1.0, 0.0)
     assert evaluate(ctx).rankings is not None
     few = "too few to judge: 6 (6 positive of 12 queries; quality.min_positives is 7)"
-    judged = evaluate(build(quality={"min_positives": 7}))
-    assert (judged.examples, judged.positives, judged.not_judged, judged.rankings) == (12, 6, few, None)
-    assert judged.message == f"12 held-out examples, 6 positive: {few}"
-    assert judged.warnings == (f"response, test period: {few}",)
+    few_queries = evaluate(build(quality={"min_positives": 7}))
+    assert (few_queries.examples, few_queries.positives, few_queries.not_measured, few_queries.rankings) == (
+        12,
+        6,
+        few,
+        None,
+    )
+    assert few_queries.message == f"12 held-out examples, 6 positive: {few}"
+    assert few_queries.warnings == (f"response, test period: {few}",)
 
 
 def test_a_final_training_uses_everything_and_is_not_evaluated(build: Build) -> None:

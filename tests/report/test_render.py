@@ -285,9 +285,9 @@ def test_a_worse_model_is_reported_as_worse(context: ReportContext) -> None:
     assert ("div", "class", "comparison worse") in page.attributes
 
 
-def test_a_model_that_is_not_judged_says_why(context: ReportContext) -> None:
+def test_a_model_that_is_not_measured_says_why(context: ReportContext) -> None:
     why = "too few to judge: 12 (12 positive of 400 queries; quality.min_positives is 30)"
-    page = assert_sound(replace(context, held_out=None, calibration=None, not_judged=why))
+    page = assert_sound(replace(context, held_out=None, calibration=None, not_measured=why))
     assert f"Not measured T{why[1:]}." in page.text
     assert "Can the scores be trusted?" in page.text
 

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config
 from lam_spark.delivery.stage import DeliverResult
 from lam_spark.errors import ConfigError
-from lam_spark.evaluation.results import CalibrationMetrics, EvaluateResult, JudgedRankings, RankingMetrics
+from lam_spark.evaluation.results import CalibrationMetrics, EvaluateResult, MeasuredRankings, RankingMetrics
 from lam_spark.report.entries import ListEntries, entries_of_list
 from lam_spark.runtime.audit import AuditChain, StageCost
 from lam_spark.runtime.results import StageResult
@@ -49,7 +49,7 @@ def trained(digest: str) -> TrainResult:
 def evaluated(digest: str) -> EvaluateResult:
     calibration = CalibrationMetrics((), NAN, NAN, NAN)
     period = ("2023-10-01", "2023-11-30")
-    rankings = JudgedRankings(RANKING, RANKING, (NAN, NAN), (NAN, NAN), calibration)
+    rankings = MeasuredRankings(RANKING, RANKING, (NAN, NAN), (NAN, NAN), calibration)
     return EvaluateResult("response", 1, 0, 0, digest, period, rankings, "", {})
 
 

@@ -313,12 +313,14 @@ def test_without_next_events_in_the_validation_period_there_is_no_loss_of_them(t
     assert records[-1]["event"] == "done"
 
 
-def test_without_a_judged_target_all_epochs_are_trained_and_nothing_is_calibrated(tmp_path: Path) -> None:
+def test_without_a_validated_target_all_epochs_are_trained_and_nothing_is_calibrated(tmp_path: Path) -> None:
     """The validation period has too few queries: it selects no epoch, and its labels are not read."""
     content = blocks(8)
     for block in content:
         block["label_reply"][block["query_split"] == 2] = np.nan
-    spec = dataclasses.replace(specification(tmp_path, [content], finetune_epochs=3, patience=1), judged=())
+    spec = dataclasses.replace(
+        specification(tmp_path, [content], finetune_epochs=3, patience=1), validated_targets=()
+    )
     records: Records = []
     Trainer(spec, LocalGroup(), records.append).fit()
     summary = records[-1]["summary"]
@@ -327,10 +329,12 @@ def test_without_a_judged_target_all_epochs_are_trained_and_nothing_is_calibrate
     assert card["calibration"] == {"reply": {"slope": 1.0, "intercept": 0.0}}
 
 
-def test_a_target_that_is_not_judged_selects_no_epoch(tmp_path: Path) -> None:
+def test_a_target_that_is_not_measured_selects_no_epoch(tmp_path: Path) -> None:
     spec = specification(tmp_path, [blocks(8)])
-    assert spec.fingerprint() != dataclasses.replace(spec, judged=()).fingerprint()
+    assert spec.fingerprint() != dataclasses.replace(spec, validated_targets=()).fingerprint()
     records: Records = []
-    for judged in (("reply",), ()):
-        runner = Trainer(dataclasses.replace(spec, judged=judged), LocalGroup(), records.append).validation
-        assert tuple(runner.target_metrics(TrainingState())) == judged
+    for names in (("reply",), ()):
+        runner = Trainer(
+            dataclasses.replace(spec, validated_targets=names), LocalGroup(), records.append
+        ).validation
+        assert tuple(runner.target_metrics(TrainingState())) == names

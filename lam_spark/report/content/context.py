@@ -68,8 +68,8 @@ class ReportContext:
             coupon of the campaign within its running time".
         contact_list: The list that the run delivers.
         headlines: The large numbers at the top; the layout is made for three.
-        held_out: Results on the held-out period, or None if the model is not judged.
-        not_judged: Why the model is not judged; empty if it is.
+        held_out: Results on the held-out period, or None if the model is not measured.
+        not_measured: Why the model is not measured; empty if it is.
         targets: Every target on the held-out period, the scored one first.
         queries: What became of all queries of every target.
         has_offer: Whether a score assumes a proposed event; a question such as churn has none.
@@ -97,7 +97,7 @@ class ReportContext:
     contact_list: ContactList
     headlines: tuple[Headline, ...] = ()
     held_out: HeldOut | None = None
-    not_judged: str = ""
+    not_measured: str = ""
     targets: tuple[TargetResult, ...] = ()
     queries: tuple[QueryCount, ...] = ()
     has_offer: bool = True

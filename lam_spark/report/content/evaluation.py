@@ -107,12 +107,12 @@ class TargetResult:
         name: Name of the target.
         description: The target in plain words.
         examples: Examples in the period.
-        metric: Name of the metric; empty if the target is not judged.
+        metric: Name of the metric; empty if the target is not measured.
         model: The model's value, or None.
         baseline: The baseline's value, or None where there is none.
         baseline_name: The baseline in plain words.
         is_behind: Whether the baseline has the better value.
-        not_judged: Why nothing was measured; empty if the target is judged.
+        not_measured: Why nothing was measured; empty if the target is measured.
     """
 
     name: str
@@ -123,4 +123,4 @@ class TargetResult:
     baseline: float | None
     baseline_name: str
     is_behind: bool
-    not_judged: str = ""
+    not_measured: str = ""
