@@ -220,6 +220,7 @@ BOUNDED = [
     "evaluation/histogram.py _rows",  # a limit just before
     "evaluation/secondary_targets.py _measure_values",  # groups: twenty values, logits of two decimals
     "evaluation/stage.py _intervals",  # a limit just before
+    "events/arrival.py arrival_delays",  # groups: channels
     "events/reconciliation.py reconcile",  # groups: source and row status
     "events/staging.py count_staged",  # groups: reader and reason, of which each rule has one
     "labels/stage.py _count",  # groups: target and split

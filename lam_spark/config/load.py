@@ -36,7 +36,11 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
         siblings = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         hint = f"; {file.parent} contains {', '.join(siblings)}" if siblings else ""
         raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: encoding, or a date such as 2024-13-01
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: encoding, or a date such as 2024-13-01
         raise ConfigError(f"expected a readable YAML file at {file}: {masked(str(error))}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"expected a mapping of keys in {file}, got {type(content).__name__}")

@@ -1,6 +1,6 @@
 """Arrival delays of channels: what the configuration declares, and what the nights so far propose.
 
-Measured delays never change an event's `known_at`: they depend on when somebody ran the stage.
+Measured delays never change an event's `known_at`: they depend on when the stage was run.
 """
 
 from __future__ import annotations

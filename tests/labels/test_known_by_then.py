@@ -157,7 +157,7 @@ def scores(ctx: RunContext) -> Scores:
 
 
 @dataclass(frozen=True)
-class World:
+class LeakyShop:
     """The shop after the night of the list.
 
     Attributes:
@@ -174,7 +174,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
+def leaky_shop(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> LeakyShop:
     root, shop = tmp_path_factory.mktemp("known by then") / "shop", Shop.draw(seed=2)
     shop.write(root / "raw", night=0)
     agreed = [(raw_id(n), purpose, "2024-01-01T00:00:00Z") for n in range(CUSTOMERS) for purpose in PURPOSES]
@@ -186,7 +186,7 @@ def world(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Worl
 
     ctx = build(AS_OF)
     run(ctx, "ingest", "consent", "sequences", "examples", "snapshot", "train")
-    return World(shop, root, build, run(ctx, "evaluate"), scores_of_night(ctx))
+    return LeakyShop(shop, root, build, run(ctx, "evaluate"), scores_of_night(ctx))
 
 
 def scores_of_night(ctx: RunContext) -> Scores:
@@ -202,27 +202,29 @@ def auc_and_spread(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.boo
     return float(ahead + tied / 2), float(np.sqrt((len(scores) + 1) / (12 * positives * negatives)))
 
 
-def test_the_model_predicts_nothing_on_the_test_period(world: World) -> None:
-    low, high = world.held_out.model.auc_interval
+def test_the_model_predicts_nothing_on_the_test_period(leaky_shop: LeakyShop) -> None:
+    low, high = leaky_shop.held_out.model.auc_interval
     assert low < 0.5 < high
     assert high - low < 0.2
-    assert world.held_out.examples == 3 * CUSTOMERS
+    assert leaky_shop.held_out.examples == 3 * CUSTOMERS
 
 
-def test_the_model_predicts_nothing_of_what_follows_the_list(world: World) -> None:
-    customers = sorted(world.shop.buys)
-    live = np.array([world.live[key_of(customer)] for customer in customers])
-    auc, spread = auc_and_spread(live, np.array([world.shop.buys[customer] for customer in customers]))
+def test_the_model_predicts_nothing_of_what_follows_the_list(leaky_shop: LeakyShop) -> None:
+    customers = sorted(leaky_shop.shop.buys)
+    live = np.array([leaky_shop.live[key_of(customer)] for customer in customers])
+    auc, spread = auc_and_spread(live, np.array([leaky_shop.shop.buys[customer] for customer in customers]))
     assert abs(auc - 0.5) < 1.96 * spread < 0.1
 
 
-def test_a_past_day_gets_the_scores_of_its_night_after_later_links(world: World) -> None:
+def test_a_past_day_gets_the_scores_of_its_night_after_later_links(leaky_shop: LeakyShop) -> None:
     """The same rule live and in hindsight, also for the events that a later login has assigned."""
-    world.shop.write(world.root / "raw", night=1)
+    leaky_shop.shop.write(leaky_shop.root / "raw", night=1)
     later = AS_OF + STEP
-    ctx = world.build(later, as_of=later.date().isoformat(), quality={"max_staleness_days": 28})
+    ctx = leaky_shop.build(later, as_of=later.date().isoformat(), quality={"max_staleness_days": 28})
     assert run(ctx, "ingest").counts["resolved_later"] > CUSTOMERS / 2
     run(ctx, "sequences")
-    again = scores_of_night(world.build(later))
-    assert again.keys() == world.live.keys()
-    np.testing.assert_allclose([again[key] for key in world.live], list(world.live.values()), atol=1e-5)
+    again = scores_of_night(leaky_shop.build(later))
+    assert again.keys() == leaky_shop.live.keys()
+    np.testing.assert_allclose(
+        [again[key] for key in leaky_shop.live], list(leaky_shop.live.values()), atol=1e-5
+    )
