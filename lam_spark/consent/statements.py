@@ -157,7 +157,8 @@ def _is_withdrawal() -> Column:
 def _names(statements: DataFrame) -> list[tuple[str | None, str | None, int]]:
     """Different pairs of purpose and state, with the number of statements."""
     groups = statements.groupBy("purpose", "state").count()
-    rows = [tuple(row) for row in groups.limit(_MAX_NAMES * _MAX_NAMES + 1).toLocalIterator()]
+    groups = groups.limit(_MAX_NAMES * _MAX_NAMES + 1)
+    rows = [(row["purpose"], row["state"], row["count"]) for row in groups.toLocalIterator()]
     for number, column in enumerate(("purpose", "state")):
         if len({row[number] for row in rows}) > _MAX_NAMES:
             raise ConsentError(

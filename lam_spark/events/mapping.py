@@ -100,7 +100,7 @@ def map_links(
         raise ConfigError(
             f"{key} must yield {', '.join(_LINK_TYPES)}; it yields {', '.join(selected.columns)}"
         )
-    id_folds = F.col("id_kind").try_cast("string").isin(*fold_case) if fold_case else False
+    id_folds: Column | bool = F.col("id_kind").try_cast("string").isin(*fold_case) if fold_case else False
     rows = selected.select(
         F.struct("id_kind", "linked_at").alias(SELECTED),
         id_column(selected, "id", key, folds=id_folds).alias("id"),

@@ -172,14 +172,14 @@ def test_a_model_is_not_registered_if_a_customer_opts_out_during_its_training(
     monkeypatch.delenv("LAM_SPARK_SECRET")
     record = RefreshRecord(STARTED_AT.isoformat(), {}, 12, None, 0, 0).to_metadata()
     ctx.tables.touch_metadata("consent", record)
-    registered = []
+    registered: list[Any] = []
 
     def end_training(*_: Any) -> Row:
         opt_out(ctx, "dan", "2024-01-02T10:00:00", "2024-01-02T10:00:00", record)
         return {"digest": "", "summary": {}}
 
     monkeypatch.setattr("lam_spark.training.stage._train", end_training)
-    monkeypatch.setattr("lam_spark.training.stage.register_model", lambda *_: registered.append(1))
+    monkeypatch.setattr("lam_spark.training.stage.register_model", lambda *values: registered.extend(values))
     with pytest.raises(ConsentError, match=f"^1 {NO_LONGER_AGREE}"):
         train(ctx)
     assert not registered

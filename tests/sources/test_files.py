@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError
 from lam_spark.sources.fingerprint import input_fingerprint
+from lam_spark.sources.increment import Part, SourceIncrement
 from lam_spark.sources.inputs import count_lines, open_input
 
 
@@ -64,7 +65,10 @@ def test_a_csv_file_in_another_order_is_refused_wherever_it_stands(
     message = r"the header of the CSV file \S+/5\.csv does not give the declared columns of its input in their order"
 
     def counts() -> dict[str, tuple[int, int]]:
-        return count_lines({"sales": open_input(spark, "sales", files)})
+        """Of the new files of a night, the first of which has the declared header."""
+        parts = tuple(Part(str(file)) for file in sorted(tmp_path.glob("*.csv")))
+        increment = SourceIncrement("shop", "sales", parts, None, "", is_first=True)
+        return count_lines({"sales": open_input(spark, "sales", files, increment)})
 
     with pytest.raises(ConfigError, match=message):
         counts()
