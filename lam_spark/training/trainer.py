@@ -3,7 +3,7 @@
 1. Pre-training: predict next timestamp groups before the validation period.
 2. Fine-tuning: all targets on labelled queries of the training period, with next timestamp groups as a side task.
    After each epoch the average of the last steps' weights is validated; the targets' losses select the best epoch.
-   Targets with too few validation queries (`TrainingSpec.validated_targets`) do not count; without any, the last epoch does.
+   Targets with too few validation queries (`spec.validated_targets`) do not count; without any the last epoch is taken.
 3. Calibration on the best epoch's validation logits; a target with too few keeps its logits.
 4. Refit: from the pre-trained weights, the selected number of epochs on everything that matured before the test
    period; the average weights are saved. The snapshot holds nothing of the test period.
