@@ -39,7 +39,7 @@ def events_frame(ctx: RunContext) -> DataFrame:
     rows = [(key, f"event {number}") for key, number in KEYS.items()]
     events = local_frame(ctx.spark, rows, "customer_key STRING, event_id STRING")
     day_before = F.expr(f"{sql_literal(ctx.as_of)} - INTERVAL 1 DAY")
-    return events.withColumns({"event_time": day_before, "source": F.lit("web")})
+    return events.withColumns({"event_time": day_before, "known_at": day_before, "source": F.lit("web")})
 
 
 @pytest.fixture
