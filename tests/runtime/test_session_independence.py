@@ -25,8 +25,12 @@ from tests.support.shop import MORE_TARGETS, ONE_TARGET, STARTED_AT, draw_data_s
 # Three workspaces: on a busy machine they take longer than the default of a test.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 
-FIRST = ("ingest", "consent", "sequences", "examples", "snapshot", "train")
-THEN = ("score", "evaluate", "deliver", "report", "embed")
+# All stages with the model that they train, and those that a model of another workspace is used for.
+ALL = (
+    "ingest", "consent", "sequences", "examples", "snapshot", "train", "score", "evaluate", "deliver", "report",
+    "embed",
+)  # fmt: skip
+BY_MODEL = ("score", "evaluate", "deliver", "embed")
 # The session that the package makes itself, and two that a platform might bring: time zone, ANSI mode.
 REFERENCE = ("UTC", "true")
 OTHERS = [("Asia/Tokyo", "true"), ("America/New_York", "false")]
@@ -136,8 +140,8 @@ def run(
 def workspaces(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workspace]:
     """Time zone -> the workspace that a session of it made.
 
-    Each trains a model of its own; all are scored with the model of the first, because trained weights depend on the
-    order of additions. The process of the last has another time zone than its session.
+    Each trains a model of its own; then all are scored with the model of the first, because trained weights depend on
+    the order of additions. The process of the last has another time zone than its session.
     """
     folder = tmp_path_factory.mktemp("sessions")
     made = {}
@@ -147,12 +151,13 @@ def workspaces(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) ->
             if zone == OTHERS[-1][0]:
                 patch.setitem(os.environ, "TZ", "Asia/Kathmandu")
                 time.tzset()
-            results = run(spark, config, FIRST, zone, ansi)
+            results = run(spark, config, ALL, zone, ansi)
             if not made:
                 uri = f"sqlite:///{config.workspace / 'mlflow' / 'mlflow.db'}"
-            with patch.context() as scoring:
-                scoring.setenv("MLFLOW_TRACKING_URI", uri)
-                results |= run(spark, config, THEN, zone, ansi)
+            else:
+                with patch.context() as scoring:
+                    scoring.setenv("MLFLOW_TRACKING_URI", uri)
+                    results |= run(spark, config, BY_MODEL, zone, ansi)
             made[zone] = Workspace(config.workspace, results)
     time.tzset()
     return made
@@ -206,7 +211,7 @@ def assert_near(left: Any, right: Any) -> None:
 @pytest.mark.parametrize("zone", [zone for zone, _ in OTHERS])
 def test_results_are_equal(workspaces: dict[str, Workspace], zone: str) -> None:
     expected, actual = workspaces[REFERENCE[0]].results, workspaces[zone].results
-    counted = [name for name in (*FIRST, *THEN) if name not in ("train", "report")]
+    counted = [name for name in ALL if name not in ("train", "report")]
     assert {name: dict(actual[name].counts) for name in counted} == {
         name: dict(expected[name].counts) for name in counted
     }
