@@ -136,9 +136,14 @@ def _session(config: Config, session: SparkSession | None) -> Iterator[SparkSess
             spark.stop()
 
 
-def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: bool = False) -> StageResult:
+def _forget_versions(ctx: RunContext) -> None:
+    """The next audit entry lists only the versions that are read and written from now on."""
     ctx.tables.read_versions.clear()
     ctx.tables.written_versions.clear()
+
+
+def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: bool = False) -> StageResult:
+    _forget_versions(ctx)
     ctx.log.event("stage started", stage=name)
     monitor = Monitor(name, ctx.spark, ctx.log)
 
@@ -147,6 +152,7 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: 
 
     if STAGES[name].publishes:
         chain.start(name)
+        _forget_versions(ctx)  # of the audit itself
     try:
         with monitor:
             if checks_ledger:

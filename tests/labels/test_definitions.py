@@ -13,6 +13,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from lam_spark.consent.record import RefreshRecord
 from lam_spark.delivery.stage import deliver
 from lam_spark.errors import DataQualityError, LamSparkError
 from lam_spark.evaluation.stage import evaluate
@@ -30,7 +31,7 @@ from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import train
 from lam_spark.training_data.columns import layout_of, layout_with
 from lam_spark.training_data.stage import build_snapshot
-from tests.support.shop import ONE_TARGET, context_builder
+from tests.support.shop import ONE_TARGET, STARTED_AT, context_builder
 from tests.support.tables import event, events_frame, publish, register
 from tests.support.tiny import random_model
 
@@ -88,6 +89,8 @@ def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("definitions") / "shop"
     ctx = context_builder(spark, root)(**SECTIONS)
     publish(ctx, all_events(), dict.fromkeys(CUSTOMERS, ("opt_in", "opt_in")))
+    refresh = RefreshRecord(STARTED_AT.isoformat(), {}, 2 * len(CUSTOMERS), None, 0, 0)
+    ctx.tables.touch_metadata("consent", refresh.to_metadata())
     for stage in (build_sequences, build_examples, build_snapshot):
         stage(ctx)
     register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
@@ -233,8 +236,11 @@ def test_a_training_period_with_too_few_queries_stops_the_training(build: Build)
     )
 
 
-def test_validation_and_test_periods_with_too_few_queries_are_not_measured(build: Build) -> None:
+def test_validation_and_test_periods_with_too_few_queries_are_not_measured(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six queries of each class in the training and in the test period, three in the validation period."""
+    monkeypatch.delenv("LAM_SPARK_SECRET")  # another process refreshes the ledger
     ctx = build(quality={"min_positives": 4})
     few = "too few to judge: 3 (3 positive of 6 queries; quality.min_positives is 4)"
     result = train(ctx)
