@@ -166,7 +166,7 @@ def main() -> None:
         figures["matmul_share"] = matmul_share(MEDIUM, 2 if smoke else 7)
         figures["matmul_share_small"] = matmul_share(SIZE, 5 if smoke else 50)
         figures |= two_ranks(folder / "ranks", 16 if smoke else 512, 1 if smoke else 3)
-        figures |= rank_memory(folder / "memory", 64 if smoke else 4096)
+        figures |= rank_memory(folder / "memory", 512 if smoke else 4096)
     report("training", figures, TARGETS)
 
 
