@@ -15,6 +15,7 @@ from lam_spark.config import Config
 from lam_spark.config.flags import FlagParser
 from lam_spark.config.load import load_config
 from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, values_may_be_shown, without_values
+from lam_spark.masking import masked
 from lam_spark.stages import NIGHTLY, STAGES
 
 
@@ -58,9 +59,13 @@ def _run(config: Config, names: Sequence[str], summary: dict[str, Any]) -> dict[
     summary["run_id"] = new_run_id()
     with interruptible():
         results = run_stages(config, names, run_id=summary["run_id"])
+    warnings = [f"{name}: {warning}" for name, result in results.items() for warning in result.warnings]
+    for warning in warnings:
+        print(warning)
     return {
         "as_of": config.as_of,
         "stages": {name: dict(result.counts) for name, result in results.items()},
+        "warnings": warnings,
         **results[names[-1]].summary,
     }
 
@@ -72,15 +77,15 @@ def _summarise(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
         summary |= work()
         summary |= {"status": "done", "exit_code": 0}
     except LamSparkError as error:
-        summary |= {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
-        print(f"lam-spark {stage}: {type(error).__name__}: {error}", file=sys.stderr)
+        summary |= {"status": "failed", "exit_code": error.exit_code, "error": masked(str(error))}
+        print(f"lam-spark {stage}: {without_values(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         summary |= {"status": "interrupted", "exit_code": 130}
         print(f"lam-spark {stage}: interrupted; the last good tables are unchanged", file=sys.stderr)
     except Exception as error:
         summary |= {"status": "failed", "exit_code": 1, "error": without_values(error)}
         if values_may_be_shown():
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), end="", file=sys.stderr)
         else:
             print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
             hint = "its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it"

@@ -9,6 +9,8 @@ import difflib
 import os
 from collections.abc import Iterable
 
+from lam_spark.masking import masked
+
 
 class LamSparkError(Exception):
     """Root of all errors raised on purpose; any other exception is a defect."""
@@ -58,8 +60,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text; Spark appends query plans and stack traces after it."""
-    return str(error).strip().splitlines()[0]
+    """First line of an error's text without secrets; Spark appends query plans and stack traces after it."""
+    lines = str(error).strip().splitlines()
+    return masked(lines[0]) if lines else type(error).__name__
 
 
 def without_values(error: BaseException) -> str:
@@ -68,7 +71,7 @@ def without_values(error: BaseException) -> str:
     The text of a Spark or Python error may quote a row (`The value 'C-1234' cannot be cast`).
     """
     if isinstance(error, LamSparkError):
-        return f"{type(error).__name__}: {error}"
+        return masked(f"{type(error).__name__}: {error}")
     condition = getattr(error, "getCondition", lambda: None)()
     return type(error).__name__ + (f" [{condition}]" if condition else "")
 

@@ -23,6 +23,8 @@ class Stage:
         output: Description of its outputs other than tables.
         nightly: Whether `lam-spark run` includes it; the others run on request only.
         needs_secret: Whether it turns raw ids into pseudonyms.
+        reads_customers: Whether it needs a consent ledger that is what its source says now; the runner checks it.
+        publishes: Whether people act on its output: the audit has an entry before it starts, too.
     """
 
     function: str
@@ -32,6 +34,8 @@ class Stage:
     output: str = ""
     nightly: bool = True
     needs_secret: bool = False
+    reads_customers: bool = False
+    publishes: bool = False
 
     def load(self) -> Callable[[Any], Any]:
         """Import the function."""
@@ -76,18 +80,21 @@ STAGES: Mapping[str, Stage] = {
         purpose="build one row of ordered events per customer",
         reads="changes of `events` and `consent`",
         writes=("vocabulary", "value_counts", "sequences"),
+        reads_customers=True,
     ),
     "examples": Stage(
         function="lam_spark.labels.stage:build_examples",
         purpose="make point-in-time examples: queries with the labels that followed",
         reads="`events`, `vocabulary`, `consent`",
         writes=("examples",),
+        reads_customers=True,
     ),
     "snapshot": Stage(
         function="lam_spark.training_data.stage:build_snapshot",
         purpose="pack sequences and examples into training blocks of one version",
         reads="`sequences`, `examples`, `vocabulary`, `consent`",
         writes=("training_blocks",),
+        reads_customers=True,
     ),
     "train": Stage(
         function="lam_spark.training.stage:train",
@@ -95,26 +102,31 @@ STAGES: Mapping[str, Stage] = {
         reads="one version of `training_blocks`, `events`, `vocabulary`, `consent`, value embeddings",
         writes=(),
         output="a registered model (safetensors and JSON, sha256)",
+        reads_customers=True,
     ),
     "score": Stage(
         function="lam_spark.scoring.stage:score",
         purpose="score every eligible customer for every proposal",
         reads="`sequences`, `events`, `vocabulary`, `consent`, the proposals' inputs, the model",
         writes=("scores",),
+        reads_customers=True,
     ),
     "evaluate": Stage(
         function="lam_spark.evaluation.stage:evaluate",
         purpose="measure the model and the baseline on the test period",
         reads="test `examples`, `sequences`, `vocabulary`, `consent`, the model",
         writes=("held_out_scores", "held_out_predictions"),
+        reads_customers=True,
+        output="tags of the model version",
     ),
     "deliver": Stage(
         function="lam_spark.delivery.stage:deliver",
         purpose="read the ledger once more and publish the contact list",
         reads="`scores`, the ledger's source",
         writes=("consent", "identity", "contact_list"),
-        output="a CSV file",
+        output="a CSV file and its manifest",
         needs_secret=True,
+        publishes=True,
     ),
     "report": Stage(
         function="lam_spark.report.stage:report",
@@ -129,6 +141,7 @@ STAGES: Mapping[str, Stage] = {
         reads="`sequences`, `vocabulary`, `consent`, the model",
         writes=("embeddings",),
         nightly=False,  # an embedding reveals as much as the events: it must not exist just because a night ran
+        reads_customers=True,
     ),
 }
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from lam_spark import __version__, cli
 from lam_spark.cli import main
+from lam_spark.runtime import runner
+from lam_spark.runtime.results import StageResult
 from lam_spark.stages import NIGHTLY, STAGES
 from lam_spark.training.launch import launchers as launch
 
@@ -156,3 +159,17 @@ def test_an_interrupted_run_exits_with_130(capsys: Capture, monkeypatch: pytest.
     code, summary, err = call(capsys, "run", "--conf", SHIPPED)
     assert (code, summary["status"], "error" in summary) == (130, "interrupted", False)
     assert err == "lam-spark run: interrupted; the last good tables are unchanged\n"
+
+
+def test_warnings_are_printed_and_are_in_the_summary(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Warned(StageResult):
+        warnings = ("reply: the model is behind its baseline",)
+
+    monkeypatch.setattr(runner, "run_stages", lambda *_, **__: {"evaluate": Warned()})
+    assert main(["evaluate", "--conf", SHIPPED]) == 0
+    warning, summary = capsys.readouterr().out.splitlines()
+    assert warning == "evaluate: reply: the model is behind its baseline"
+    assert json.loads(summary)["warnings"] == [warning]

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lam_spark"
 # Each part may import those before it and itself.
 ORDER = [
+    "masking",
     "errors",
     "storage",
     "config",
@@ -181,9 +182,15 @@ def test_only_the_folder_consent_decides_about_consent() -> None:
     decisions = r"""\bOPT_IN\b|\bOPT_OUT\b|['"]opt_(in|out)['"]|\bconsent_status\b"""
     outside = [m for m in modules_with(f"{reads}|{decisions}") if not m.startswith("consent/")]
     assert outside == SYNTHETIC_LEDGERS
-    # The column `status` of an audit entry and of a run's summary is another one.
+    # The status of an audit entry, of a run's summary and of a list's manifest is another one.
     of_status = [m for m in modules_with(r"""['"]status['"]""") if not m.startswith("consent/")]
-    assert of_status == ["cli.py", "runtime/audit.py", "runtime/provenance.py", "storage/tables/registry.py"]
+    assert of_status == [
+        "cli.py",
+        "delivery/publication.py",
+        "runtime/audit.py",
+        "runtime/provenance.py",
+        "storage/tables/registry.py",
+    ]
 
 
 def test_only_entries_of_stages_take_the_run_context() -> None:
@@ -208,10 +215,12 @@ SYNTHETIC_LEDGERS = ["datasets/complete_journey.py", "datasets/telecom/consent.p
 # Functions that may bring more than one row to the driver, and why these are few.
 BOUNDED = [
     "consent/eligibility.py count_by_status",  # groups: purpose and status
+    "consent/statements.py _names",  # a limit just before
     "datasets/telecom/generate.py write_parts",  # groups: feed and row status
     "evaluation/histogram.py _rows",  # a limit just before
     "evaluation/secondary_targets.py _measure_values",  # groups: twenty values, logits of two decimals
     "evaluation/stage.py _intervals",  # a limit just before
+    "events/arrival.py arrival_delays",  # groups: channels
     "events/reconciliation.py reconcile",  # groups: source and row status
     "events/staging.py count_staged",  # groups: reader and reason, of which each rule has one
     "labels/stage.py _count",  # groups: target and split

@@ -28,14 +28,14 @@ def duckdb_build(folder: Path) -> Callable[[Path], None]:
         for name in CATEGORICAL
     )
     numbers = ", ".join(f"{name}::FLOAT AS {name}" for name in NUMERIC)
-    fields = ("event_time", *CATEGORICAL, *NUMERIC)
-    packed = ", ".join(f"{name} := {name}" for name in ("event_time", "event_order", *fields[1:]))
+    fields = ("known_at", "event_time", *CATEGORICAL, *NUMERIC)
+    packed = ", ".join(f"{name} := {name}" for name in (*fields[:2], "event_order", *fields[2:]))
     arrays = ", ".join(f"[entry.{name} FOR entry IN entries] AS {name}" for name in fields)
     statement = f"""
         COPY (
             WITH vocabulary AS (FROM '{folder}/vocabulary.parquet'),
             encoded AS (
-                SELECT e.customer_key, e.event_time, e.event_order, {ids}, {numbers}
+                SELECT e.customer_key, e.known_at, e.event_time, e.event_order, {ids}, {numbers}
                 FROM {channels} AS e
                 SEMI JOIN '{folder}/allowed.parquet' AS allowed USING (customer_key) {joins}
             ),
@@ -72,10 +72,10 @@ def polars_build(folder: Path) -> Callable[[Path], None]:
                 .with_columns(known.cast(pl.Int32).alias(name))
                 .drop(f"{name}_id")
             )
-        fields = ("event_time", *CATEGORICAL, *NUMERIC)
+        fields = ("known_at", "event_time", *CATEGORICAL, *NUMERIC)
         (
             events.with_columns(pl.col(NUMERIC).cast(pl.Float32))
-            .sort("customer_key", "event_time", "event_order")
+            .sort("customer_key", "known_at", "event_time", "event_order")
             .group_by("customer_key", maintain_order=True)
             .agg(pl.len().alias("events_seen"), *(pl.col(name).tail(MAX_EVENTS) for name in fields))
             .collect()

@@ -76,14 +76,15 @@ class Histories:
         self.database.register("contacts", contacts[["as_of", "customer_key"]].reset_index(names="row"))
         self.database.execute(
             f"""
-            CREATE VIEW events AS SELECT * REPLACE (event_time::TIMESTAMP AS event_time)
+            CREATE VIEW events AS
+            SELECT * REPLACE (event_time::TIMESTAMP AS event_time, known_at::TIMESTAMP AS known_at)
             FROM read_parquet('{events}/*.parquet');
             CREATE TABLE seen AS
             SELECT row, action, touchpoint, place, subject, item, answered, seconds, amount, {_OWN} AS own,
                    hour(timezone('Europe/Lisbon', event_time AT TIME ZONE 'UTC')) AS hour,
-                   date_diff('second', event_time, as_of) / 86400.0 AS ago
+                   date_diff('second', known_at, as_of) / 86400.0 AS ago
             FROM contacts JOIN events USING (customer_key)
-            WHERE event_time < as_of
+            WHERE known_at < as_of
             """
         )
 

@@ -56,10 +56,10 @@ from lam_spark.model.artifact import as_batch
 from lam_spark.model.decayed_counts import DecayedCounts
 from lam_spark.sequences.tokens import MISSING
 from lam_spark.training import trainer, validate, weight_average
-from lam_spark.training.preparation import specification
+from lam_spark.training.preparation import require_snapshot, specification
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
-from lam_spark.training_data.columns import layout_of
+from lam_spark.training_data.columns import layout_with
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import Block
 
@@ -82,11 +82,7 @@ def without_order(batch: Batch, layout: Layout) -> Batch:
     # Groups ascend along a block; empty slots come last.
     group = torch.where(window > 0, window.long() * 10_000 + seen.sum(dim=1), 1 << 40)
     permutation = (group.double() + torch.rand(group.shape, device=group.device)).argsort(dim=1)
-    shuffled = {
-        name: batch[name].gather(1, permutation)
-        for name in batch
-        if name.startswith("event_") and name != "event_time"
-    }
+    shuffled = {name: batch[name].gather(1, permutation) for name in batch if name.startswith("event_")}
     return {**batch, **shuffled}
 
 
@@ -208,12 +204,14 @@ def prepare_spec(conf: Path, root: Path, *settings: str) -> TrainingSpec:
         return TrainingSpec.load(path)
     run_up_to_snapshot(conf, root, *settings)
     ctx = open_context(load(conf, root, *settings))
+    snapshot = require_snapshot(ctx.tables, ctx.cache, ctx.config, ctx.started_at)
     spec = specification(
         ctx.tables,
         ctx.cache,
         ctx.config,
+        snapshot,
         folder=root / "training",
-        layout=layout_of(ctx.config, ctx.tables.read("vocabulary")),
+        layout=layout_with(ctx.config, snapshot.sizes),
         value_embeddings_digest="",
         run_id=ctx.run_id,
         at=ctx.started_at,

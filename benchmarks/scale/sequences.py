@@ -270,6 +270,7 @@ def write_consent(ours: Ours, ctx: RunContext, folder: Path) -> None:
         stated_at.alias("effective_at"),
         stated_at.alias("recorded_at"),
         F.lit("benchmark").alias("source"),
+        stated_at.alias("ingested_at"),
     )
     ctx.tables.append(statements, "consent")
 

@@ -49,6 +49,7 @@ def make_customer(
     return Customer(
         {
             "event_time": times,
+            "known_at": times,
             "hour_of_week": (times // 3_600_000_000 % 168).astype(np.int32),
             **fields,
             **{name: rng.gamma(2, 5, events).astype(np.float32) for name in layout.numeric},

@@ -43,7 +43,7 @@ class NextActions:
         config, purpose = ctx.config, ctx.config.consent.training_purpose
         allowed = eligible_customers(ctx.tables, ctx.cache, purpose, ctx.started_at)
         self.sequences = ctx.tables.read("sequences").join(allowed, "customer_key", "left_semi")
-        self.test_start = config.micros(config.split.test_start)
+        self.test_start = config.micros(config.periods.test_start)
         self.end = config.micros(config.as_of)
 
     def of_model(self, weights: bytes, card: bytes, digest: str) -> dict[str, float]:
@@ -85,8 +85,8 @@ class NextActions:
 
     def _chains(self) -> tuple[int, dict[str, dict[tuple[int, ...], int]]]:
         """The commonest action, and the commonest successor of each chain state, before the test period."""
-        rows = self.sequences.select("event_time", *CHAIN_FIELDS).toPandas()
-        seen = [int(np.searchsorted(times, self.test_start)) for times in rows.event_time]
+        rows = self.sequences.select("known_at", *CHAIN_FIELDS).toPandas()
+        seen = [int(np.searchsorted(times, self.test_start)) for times in rows.known_at]
         flat = {
             name: np.concatenate(
                 [np.asarray(ids)[:count] for ids, count in zip(rows[name], seen, strict=True)]

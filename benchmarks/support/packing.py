@@ -73,7 +73,7 @@ def draw_histories(config: Config, count: int) -> list[History]:
     """Times of events and calls before the test period, as the telecom generator draws them."""
     assert config.fetch is not None
     data_set = SyntheticDataSet(count, int(config.fetch.arguments["seed"]), dirty_share=0.0)
-    end = config.micros(config.split.test_start)
+    end = config.micros(config.periods.test_start)
     histories: list[History] = []
     for number in range(-(-count // CHUNK_SIZE)):
         chunk = draw_chunk(data_set, number)
@@ -172,7 +172,7 @@ def packing(count: int, turns: int) -> dict[str, float]:
 def _compare(config: Config, layout: Layout, histories: Sequence[History], turns: int) -> dict[str, float]:
     """The three layouts in turns: the same customers, events, queries and model."""
     customers = prepare_all(layout, histories)
-    by_length = sorted(customers, key=lambda prepared: len(prepared.customer.events["event_time"]))
+    by_length = sorted(customers, key=lambda prepared: len(prepared.customer.events["known_at"]))
     batches = {
         "packed": packed_batches(layout, customers),
         "padded": padded_batches(layout, customers),

@@ -87,6 +87,7 @@ def draw_events(
             "event_id": hex_text(ids),
             "event_order": pa.array((ids.view(">u8")[:, 0] >> np.uint64(4)).astype(np.int64)),
             "event_time": pa.array(times, pa.timestamp("us", tz="UTC")),
+            "known_at": pa.array(times, pa.timestamp("us", tz="UTC")),
             "action": draw_field("action", _ACTIONS),
             "item": draw_field("item", _ITEMS),
             "place": draw_field("place", _PLACES),

@@ -1,6 +1,6 @@
 """Configuration of a data set: one module per section of its YAML file. `load.load_config` reads a file."""
 
-from lam_spark.config.base import Kind, Name, Role, Section, Text
+from lam_spark.config.base import Kind, Name, Role, Section, Text, duration_text
 from lam_spark.config.channels import ChannelConfig, ClockConfig
 from lam_spark.config.consent import ConsentConfig
 from lam_spark.config.dataset import Config
@@ -14,12 +14,13 @@ from lam_spark.config.scoring import EmbeddingsConfig, ScoringConfig
 from lam_spark.config.sequences import SequencesConfig
 from lam_spark.config.snapshot import SnapshotConfig
 from lam_spark.config.spark import SparkConfig
-from lam_spark.config.split import SplitConfig
+from lam_spark.config.split import NO_TEST, Periods, SplitConfig
 from lam_spark.config.targets import TargetConfig
 from lam_spark.config.training import TrainingConfig
 from lam_spark.config.words import WordsConfig
 
 __all__ = [
+    "NO_TEST",
     "ChannelConfig",
     "ClockConfig",
     "Config",
@@ -35,6 +36,7 @@ __all__ = [
     "LinkConfig",
     "ModelConfig",
     "Name",
+    "Periods",
     "QualityConfig",
     "Role",
     "ScoringConfig",
@@ -48,4 +50,5 @@ __all__ = [
     "TrainingConfig",
     "ValueEmbeddingsConfig",
     "WordsConfig",
+    "duration_text",
 ]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from lam_spark.config.base import Name, Section, known_zone
+from lam_spark.config.base import NO_DELAY, Duration, Name, Section, known_zone
+from lam_spark.config.sql import SqlExpression, SqlQuery
 
 
 class ClockConfig(Section):
-    """Clock of a channel that writes local times.
+    """Clock of a source that writes local times.
 
     A local time that is skipped when clocks go forward is rejected. Of a local time that occurs twice, the earlier
     instant is used.
     """
 
-    zone: str = Field(description="IANA time zone of the channel's `event_time`")
+    zone: str = Field(description="IANA time zone of the local times")
     format: str | None = Field(
         default=None,
-        description="Spark datetime pattern of a text `event_time`; null: a timestamp without time zone",
+        description="Spark datetime pattern of times that are text; null: a timestamp without time zone, or a text "
+        "that Spark reads; one that names its zone is the instant that it says",
     )
 
     _zone = field_validator("zone")(known_zone)
@@ -31,7 +33,7 @@ class ChannelConfig(Section):
     """
 
     grain: str = Field(description="input whose rows are the raw rows of the channel")
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `customer_id, event_time, event_key` and declared fields; "
         "without `clock`, `event_time` is UTC"
     )
@@ -40,7 +42,12 @@ class ChannelConfig(Section):
         description="kind of id in `customer_id`: `customer`, or a kind that `identity.links` links to customers",
     )
     clock: ClockConfig | None = Field(default=None, description="clock of local times; null: UTC")
-    rules: dict[Name, str] = Field(
+    arrival_delay: Duration = Field(
+        default=NO_DELAY,
+        description="how long after `event_time` an event becomes known; "
+        "contacts that the company makes are known when they are sent: 0",
+    )
+    rules: dict[Name, SqlExpression] = Field(
         default_factory=dict,
         description="SQL conditions over the yielded columns, by name; a row that breaks one is quarantined",
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from lam_spark.config.base import Kind, Name, Section, known_zone, undeclared
+from lam_spark.config.base import FileMode, Kind, Name, Section, known_zone, undeclared
 from lam_spark.config.channels import ChannelConfig
-from lam_spark.config.consent import ConsentConfig
+from lam_spark.config.consent import ConsentConfig, comparable_name
 from lam_spark.config.delivery import DeliveryConfig
 from lam_spark.config.fields import FieldConfig
 from lam_spark.config.identity import IdentityConfig, LinkConfig
@@ -24,7 +24,8 @@ from lam_spark.config.scoring import EmbeddingsConfig, ScoringConfig
 from lam_spark.config.sequences import SequencesConfig
 from lam_spark.config.snapshot import SnapshotConfig
 from lam_spark.config.spark import SparkConfig
-from lam_spark.config.split import SplitConfig
+from lam_spark.config.split import Periods, SplitConfig
+from lam_spark.config.sql import SqlQuery
 from lam_spark.config.targets import TargetConfig
 from lam_spark.config.training import TrainingConfig
 from lam_spark.config.words import WordsConfig
@@ -42,12 +43,20 @@ class Config(Section):
         default="UTC", description="IANA time zone that defines days: `as_of`, `split` and horizons"
     )
     root: str = Field(description="folder that the run writes to; `{root}` in a path is replaced by it")
+    files_mode: FileMode = Field(
+        default="0600",
+        description="permissions of the files that a run writes on a local disk, e.g. 0640; folders get `x` for `r`",
+    )
+    files_group: str | None = Field(
+        default=None,
+        description="group that `root` and what is created in it belong to; null: that of the user",
+    )
     as_of: dt.date = Field(
         description="date of the predictions: events from its midnight on are not read; `--as-of` replaces it"
     )
     fetch: FetchConfig | None = Field(default=None, description="function that writes raw files")
     inputs: dict[Name, InputConfig] = Field(min_length=1, description="raw inputs, by name")
-    views: dict[Name, str] = Field(
+    views: dict[Name, SqlQuery] = Field(
         default_factory=dict,
         description="SELECTs over inputs and earlier views, by name, for use in other selects",
     )
@@ -102,10 +111,25 @@ class Config(Section):
         return Path(self.root)
 
     @property
+    def file_permissions(self) -> int:
+        """`files_mode` as a number."""
+        return int(self.files_mode, 8)
+
+    @property
     def secret_variables(self) -> frozenset[str]:
-        """Environment variables that hold a secret: the HMAC key and the passwords of inputs."""
-        passwords = (variable for spec in self.inputs.values() for variable in spec.secrets.values())
-        return frozenset({self.identity.secret_env, *passwords})
+        """Environment variables that hold a secret: the HMAC key, and those that sections `secrets` name."""
+        sections = [spec.secrets for spec in self.inputs.values()] + [self.spark.secrets]
+        if self.fetch is not None:
+            sections.append(self.fetch.secrets)
+        return frozenset(
+            {self.identity.secret_env, *(name for section in sections for name in section.values())}
+        )
+
+    @property
+    def purposes(self) -> tuple[str, ...]:
+        """Purposes of consent that stages ask for, sorted."""
+        names = (self.consent.training_purpose, self.consent.contact_purpose, self.embeddings.purpose)
+        return tuple(sorted({name for name in names if name}))
 
     def reader(self, name: str) -> ChannelConfig | LinkConfig:
         """The channel or link source of this name."""
@@ -120,9 +144,29 @@ class Config(Section):
         """`instant(day)` in microseconds since 1970 (UTC), the unit of `event_time` in sequences."""
         return int(self.instant(day).timestamp()) * 1_000_000
 
-    def split_instants(self) -> dict[str, str]:
-        """Dates of `split` as UTC instants: name -> ISO 8601."""
-        return {name: self.instant(day).isoformat() for name, day in self.split}
+    @property
+    def periods(self) -> Periods:
+        """The dates of `split` for the present `as_of`. Examples that exist have dates of their own: see `Periods`."""
+        return self.split.resolve(self.as_of)
+
+    def period_starts(self, periods: Periods) -> dict[str, dt.datetime]:
+        """Starts of the periods as UTC instants, by name."""
+        return {name: self.instant(day) for name, day in vars(periods).items()}
+
+    def require_periods(self, any_as_of: bool = False) -> None:
+        """Check that no period of `split` is empty by its dates, for targets whose horizon is a number.
+
+        Args:
+            any_as_of: Refuse only what is wrong for every `as_of`.
+
+        Raises:
+            ValueError: A period is empty.
+        """
+        horizons = {name: target.fixed_horizon for name, target in self.targets.items()}
+        known = {name: days for name, days in horizons.items() if days is not None}
+        problem = self.split.problem(known, self.as_of, any_as_of)
+        if problem:
+            raise ValueError(problem)
 
     def digest(self) -> str:
         """sha256 of the resolved configuration (hex)."""
@@ -177,6 +221,19 @@ def _links_fit_channels(config: Config) -> None:
         )
 
 
+def _purposes_are_used(config: Config) -> None:
+    for name, mapped in config.consent.purposes.items():
+        for purpose in mapped:
+            if purpose not in config.purposes:
+                raise ValueError(
+                    f"consent.purposes maps {name!r} to {purpose!r}, which no stage asks for: expected "
+                    f"{', '.join(config.purposes)}, or null for a purpose that is not used here"
+                )
+        own = {comparable_name(purpose): purpose for purpose in config.purposes}.get(comparable_name(name))
+        if own is not None and own not in mapped:
+            raise ValueError(f"consent.purposes maps {name!r}, which is {own!r} already, to something else")
+
+
 def _scoring_target_is_binary(config: Config) -> None:
     name = config.scoring.target
     if name not in config.targets:
@@ -196,6 +253,12 @@ def _counted_fields_are_categorical(config: Config) -> None:
         raise ValueError(f"model.count_by {undeclared(config.model.count_by, config.categorical)}")
 
 
+def _periods_are_not_empty(config: Config) -> None:
+    # What depends on `as_of` is checked by `load_config`, or before `examples`: another stage may run for a day on
+    # which the test period has not begun.
+    config.require_periods(any_as_of=True)
+
+
 def _context_fits_sequences(config: Config) -> None:
     if config.sequences.max_events < config.model.context_events:
         raise ValueError(
@@ -211,7 +274,9 @@ _CHECKS: tuple[Callable[[Config], None], ...] = (
     _view_names_are_free,
     _grains_are_inputs,
     _links_fit_channels,
+    _purposes_are_used,
     _scoring_target_is_binary,
     _counted_fields_are_categorical,
     _context_fits_sequences,
+    _periods_are_not_empty,
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from lam_spark.config.base import Kind, Role, Section
+from lam_spark.config.sql import SqlQuery
 
 
 class ValueEmbeddingsConfig(Section):
     """Pre-computed embeddings of a categorical field's values: features of an image, a sound or a text."""
 
-    select: str = Field(
+    select: SqlQuery = Field(
         description="SELECT that yields `value` and `vector` (array of `dim` numbers), one row per value"
     )
     dim: int = Field(ge=1, le=4096, description="length of a vector")

@@ -7,14 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lam_spark.config.base import Section, Text
+from lam_spark.config.base import Section, Text, Variable
+from lam_spark.config.secrets import refuse_secrets
+from lam_spark.config.sql import SqlExpression
 
-# In a JDBC URL: `password=` and similar parameters, `//user:secret@host`, Oracle's `user/secret@`.
-_PASSWORD = re.compile(
-    r"(password|passwd|pwd|token|secret)\s*=|//[^/?;]*:[^/?;]*@|:thin:[^/@]+/[^@]+@", re.IGNORECASE
-)
-# Names of reader options whose values are secrets.
-_SECRET_OPTION = re.compile(r"password|passwd|pwd|token|secret", re.IGNORECASE)
+# Texts inside SQL of a database: a column may be named `token`, a text `password=...` is a connection string.
+_TEXT = re.compile(r"'(?:[^']|'')*'")
 
 
 class FetchConfig(Section):
@@ -26,6 +24,19 @@ class FetchConfig(Section):
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the function, in addition to the raw folder"
     )
+    secrets: dict[str, Variable] = Field(
+        default_factory=dict,
+        description="argument -> environment variable that holds its value (a password, a key)",
+    )
+
+    @model_validator(mode="after")
+    def _contains_no_secret(self) -> FetchConfig:
+        remedy = "set secrets.ARGUMENT to the name of the environment variable that holds it"
+        refuse_secrets(self.arguments, "arguments", remedy)
+        shared = sorted(self.secrets.keys() & self.arguments.keys())
+        if shared:
+            raise ValueError(f"expected each argument once, got {', '.join(shared)} in arguments and secrets")
+        return self
 
 
 class InputConfig(Section):
@@ -45,14 +56,14 @@ class InputConfig(Section):
         default="",
         description="file, folder or glob; required for all formats except jdbc; `{root}` is replaced",
     )
-    columns: str = Field(
+    columns: SqlExpression = Field(
         description="column names and types as Spark DDL, e.g. `id BIGINT, day DATE`; other columns are an error"
     )
     options: dict[str, Text] = Field(
         default_factory=dict,
         description="options of Spark's reader, e.g. `sep`; jdbc: `url`, `dbtable` or `query`, `user`, `driver`",
     )
-    secrets: dict[str, str] = Field(
+    secrets: dict[str, Variable] = Field(
         default_factory=dict,
         description="jdbc: option name -> environment variable that holds its value (a password)",
     )
@@ -84,9 +95,13 @@ class InputConfig(Section):
                 f"secrets are for format jdbc, the format here is {self.format}: remove them, files are read with the "
                 "permissions of the Spark session"
             )
-        if any(map(_SECRET_OPTION.search, self.options)) or _PASSWORD.search(self.options.get("url", "")):
-            raise ValueError(
-                "expected no password in options, got one; the configuration is copied into the audit: set "
-                "secrets.password to the name of the environment variable that holds it"
-            )
+        remedy = "set secrets.OPTION, such as secrets.password, to the name of the environment variable that holds it"
+        if self.format != "jdbc":
+            remedy = "name an environment variable under spark.secrets, which sets a Spark setting"
+        refuse_secrets({"path": self.path}, "an input", remedy)
+        statements = {key: self.options[key] for key in ("query", "dbtable") if key in self.options}
+        others = {key: value for key, value in self.options.items() if key not in statements}
+        refuse_secrets(others, "options", remedy)
+        texts = {key: _TEXT.findall(statement) for key, statement in statements.items()}
+        refuse_secrets(texts, "options", "keep the connection in the database, as a foreign server")
         return self

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from lam_spark.config import Config, Section
 from lam_spark.errors import ConfigError, did_you_mean
+from lam_spark.masking import masked
 
 
 def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -35,8 +36,12 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
         siblings = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         hint = f"; {file.parent} contains {', '.join(siblings)}" if siblings else ""
         raise ConfigError(f"expected a configuration file at {file}, found none{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"expected a readable YAML file at {file}: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: encoding, or a date such as 2024-13-01
+        raise ConfigError(f"expected a readable YAML file at {file}: {masked(str(error))}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"expected a mapping of keys in {file}, got {type(content).__name__}")
     for override in overrides:
@@ -45,8 +50,12 @@ def load_config(path: str | Path, as_of: str | None = None, overrides: Sequence[
         content["as_of"] = as_of
     try:
         config = Config.model_validate(content)
+        if as_of is None:
+            config.require_periods()
     except ValidationError as error:
         raise ConfigError(_explain(error, file)) from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is not a valid configuration:\n  - {error}") from error
     return _substitute(config)
 
 
@@ -62,7 +71,7 @@ def _substitute(config: Config) -> Config:
 def _override(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        raise ConfigError(f"expected --set key=value with a dotted key, got {override!r}")
+        raise ConfigError(f"expected --set key=value with a dotted key, got {masked(override)!r}")
     *parents, leaf = key.split(".")
     node = content
     for parent in parents:
@@ -72,8 +81,10 @@ def _override(content: dict[str, Any], override: str) -> None:
         node = child
     try:
         node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"--set {key}: {masked(override).partition('=')[2]!r} is not a YAML value"
+        ) from error
 
 
 def _explain(error: ValidationError, file: Path) -> str:
@@ -88,7 +99,7 @@ def _explain(error: ValidationError, file: Path) -> str:
         else:
             received = "" if problem["type"] == "value_error" else f", got {problem['input']!r:.80}"
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where + ': ' if where else ''}{message}{received}")
+            lines.append(f"{where + ': ' if where else ''}{message}{masked(received)}")
     return f"{file} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
 
 

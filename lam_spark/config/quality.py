@@ -35,3 +35,10 @@ class QualityConfig(Section):
     max_staleness_days: int = Field(
         default=7, ge=0, description="most days between the last event and `as_of`"
     )
+    min_positives: int = Field(
+        default=30,
+        ge=1,
+        description="fewest queries of each class of a binary target, and of all queries of another target, in a "
+        "period: with fewer in the training period `train` stops; with fewer in the validation or test period the "
+        "target is not measured there",
+    )

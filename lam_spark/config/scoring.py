@@ -5,13 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from lam_spark.config.base import Name, Section
+from lam_spark.config.sql import SqlQuery
 
 
 class ScoringConfig(Section):
     """Proposals, and the target that scores them for every eligible customer."""
 
     target: Name = Field(description="binary target that ranks the proposals")
-    proposals: str = Field(
+    proposals: SqlQuery = Field(
         description="SELECT over inputs and views that yields `proposal_id`, `description` and fields of the proposed "
         "event (no reference fields); `{as_of}` is the date"
     )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, model_validator
 
-from lam_spark.config.base import Section, Text
-
-# Names of Spark settings whose values are secrets.
-_SECRET_SETTING = re.compile(r"password|passwd|secret|token$|account\.key", re.IGNORECASE)
+from lam_spark.config.base import Section, Text, Variable
+from lam_spark.config.secrets import refuse_secrets
 
 
 class SparkConfig(Section):
@@ -26,12 +22,20 @@ class SparkConfig(Section):
         description="further Spark settings; in a session of a platform, SQL settings that may change at run time",
     )
 
+    secrets: dict[str, Variable] = Field(
+        default_factory=dict,
+        description="setting -> environment variable that holds its value, e.g. `spark.hadoop.fs.s3a.secret.key`; a "
+        "platform's session has it from its start",
+    )
+
     @model_validator(mode="after")
     def _contains_no_secret(self) -> SparkConfig:
-        secrets = [key for key in self.settings if _SECRET_SETTING.search(key)]
-        if secrets:
-            raise ValueError(
-                f"expected no secret in settings, got {', '.join(secrets)}; the configuration is copied into the "
-                "audit: pass it to spark-submit or set it in spark-defaults.conf"
-            )
+        remedy = (
+            "set secrets.SETTING to the name of the environment variable that holds it, or set it in "
+            "spark-defaults.conf"
+        )
+        refuse_secrets(self.settings, "settings", remedy)
+        shared = sorted(self.secrets.keys() & self.settings.keys())
+        if shared:
+            raise ValueError(f"expected each setting once, got {', '.join(shared)} in settings and secrets")
         return self

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lam_spark.config.base import Section, Text
+from lam_spark.config.sql import SqlExpression, checked_expression
 
 
 class TargetConfig(Section):
@@ -25,13 +26,18 @@ class TargetConfig(Section):
 
     kind: Literal["binary", "value", "next"] = Field(default="binary", description="kind of the label")
     description: str = Field(description="the target in plain words, for the report")
-    population: str | None = Field(
-        default=None, description="SQL condition over `events`: events that are queries; or `every_days`"
+    population: SqlExpression | None = Field(
+        default=None,
+        description="SQL condition over `events`: events that are queries, asked when the event is known; "
+        "contacts of the company are known when sent (`arrival_delay` 0); or `every_days`",
     )
     every_days: int | None = Field(
-        default=None, ge=1, description="days between two queries of an active customer; or `population`"
+        default=None,
+        ge=1,
+        description="days between two queries of an active customer, counted from the start of each period of `split`; "
+        "or `population`",
     )
-    active: str = Field(
+    active: SqlExpression = Field(
         default="true",
         description="with `every_days`: SQL condition over the events that make a customer active",
     )
@@ -40,27 +46,29 @@ class TargetConfig(Section):
         ge=1,
         description="with `every_days`: days for which such an event makes a customer active",
     )
-    outcome_filter: str = Field(description="SQL condition over `events`: events that may be outcomes")
-    label: str = Field(
+    outcome_filter: SqlExpression = Field(
+        description="SQL condition over `events`: events that may be outcomes"
+    )
+    label: SqlExpression = Field(
         default="true",
         description="SQL condition over `query` and `outcome`: outcomes that belong to the query",
     )
     negate: bool = Field(default=False, description="binary: the label is 1 if no outcome follows (a lapse)")
-    value: str = Field(
+    value: SqlExpression = Field(
         default="", description="value: SQL aggregate over the outcomes, e.g. `sum(outcome.amount)`"
     )
     field: str = Field(default="", description="next: categorical field whose values are predicted")
     top_k: int = Field(
         default=64, ge=1, description="next: number of values that are predicted, the commonest of the field"
     )
-    horizon_days: Text = Field(
+    horizon_days: Annotated[Text, AfterValidator(checked_expression)] = Field(
         description="days from the query in which outcomes count: a whole number from 1, or SQL over `query` "
         "(null drops the query)"
     )
-    baseline_filter: str = Field(
+    baseline_filter: SqlExpression = Field(
         default="false", description="SQL condition over `events`: earlier events that the baseline reads"
     )
-    baseline: str = Field(
+    baseline: SqlExpression = Field(
         default="count(*)",
         description="SQL aggregate over those of the latest `sequences.max_events` (`count(*)`: over all of them); "
         "`as_of` is the time of the query; null ranks last",
@@ -69,6 +77,14 @@ class TargetConfig(Section):
         default="no baseline", description="the baseline in plain words, for the report"
     )
     weight: float = Field(default=1.0, gt=0, description="weight of the loss relative to the other targets")
+
+    @property
+    def fixed_horizon(self) -> int | None:
+        """The horizon in days if it is a number; None if it is SQL."""
+        try:
+            return int(float(self.horizon_days))
+        except ValueError:
+            return None
 
     @field_validator("horizon_days")
     @classmethod

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import ConsentConfig
-from lam_spark.consent.eligibility import by_purpose, eligible_by_purpose
+from lam_spark.consent.eligibility import OPT_IN, by_purpose, eligible_by_purpose
 from lam_spark.consent.guards import ConsentCheck
 from lam_spark.storage.dataframes import FrameCache
 from lam_spark.storage.tables.store import Tables
@@ -25,13 +25,16 @@ def eligible_among(
 
 
 def may_have_changed(tables: Tables, check: ConsentCheck, at: dt.datetime) -> bool:
-    """Whether a statement was added or took effect between an earlier check and the instant `at`."""
-    if tables.version("consent") != check.version:
+    """Whether a statement was added, or an opt-in took effect, between an earlier check and the instant `at`.
+
+    A withdrawal counts from its recording: time alone does not change what it means.
+    """
+    if not tables.log("consent").has_same_rows_since(check.version):
         return True
     first, last = sorted([check.instant, at])
     effective_at = F.col("effective_at")
     between = (effective_at > F.expr(sql_literal(first))) & (effective_at <= F.expr(sql_literal(last)))
-    return not tables.read("consent").where(between).isEmpty()
+    return not tables.read("consent").where(between & (F.col("state") == OPT_IN)).isEmpty()
 
 
 def changed_eligibility(

@@ -1,7 +1,7 @@
 """Who may be processed for a purpose: the one decision, default deny, that every stage passes through.
 
-The newest effective statement of a customer for a purpose decides; only `opt_in` means yes. No statement, an
-unknown state, or newest statements that disagree mean no.
+An opt-in counts only if it is in effect and later than every withdrawal, in `effective_at` and in `recorded_at`; a tie
+means no. A withdrawal counts from its recording, whatever its effective date. Any state but `opt_in` is a withdrawal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import ConsentConfig
@@ -28,8 +28,9 @@ class StatusCounts:
     """Customers by consent status for one purpose; each is counted once.
 
     Attributes:
-        unclear: Customers with an unknown state, or newest statements that disagree.
-        never_asked: Customers without an effective statement.
+        unclear: Customers whose last withdrawal is an unknown state, or whose opt-in and withdrawal have no clear
+            order.
+        never_asked: Customers without a withdrawal or an opt-in in effect.
     """
 
     opted_in: int
@@ -46,24 +47,40 @@ class StatusCounts:
 def consent_status(ledger: DataFrame, at: dt.datetime) -> DataFrame:
     """Consent status of each customer and purpose at the instant `at`.
 
-    Grain: (customer_key, purpose). Column `status` is `opt_in`, `opt_out` or `unclear`. One shuffle by customer and
-    purpose; linear in statements.
+    Grain: (customer_key, purpose). Column `status` is `opt_in`, `opt_out` or `unclear`: an opt-in in effect was not
+    recorded before the last withdrawal, yet is not later than all, or the last withdrawal is an unknown state. One
+    shuffle by customer and purpose; linear in statements.
     """
-    statement_time = F.struct("effective_at", "recorded_at")
-    statements = (
-        ledger.where(F.col("effective_at") <= F.expr(sql_literal(at)))
-        # One shuffle serves both groupings.
-        .repartition("customer_key", "purpose")
-        .groupBy("customer_key", "purpose", "effective_at", "recorded_at")
-        .agg(F.collect_set("state").alias("_states"), F.max(F.col("state").isNull()).alias("_has_null"))
+    pair = Window.partitionBy("customer_key", "purpose")
+    is_opt_in = F.coalesce(F.col("state") == OPT_IN, F.lit(False))
+    # A withdrawal that is dated later than it was first read counts from then.
+    recorded_at = F.when(is_opt_in, F.col("recorded_at")).otherwise(F.least("recorded_at", "ingested_at"))
+    statements = ledger.select(
+        "customer_key",
+        "purpose",
+        "effective_at",
+        recorded_at.alias("recorded_at"),
+        is_opt_in.alias("_is_opt_in"),
+        (~is_opt_in & ~F.coalesce(F.col("state") == OPT_OUT, F.lit(False))).alias("_is_unknown"),
+    ).withColumns(
+        {
+            f"_withdrawal_{name}": F.max(F.when(~F.col("_is_opt_in"), F.col(name))).over(pair)
+            for name in ("effective_at", "recorded_at")
+        }
     )
-    newest = statements.groupBy("customer_key", "purpose").agg(
-        F.max_by(F.struct("_states", "_has_null"), statement_time).alias("_newest")
+    never_withdrawn = F.col("_withdrawal_recorded_at").isNull()
+    is_recorded_later = F.col("recorded_at") > F.col("_withdrawal_recorded_at")
+    is_effective_later = F.col("effective_at") > F.col("_withdrawal_effective_at")
+    is_last_recorded = F.col("recorded_at") >= F.col("_withdrawal_recorded_at")
+    in_effect = F.col("_is_opt_in") & (F.col("effective_at") <= F.expr(sql_literal(at)))
+    facts = statements.groupBy("customer_key", "purpose").agg(
+        F.max(in_effect).alias("_opted_in"),
+        F.max(~F.col("_is_opt_in")).alias("_withdrew"),
+        F.max(in_effect & (never_withdrawn | (is_recorded_later & is_effective_later))).alias("_is_later"),
+        F.max(is_last_recorded & (in_effect | F.col("_is_unknown"))).alias("_is_unclear"),
     )
-    states = F.col("_newest._states")
-    is_unanimous = (F.size(states) == 1) & ~F.col("_newest._has_null")
-    state = F.when(is_unanimous & states[0].isin(OPT_IN, OPT_OUT), states[0])
-    return newest.select("customer_key", "purpose", F.coalesce(state, F.lit(_UNCLEAR)).alias("status"))
+    status = F.when(F.col("_is_later"), OPT_IN).when(F.col("_is_unclear"), _UNCLEAR).otherwise(OPT_OUT)
+    return facts.where("_opted_in OR _withdrew").select("customer_key", "purpose", status.alias("status"))
 
 
 def eligible(ledger: DataFrame, purposes: Sequence[str], at: dt.datetime) -> DataFrame:
@@ -119,8 +136,8 @@ def by_purpose(ledger: DataFrame, consent: ConsentConfig, at: dt.datetime) -> Da
 def no_eligible_customer(purpose: str) -> ConsentError:
     """The error where no customer is eligible."""
     return ConsentError(
-        f"no customer is eligible for the purpose {purpose!r}: no newest statement is {OPT_IN}. "
-        "Check consent.select and the names of the purposes"
+        f"no customer is eligible for the purpose {purpose!r}: no {OPT_IN} is in effect and later than all "
+        "withdrawals. Check consent.select and the names of the purposes"
     )
 
 

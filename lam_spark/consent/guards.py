@@ -12,9 +12,10 @@ from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible, eligible_customers
 from lam_spark.errors import ConsentError
+from lam_spark.events.known_at import known_before
 from lam_spark.storage.dataframes import FrameCache
 from lam_spark.storage.tables.store import FILES_VACUUMED, Tables
-from lam_spark.storage.time import sql_literal
+from lam_spark.storage.time import micros
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def count_reassigned(
 ) -> int | None:
     """Count events of an earlier version of `events` that may not be processed any more.
 
-    Counted are events before `until` whose customer was eligible for `purpose` and that were deleted since, or that
-    a late link has assigned to a customer who is not eligible. Cost: nothing if no event changed; else the change
+    Counted are events known before `until` whose customer was eligible for `purpose` and that were deleted since, or
+    that a late link has assigned to a customer who is not eligible. Cost: nothing if no event changed; else the change
     feed and a join of the changed events.
 
     Returns:
@@ -85,7 +86,7 @@ def count_reassigned(
         return None
     if not tables.log("events").history(since):
         return 0
-    feed = tables.changes("events", since).where(F.col("event_time") < F.expr(sql_literal(until)))
+    feed = known_before(tables.changes("events", since), micros(until))
     before = feed.where("_change_type <> 'update_postimage'")
     state = F.struct("_commit_version", "_change_type", "customer_key")
     first = before.groupBy("event_id").agg(F.min(state).alias("_first"))
@@ -117,7 +118,7 @@ def require_assigned(
         tables: Tables of the workspace.
         cache: Cache of the stage.
         since: Version of `events` that the data was built from; None if unknown.
-        until: The data holds events before this instant.
+        until: The data holds events known before this instant.
         purpose: Purpose that the customers must have agreed to.
         at: Instant at which consent statements must be effective.
         data_name: Name of the derived data, for the message.

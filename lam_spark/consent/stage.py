@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from lam_spark.consent.ledger import update_ledger
-from lam_spark.identity.pseudonyms import matching_secret
+from lam_spark.consent.ledger import LedgerUpdate
+from lam_spark.consent.refresh import refresh_ledger
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
-from lam_spark.sources.inputs import Inputs
+
+# Counts that are shown only where they are not zero.
+_REMARKS = {
+    "irrelevant": "statements about purposes that are not used here",
+    "unknown_states": "statements with an unknown state, which counts as a withdrawal",
+    "consents_ended": "consents that the source no longer states have ended",
+    "unmatched_opt_outs": "customers who opted out have no event",
+    "ids_in_other_case": "ids differ from those of events only in case (identity.fold_case)",
+}
 
 
 @dataclass(frozen=True)
-class ConsentResult(StageResult):
-    """Statements that the source holds, and those that were new."""
+class ConsentResult(StageResult, LedgerUpdate):
+    """Statements that the source holds, those that were new, and what is to be known about them."""
 
-    statements_in: int
-    statements_new: int
+    FORMAT: ClassVar[int] = 2
 
     @property
     def message(self) -> str:
         """One line for people."""
         return f"{self.statements_in:,} statements read, {self.statements_new:,} new"
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What is unusual about the ledger."""
+        counts = ((getattr(self, name), text) for name, text in _REMARKS.items())
+        return tuple(f"{count:,} {text}" for count, text in counts if count)
 
 
 @stage
@@ -29,10 +43,6 @@ def update_consent(ctx: RunContext) -> ConsentResult:
     """Append the statements that are new (grain: a statement; a rerun appends nothing).
 
     Raises:
-        ConfigError, ConsentError: See `update_ledger`.
+        ConfigError, ConsentError, DataQualityError: See `refresh_ledger`.
     """
-    config = ctx.config
-    secret = matching_secret(ctx.tables, config.identity)
-    inputs = Inputs(ctx.spark, config.inputs, config.views)
-    update = update_ledger(ctx.tables, ctx.cache, inputs, config.consent, secret)
-    return ConsentResult(update.statements_in, update.statements_new)
+    return ConsentResult(**vars(refresh_ledger(ctx.tables, ctx.cache, ctx.config, ctx.clock, ctx.log)))

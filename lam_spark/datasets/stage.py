@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lam_spark.errors import ConfigError
+from lam_spark.config.secrets import read_secrets
+from lam_spark.errors import ConfigError, first_line
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
 
@@ -35,7 +36,7 @@ def fetch(ctx: RunContext) -> FetchResult:
     """Call the configured function with the raw folder.
 
     Raises:
-        ConfigError: The function cannot be imported or refuses its arguments.
+        ConfigError: The function cannot be imported or refuses its arguments, or a secret is not in the environment.
     """
     settings = ctx.config.fetch
     if settings is None:
@@ -44,9 +45,12 @@ def fetch(ctx: RunContext) -> FetchResult:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"fetch.function {settings.function!r} cannot be imported: {error}") from error
+        raise ConfigError(
+            f"fetch.function {settings.function!r} cannot be imported: {first_line(error)}"
+        ) from error
+    secrets = read_secrets("fetch.secrets", settings.secrets)
     try:
-        rows: dict[str, int] = function(ctx.config.workspace / "raw", **settings.arguments)
+        rows: dict[str, int] = function(ctx.config.workspace / "raw", **settings.arguments, **secrets)
     except TypeError as error:
-        raise ConfigError(f"fetch.arguments do not fit {settings.function}: {error}") from error
+        raise ConfigError(f"fetch.arguments do not fit {settings.function}: {first_line(error)}") from error
     return FetchResult(rows)

@@ -1,27 +1,28 @@
 """Stage `deliver`: the ranked contact list, after reading the consent source again.
 
-A run may have taken hours until here: new statements of the ledger's source are ingested first, and eligibility is
-decided for the present instant. Cost: the stage `consent`, and one shuffle of the scores by customer; only the
-list itself (at most `delivery.capacity` rows) meets in one task.
+A run may have taken hours until here: the list of this `as_of` is withdrawn, new statements of the ledger's source are
+ingested, and eligibility is decided for the present instant. Cost: the stage `consent`, and one shuffle of the scores
+by customer; only the list itself (at most `delivery.capacity` rows) meets in one task.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.consent.guards import require_assigned
-from lam_spark.consent.ledger import update_ledger
+from lam_spark.consent.refresh import refresh_ledger
 from lam_spark.delivery.export import write_csv
+from lam_spark.delivery.publication import VALID, ListFiles, withdraw, write_manifest
 from lam_spark.errors import ConfigError
-from lam_spark.identity.pseudonyms import matching_secret
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
-from lam_spark.sources.inputs import Inputs
+from lam_spark.scoring.freshness import require_scores
 from lam_spark.storage.time import sql_literal
 
 LIST_COLUMNS = ("rank", "customer_key", "proposal_id", "description", "proposal_necessity")
@@ -40,7 +41,12 @@ class DeliverResult(StageResult):
         path: The CSV file.
         consent_checked_at: Instant of the decision.
         scores_run_id: Run that wrote the scores.
+        manifest: JSON file with the status of the list.
+        valid_until: Instant until which the list may be used.
+        sha256: Of the CSV file (hex).
     """
+
+    FORMAT: ClassVar[int] = 2
 
     statements_in: int
     statements_new: int
@@ -51,6 +57,19 @@ class DeliverResult(StageResult):
     path: str
     consent_checked_at: dt.datetime
     scores_run_id: str
+    manifest: str
+    valid_until: dt.datetime
+    sha256: str
+
+    @property
+    def manifest_facts(self) -> dict[str, Any]:
+        """What the manifest says about the list."""
+        return {
+            "consent_checked_at": self.consent_checked_at.isoformat(),
+            "valid_until": self.valid_until.isoformat(),
+            "counts": dict(self.counts),
+            "sha256": self.sha256,
+        }
 
     @property
     def message(self) -> str:
@@ -63,28 +82,31 @@ class DeliverResult(StageResult):
 
 @stage
 def deliver(ctx: RunContext) -> DeliverResult:
-    """Publish `contact_list` for this `as_of` (grain: a customer) and the same as CSV.
+    """Publish `contact_list` for this `as_of` (grain: a customer), the same as CSV, and a manifest.
 
-    New statements are appended to the table `consent` first, as in the stage of that name.
+    An earlier list of this `as_of` is withdrawn first, so that none remains if this stage fails. Then new statements
+    are appended to the table `consent`, as in the stage of that name.
 
     Raises:
         ConfigError: There are no scores for this `as_of`, or the ledger's source cannot be read.
-        ConsentError: The ledger's source is refused (`consent.ledger`), no customer may be contacted now, or scored
+        DataQualityError: The scores were made for another configuration.
+        ConsentError: The ledger's source is refused (`consent.refresh`), no customer may be contacted now, or scored
             events were reassigned to customers who may not be (`consent.guards`).
     """
     config, tables, purpose = ctx.config, ctx.tables, ctx.config.consent.contact_purpose
+    files = ListFiles.of(config.workspace / "delivery", config.as_of)
+    if withdraw(tables, files, ctx.as_of, ctx.run_id, ctx.clock()):
+        ctx.log.event("list withdrawn", as_of=config.as_of.isoformat(), file=str(files.csv))
     as_of = sql_literal(ctx.as_of)
     is_of_day = F.col("as_of") == F.expr(as_of)
     scores = tables.read("scores").where((F.col("target") == config.scoring.target) & is_of_day)
-    newest = scores.select(
-        "run_id", "events_version"
-    ).first()  # a run replaces the scores of its day as a whole
+    # A run replaces the scores of its day as a whole.
+    newest = scores.select("run_id", "events_version", "definition").first()
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
+    require_scores(tables, config, newest["definition"])
     customers_scored = scores.select("customer_key").distinct().count()
-    secret = matching_secret(tables, config.identity)
-    inputs = Inputs(ctx.spark, config.inputs, config.views)
-    update = update_ledger(tables, ctx.cache, inputs, config.consent, secret)
+    update = refresh_ledger(tables, ctx.cache, config, ctx.clock, ctx.log)
     require_assigned(
         tables,
         ctx.cache,
@@ -109,20 +131,25 @@ def deliver(ctx: RunContext) -> DeliverResult:
     )
     delivered = tables.overwrite(listed.drop("_best"), "contact_list", where=f"as_of = {as_of}")
     published = tables.read("contact_list").where(is_of_day)
-    path = config.workspace / "delivery" / f"contact_list_{config.as_of}.csv"
-    write_csv(published.select(*LIST_COLUMNS).orderBy("rank"), path)
+    sha256 = write_csv(published.select(*LIST_COLUMNS).orderBy("rank"), files.csv)
     eligible_count = candidates.count()
-    return DeliverResult(
+    result = DeliverResult(
         statements_in=update.statements_in,
         statements_new=update.statements_new,
         customers_scored=customers_scored,
         suppressed_by_consent=customers_scored - eligible_count,
         below_capacity=eligible_count - delivered,
         delivered=delivered,
-        path=str(path),
+        path=str(files.csv),
         consent_checked_at=now,
         scores_run_id=newest["run_id"],
+        manifest=str(files.manifest),
+        valid_until=now + dt.timedelta(hours=config.delivery.valid_hours),
+        sha256=sha256,
     )
+    facts = {"target": config.scoring.target, "purpose": purpose, "consent_version": consent_version}
+    write_manifest(files, VALID, ctx.as_of, ctx.run_id, {**facts, **result.manifest_facts})
+    return result
 
 
 def _best_proposals(scores: DataFrame) -> DataFrame:

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from lam_spark.evaluation.calibration import calibration_bins
 from lam_spark.evaluation.histogram import histogram_of
 from lam_spark.evaluation.results import CalibrationBin, SecondaryTargetMetrics
+from lam_spark.labels.splits import too_few
 from lam_spark.model.metrics import auc
 from lam_spark.scoring.udf import RegisteredModel, predict
 from lam_spark.sequences.tokens import FIRST_VALUE
@@ -25,15 +26,16 @@ _LOGIT_DECIMALS = 2
 
 
 def evaluate_secondary_targets(
-    tables: Tables, model: RegisteredModel, examples: DataFrame, scored_target: str
+    tables: Tables, model: RegisteredModel, examples: DataFrame, scored_target: str, least: int
 ) -> dict[str, SecondaryTargetMetrics]:
-    """Publish `held_out_predictions` and measure each target that has test examples.
+    """Publish `held_out_predictions` and measure each target that has enough test examples.
 
     Args:
         tables: Tables of the workspace.
         model: The registered model.
         examples: Test examples of all targets but the scored one; columns of the table `examples`.
         scored_target: Name of the scored target.
+        least: `quality.min_positives`.
 
     Returns:
         Target -> metrics of the model and of the baseline.
@@ -53,13 +55,10 @@ def evaluate_secondary_targets(
     predictions = union_all(parts).withColumn("model_digest", F.lit(model.digest))
     tables.overwrite(predictions, "held_out_predictions")
     published = tables.read("held_out_predictions")
-    metrics = {}
-    for target in targets:
-        predicted = published.where(F.col("target") == target.name)
-        count = predicted.count()
-        if count:
-            metrics[target.name] = _measure(target, predicted, count)
-    return metrics
+    return {
+        target.name: _measure(target, published.where(F.col("target") == target.name), least)
+        for target in targets
+    }
 
 
 def _calibrated(target: Target, model: RegisteredModel) -> Column:
@@ -71,7 +70,12 @@ def _calibrated(target: Target, model: RegisteredModel) -> Column:
     )
 
 
-def _measure(target: Target, predictions: DataFrame, examples: int) -> SecondaryTargetMetrics:
+def _measure(target: Target, predictions: DataFrame, least: int) -> SecondaryTargetMetrics:
+    is_positive = (F.col("label") > 0) | (F.size("label_ids") > 0)
+    examples, positives = one_row(predictions.agg(F.count("*"), F.count_if(is_positive)))
+    why = too_few(target.kind, examples, positives, least)
+    if why:
+        return SecondaryTargetMetrics(target.kind, examples, {}, not_measured=why)
     if target.kind == "value":
         return SecondaryTargetMetrics(target.kind, examples, _measure_amounts(predictions))
     if target.kind == "next":

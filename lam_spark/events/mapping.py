@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pyspark.errors import AnalysisException, ParseException
-from pyspark.errors.exceptions.base import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import ChannelConfig, ClockConfig, FieldConfig, LinkConfig
 from lam_spark.errors import ConfigError, did_you_mean, first_line
+from lam_spark.events.clock import read_local_time, require_clock_format
 from lam_spark.events.quarantine import with_reason
 from lam_spark.events.rules import (
     SELECTED,
@@ -23,13 +23,13 @@ from lam_spark.events.rules import (
     text_rules,
 )
 from lam_spark.events.schema import CHANNEL_COLUMNS, channel_schema
-from lam_spark.identity.pseudonyms import id_text
+from lam_spark.identity.pseudonyms import CUSTOMER, id_column
 from lam_spark.sources.files import Input
 from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.dataframes import require_columns
 
 _LINK_TYPES = {"id_kind": "string", "id": "string", "customer_id": "string", "linked_at": "timestamp"}
-_TIME_EXISTS, _WALL_CLOCK = "_time_exists", "_wall_clock"
+_TIME_EXISTS = "_time_exists"
 
 
 def map_channel(
@@ -39,22 +39,24 @@ def map_channel(
     fields: Mapping[str, FieldConfig],
     limits: TimeLimits,
     new: Input,
+    fold_case: Sequence[str] = (),
 ) -> DataFrame:
     """Run a channel's select over the new rows of its grain, and apply the rules to each row.
 
     Grain: a row of the channel's `grain` input. Columns: `customer_id` (raw), `event_time` (UTC), `event_key`, the
     declared fields (null if the select does not yield them), `reason` (null: accepted), `raw` (JSON of the selected
-    values, of refused rows only) and `source`.
+    values, of refused rows only) and `source`. Ids of the kinds `fold_case` are in lower case.
 
     Raises:
-        ConfigError: The select, the clock or a rule does not run, a required column is missing, or a column is not
-            declared (the message gives the nearest declared name).
+        ConfigError: The select, the clock or a rule does not run, a required column is missing, a column is not
+            declared (the message gives the nearest declared name), or ids are of a floating type.
     """
     key = f"channels.{name}.select"
     selected = inputs.select(channel.select, key, channel.grain, new)
     _check_columns(key, fields, selected)
     rows = selected.select(
         F.struct(*selected.columns).alias(SELECTED),
+        id_column(selected, "customer_id", key, folds=channel.id in fold_case).alias("customer_id"),
         *(
             (
                 F.col(field.name).try_cast(field.dataType)
@@ -62,9 +64,9 @@ def map_channel(
                 else F.lit(None).cast(field.dataType)
             ).alias(field.name)
             for field in channel_schema(fields)
+            if field.name != "customer_id"
         ),
     )
-    rows = rows.withColumn("customer_id", id_text(F.col("customer_id")))
     rules = text_rules(selected.schema)
     if channel.clock is not None:
         rows, time_exists = _read_clock(rows, name, channel.clock)
@@ -77,13 +79,20 @@ def map_channel(
         raise ConfigError(f"channels.{name}.rules: {first_line(error)}") from error
 
 
-def map_links(inputs: Inputs, name: str, link: LinkConfig, limits: TimeLimits, new: Input) -> DataFrame:
+def map_links(
+    inputs: Inputs,
+    name: str,
+    link: LinkConfig,
+    limits: TimeLimits,
+    new: Input,
+    fold_case: Sequence[str] = (),
+) -> DataFrame:
     """Run a link statement's select over the new rows of its grain, and apply the rules to each row.
 
     Grain: a row of its `grain` input. Columns: `id_kind, id, customer_id, linked_at, reason, raw, source`.
 
     Raises:
-        ConfigError: The select does not run, or yields other columns.
+        ConfigError: The select does not run, yields other columns, or ids of a floating type.
     """
     key = f"identity.links.{name}.select"
     selected = inputs.select(link.select, key, link.grain, new)
@@ -91,11 +100,13 @@ def map_links(inputs: Inputs, name: str, link: LinkConfig, limits: TimeLimits, n
         raise ConfigError(
             f"{key} must yield {', '.join(_LINK_TYPES)}; it yields {', '.join(selected.columns)}"
         )
+    id_folds: Column | bool = F.col("id_kind").try_cast("string").isin(*fold_case) if fold_case else False
     rows = selected.select(
         F.struct("id_kind", "linked_at").alias(SELECTED),
-        *(F.col(column).try_cast(kind).alias(column) for column, kind in _LINK_TYPES.items()),
+        id_column(selected, "id", key, folds=id_folds).alias("id"),
+        id_column(selected, "customer_id", key, folds=CUSTOMER in fold_case).alias("customer_id"),
+        *(F.col(column).try_cast(_LINK_TYPES[column]).alias(column) for column in ("id_kind", "linked_at")),
     )
-    rows = rows.withColumns({column: id_text(F.col(column)) for column in ("id", "customer_id")})
     rules: Rules = link_rules(limits)
     return with_reason(rows, rules, ["id_kind", "linked_at"], name)
 
@@ -113,22 +124,8 @@ def _read_clock(rows: DataFrame, channel: str, clock: ClockConfig) -> tuple[Data
     """Convert `event_time` from a local time of the clock's zone to UTC.
 
     Returns:
-        The rows, and a column that is true where the local time existed. A local time that occurs twice in
-        autumn is read as the earlier instant (as `to_utc_timestamp` does).
+        The rows, and a column that is true where the local time existed.
     """
-    local = F.col(f"{SELECTED}.event_time")
-    if clock.format is None:
-        wall_clock = local.try_cast("timestamp")
-    else:
-        wall_clock = F.try_to_timestamp(local.cast("string"), F.lit(clock.format))
-        try:
-            rows.sparkSession.range(1).select(F.date_format(F.current_timestamp(), clock.format)).first()
-        except PySparkException as error:
-            raise ConfigError(
-                f"channels.{channel}.clock.format {clock.format!r}: {first_line(error)}"
-            ) from error
-    converted = rows.withColumns(
-        {"event_time": F.to_utc_timestamp(wall_clock, clock.zone), _WALL_CLOCK: wall_clock}
-    )
-    time_exists = F.from_utc_timestamp("event_time", clock.zone) == F.col(_WALL_CLOCK)
-    return converted.withColumn(_TIME_EXISTS, time_exists).drop(_WALL_CLOCK), F.col(_TIME_EXISTS)
+    require_clock_format(rows.sparkSession, f"channels.{channel}.clock.format", clock)
+    time, exists = read_local_time(F.col(f"{SELECTED}.event_time"), clock)
+    return rows.withColumns({"event_time": time, _TIME_EXISTS: exists}), F.col(_TIME_EXISTS)

@@ -18,8 +18,9 @@ from lam_spark.identity.links import LINK_COLUMNS
 from lam_spark.storage.dataframes import local_frame, union_all
 from lam_spark.storage.tables.registry import TABLES
 from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.time import sql_literal
 
-_EVENT_COLUMNS = ["customer_key", "event_id", "event_time", "source", "id_key"]
+_EVENT_COLUMNS = ["customer_key", "event_id", "event_time", "known_at", "source", "id_key"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Publication:
 
     Attributes:
         sources: Reconciliation counts by source.
+        arrival_seconds: Source -> measured arrival delay of its new events (`arrival.measured_delays`).
         assigned: New events and links, and the earlier rows that they change.
         quarantine: Refused rows.
         fields: Declared fields.
     """
 
     sources: Mapping[str, ReconciliationCounts]
+    arrival_seconds: Mapping[str, int]
     assigned: Assigned
     quarantine: DataFrame
     fields: tuple[str, ...]
@@ -61,12 +64,12 @@ def publish(
         writer.write(unresolved, "unresolved", total.unresolved + total.unassigned)
     events = _new_events(assigned, [*_EVENT_COLUMNS, *fields])
     if events is not None:
-        ingested_at = F.lit(started_at).cast("timestamp")
+        ingested_at = F.expr(sql_literal(started_at))
         events = events.withColumns({"event_order": event_order(), "ingested_at": ingested_at})
         writer.write(events, "events", total.events + total.resolved_later)
     writer.write(publication.quarantine, "quarantine", total.quarantined)
     rows = [
-        (run_id, source, *dataclasses.astuple(counts), started_at)
+        (run_id, source, *dataclasses.astuple(counts), publication.arrival_seconds.get(source), started_at)
         for source, counts in sorted(publication.sources.items())
     ]
     columns = TABLES["reconciliation"].columns
@@ -79,12 +82,12 @@ def _update_earlier_rows(tables: Tables, assigned: Assigned, total: Reconciliati
     if assigned.resolved_later is not None and total.resolved_later:
         keys = assigned.resolved_later.select("event_id")
         tables.update(keys, "unresolved", "event_id", delete_where="true")
-    if assigned.reassigned is not None and total.reassigned + total.unassigned:
+    if assigned.reassigned is not None and total.reassigned + total.unassigned + total.known_at_changed:
         tables.update(
-            assigned.reassigned.select("event_id", "customer_key"),
+            assigned.reassigned.select("event_id", "customer_key", "known_at"),
             "events",
             "event_id",
-            columns=["customer_key"],
+            columns=["customer_key", "known_at"],
             delete_where="fresh.customer_key IS NULL",
         )
 

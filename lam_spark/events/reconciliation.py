@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ from lam_spark.errors import DataQualityError
 from lam_spark.events.assignment import Assigned
 from lam_spark.events.deduplication import EVENT, UNRESOLVED
 from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.time import micros
 
 # Statuses of new raw rows; their counts add up to `rows_in`.
 _STATUSES = ("events", "links", "duplicates", "quarantined", "unresolved")
+# The arrival delay that a channel declares should cover this share of its events.
+ARRIVAL_QUANTILE = 0.95
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class ReconciliationCounts:
         resolved_later: Rows of earlier runs whose id has a customer now.
         reassigned: Events of earlier runs that belong to another customer now.
         unassigned: Events of earlier runs that belong to no customer any more.
+        known_at_changed: Events of earlier runs whose customer is the same, and whose `known_at` changed.
     """
 
     rows_in: int = 0
@@ -45,6 +50,7 @@ class ReconciliationCounts:
     resolved_later: int = 0
     reassigned: int = 0
     unassigned: int = 0
+    known_at_changed: int = 0
 
     @classmethod
     def total(cls, counts: Iterable[ReconciliationCounts]) -> ReconciliationCounts:
@@ -60,7 +66,8 @@ def reconcile(
     refused: Mapping[str, Mapping[str, int]],
     link_readers: Iterable[str],
     assigned: Assigned,
-) -> dict[str, ReconciliationCounts]:
+    started_at: dt.datetime,
+) -> tuple[dict[str, ReconciliationCounts], dict[str, int]]:
     """Count the new raw rows of each source by status, from what was staged.
 
     Args:
@@ -68,6 +75,11 @@ def reconcile(
         refused: Refused rows by reader and reason.
         link_readers: Readers that are link statements.
         assigned: Accepted rows and links.
+        started_at: Start of the run (UTC).
+
+    Returns:
+        Counts by source; and source -> 95th percentile of the seconds from `event_time` to `started_at` over its new
+        events, for the sources that have any.
 
     Raises:
         DataQualityError: The statuses do not add up to the rows that came in.
@@ -76,9 +88,14 @@ def reconcile(
         reader: {"rows_in": total, "quarantined": sum(refused.get(reader, {}).values())}
         for reader, total in rows_in.items()
     }
-    for row in _statuses(assigned).groupBy("_source", "_status").count().toLocalIterator():
+    arrival_seconds = {}
+    groups = _statuses(assigned, started_at).groupBy("_source", "_status")
+    delay = F.percentile_approx("_delay", F.lit(ARRIVAL_QUANTILE)).alias("_delay")
+    for row in groups.agg(F.count("*").alias("_rows"), delay).toLocalIterator():
         # Late links concern rows of earlier runs, whose source may have no new rows.
-        counts.setdefault(row["_source"], {})[row["_status"]] = row["count"]
+        counts.setdefault(row["_source"], {})[row["_status"]] = row["_rows"]
+        if row["_delay"] is not None:
+            arrival_seconds[row["_source"]] = row["_delay"]
     for reader in set(link_readers) & set(rows_in):
         of_reader = counts[reader]
         of_reader["duplicates"] = of_reader["rows_in"] - of_reader["quarantined"] - of_reader.get("links", 0)
@@ -89,28 +106,38 @@ def reconcile(
                 f"the counts of {source} do not add up: expected rows_in to be the sum of {', '.join(_STATUSES)}, got "
                 f"{dataclasses.asdict(reconciled)}; nothing was published. Report this as a defect"
             )
-    return sources
+    return sources, arrival_seconds
 
 
-def _statuses(assigned: Assigned) -> DataFrame:
-    """`_source, _status` of all that was assigned; `_status` is a field of `ReconciliationCounts`."""
+def _statuses(assigned: Assigned, started_at: dt.datetime) -> DataFrame:
+    """`_source, _status, _delay` of all that was assigned.
+
+    `_status` is a field of `ReconciliationCounts`; `_delay` is the seconds from a new event to the start of the run,
+    null for all else.
+    """
     statuses = []
+    no_delay = F.lit(None).cast("bigint")
     if assigned.rows is not None:
         status = F.when(F.col("_status") == EVENT, "events").when(
             F.col("_status") == UNRESOLVED, "unresolved"
         )
-        statuses.append(assigned.rows.select("source", status.otherwise("duplicates")))
-        statuses.append(assigned.rows.where("_conflicting").select("source", F.lit("conflicting")))
+        delay = F.lit(micros(started_at) // 1_000_000) - F.unix_seconds("event_time")
+        delay = F.when(F.col("_status") == EVENT, delay)
+        statuses.append(assigned.rows.select("source", status.otherwise("duplicates"), delay))
+        conflicting = assigned.rows.where("_conflicting")
+        statuses.append(conflicting.select("source", F.lit("conflicting"), no_delay))
     if assigned.links is not None:
-        statuses.append(assigned.links.select("source", F.lit("links")))
-    for frame, name in (
-        (assigned.resolved_later, "resolved_later"),
-        (assigned.reassigned, "reassigned"),
-    ):
-        if frame is not None:
-            status = F.when(F.col("customer_key").isNull(), "unassigned").otherwise(name)
-            statuses.append(frame.select("source", status))
-    return union_all(frame.toDF("_source", "_status") for frame in statuses)
+        statuses.append(assigned.links.select("source", F.lit("links"), no_delay))
+    if assigned.resolved_later is not None:
+        statuses.append(assigned.resolved_later.select("source", F.lit("resolved_later"), no_delay))
+    if assigned.reassigned is not None:
+        status = (
+            F.when(F.col("customer_key").isNull(), "unassigned")
+            .when(F.col("customer_key") == F.col("_previous"), "known_at_changed")
+            .otherwise("reassigned")
+        )
+        statuses.append(assigned.reassigned.select("source", status, no_delay))
+    return union_all(frame.toDF("_source", "_status", "_delay") for frame in statuses)
 
 
 def require_share(

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, DoubleType, StringType, StructType
 
 from lam_spark.config import ChannelConfig, Config, FieldConfig
+from lam_spark.identity.pseudonyms import has_control_characters
 from lam_spark.storage.time import sql_literal
 
 # Struct of the values that the select of a channel or link statement yielded, before they were cast.
@@ -63,12 +64,21 @@ def not_utf8(name: str) -> Column:
 
 
 def text_rules(selected: StructType) -> Rules:
-    """Rules that are checked first: the customer's id is there, and all selected text is UTF-8."""
+    """Rules that are checked first: the customer's id is there and readable, and all selected text is UTF-8."""
     is_broken = F.lit(False)
     for field in selected:
         if isinstance(field.dataType, StringType | BinaryType):
             is_broken = is_broken | F.coalesce(not_utf8(f"{SELECTED}.{field.name}"), F.lit(False))
-    return [(blank("customer_id"), "customer_id is missing"), (is_broken, "text is not UTF-8")]
+    return [
+        (blank("customer_id"), "customer_id is missing"),
+        (is_broken, "text is not UTF-8"),
+        _no_control_characters("customer_id"),
+    ]
+
+
+def _no_control_characters(name: str) -> tuple[Column, str]:
+    """Rule of a column of ids: one with an invisible character inside matches no other id."""
+    return has_control_characters(name), f"{name} has a control or format character inside"
 
 
 def event_rules(limits: TimeLimits) -> Rules:
@@ -122,6 +132,8 @@ def link_rules(limits: TimeLimits) -> Rules:
     return [
         *((blank(column), f"{column} is missing") for column in ("id_kind", "id", "customer_id")),
         (not_utf8("id") | not_utf8("customer_id"), "text is not UTF-8"),
+        _no_control_characters("id"),
+        _no_control_characters("customer_id"),
         (F.col("linked_at").isNull(), "linked_at is missing or not a time"),
         (F.col("linked_at") > F.expr(sql_literal(limits.last)), "linked_at is in the future"),
     ]

@@ -25,3 +25,9 @@ def channel_schema(fields: Mapping[str, FieldConfig]) -> StructType:
     """Schema of a mapped channel row with its raw id: `CHANNEL_COLUMNS`, then the declared fields."""
     columns = CHANNEL_COLUMNS | field_types(fields)
     return StructType([StructField(name, kind) for name, kind in columns.items()])
+
+
+def fields_not_in(events: StructType, fields: Mapping[str, FieldConfig]) -> list[str]:
+    """Declared fields that the table `events` has no column of their type for."""
+    types = {column.name: column.dataType for column in events.fields}
+    return [name for name, kind in field_types(fields).items() if types.get(name) != kind]

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lam_spark.config import QualityConfig
+from lam_spark.events.arrival import ArrivalDelay, arrival_delays
 from lam_spark.events.assignment import assign_customers
 from lam_spark.events.publish import Publication, publish
 from lam_spark.events.quarantine import quarantine_rows
@@ -36,6 +37,7 @@ _FURTHER_COUNTS = {
     "resolved_later": "resolved later",
     "reassigned": "reassigned to another customer",
     "unassigned": "no longer assigned to a customer",
+    "known_at_changed": "known at another time",
     "conflicting": "conflicting",
 }
 
@@ -47,10 +49,14 @@ class IngestResult(StageResult):
     Attributes:
         sources: Reconciliation counts by source; empty if nothing was new.
         refused: Refused rows by reader and reason.
+        arrival_delays: Declared and proposed delay by channel, from the nights after its first load.
     """
+
+    FORMAT = 2
 
     sources: dict[str, ReconciliationCounts]
     refused: dict[str, dict[str, int]]
+    arrival_delays: dict[str, ArrivalDelay]
 
     @property
     def total(self) -> ReconciliationCounts:
@@ -72,12 +78,22 @@ class IngestResult(StageResult):
         texts += [f"{counts[name]:,} {text}" for name, text in _FURTHER_COUNTS.items() if counts[name]]
         return f"{counts['rows_in']:,} new raw rows: {', '.join(texts)}"
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """A line for each channel whose events arrive later than it declares."""
+        return tuple(
+            f"channels.{name}.arrival_delay is {delay.declared}; 95 % of the new events arrived within "
+            f"{delay.proposed} (nights measured: {delay.nights})"
+            for name, delay in self.arrival_delays.items()
+            if delay.is_exceeded
+        )
+
 
 @stage
 def ingest(ctx: RunContext) -> IngestResult:
     """Publish `events` (grain: an event), `links`, `unresolved` (rows whose id has no customer yet), `quarantine`.
 
-    `events` has the column `event_order BIGINT`, which sorts like `event_id`.
+    `events` has the columns `known_at` (`events.known_at`) and `event_order BIGINT`, which sorts like `event_id`.
 
     Raises:
         ConfigError: An input, a select, a rule or the secret is wrong.
@@ -95,7 +111,8 @@ def ingest(ctx: RunContext) -> IngestResult:
         if increment.parts or increment.is_first
     ]
     if not increments:
-        return IngestResult({}, {})
+        return IngestResult({}, {}, {})
+    staging.mkdir(parents=True)  # before Spark does, with permissions of its own
     rebuild = config.ingest.rebuild
     try:
         inputs = Inputs(ctx.spark, config.inputs, config.views)
@@ -105,16 +122,21 @@ def ingest(ctx: RunContext) -> IngestResult:
         frames = {reader: rows.frame for reader, rows in staged.items()}
         assigned = assign_customers(tables, config, frames, counts.span, secret, staging)
         rows_in = {reader: rows.count for reader, rows in staged.items()}
-        sources = reconcile(rows_in, counts.refused, config.identity.links, assigned)
+        sources, arrival_seconds = reconcile(
+            rows_in, counts.refused, config.identity.links, assigned, ctx.started_at
+        )
+        # A first load and a rebuild read years at once: they say nothing about delays.
+        nightly = {i.reader for i in increments if not (i.is_first or rebuild)}
+        arrival_seconds = {name: seconds for name, seconds in arrival_seconds.items() if name in nightly}
         _require_few_unresolved(config.quality, sources)
         quarantine = quarantine_rows(frames.values(), ctx.run_id)
-        publication = Publication(sources, assigned, quarantine, tuple(config.fields))
+        publication = Publication(sources, arrival_seconds, assigned, quarantine, tuple(config.fields))
         with transaction(tables, *_PUBLISHED):
             publish(tables, publication, ctx.run_id, ctx.started_at, rebuild)
             update_ingestion_state(tables, increments, ctx.run_id, ctx.started_at, rebuild)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return IngestResult(sources, counts.refused)
+    return IngestResult(sources, counts.refused, arrival_delays(tables, config.channels))
 
 
 def _require_few_refused(

@@ -20,8 +20,8 @@ from lam_spark.sources.files import Input
 from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.inputs import Inputs, count_lines
 from lam_spark.storage.dataframes import union_all
-
-MICROSECONDS_FORMAT = "yyyy-MM-dd HH:mm:ss.SSSSSS"
+from lam_spark.storage.session_settings import configured_sql
+from lam_spark.storage.time import instant, sql_literal
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class StagedRows:
 
 @dataclass(frozen=True)
 class TimeSpan:
-    """First and last time of the accepted events (UTC, to the microsecond); None if there are none."""
+    """First and last time of the accepted events, microseconds since 1970 (UTC); None if there are none."""
 
-    first: str | None = None
-    last: str | None = None
+    first: int | None = None
+    last: int | None = None
 
     def condition(self) -> str:
         """SQL condition for events of the span; with literals, so that Delta can skip files."""
-        if self.first is None:
+        if self.first is None or self.last is None:
             return "false"
-        return f"event_time BETWEEN TIMESTAMP '{self.first}' AND TIMESTAMP '{self.last}'"
+        return f"event_time BETWEEN {sql_literal(instant(self.first))} AND {sql_literal(instant(self.last))}"
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,12 @@ def stage_increments(
 
 
 def _map_rows(inputs: Inputs, config: Config, reader: str, limits: TimeLimits, new: Input) -> DataFrame:
-    if reader in config.channels:
-        return map_channel(inputs, reader, config.channels[reader], config.fields, limits, new)
-    return map_links(inputs, reader, config.identity.links[reader], limits, new)
+    fold_case = config.identity.fold_case
+    # The types that a select yields are cast, and rules are analysed, as the select itself is.
+    with configured_sql(inputs.spark):
+        if reader in config.channels:
+            return map_channel(inputs, reader, config.channels[reader], config.fields, limits, new, fold_case)
+        return map_links(inputs, reader, config.identity.links[reader], limits, new, fold_case)
 
 
 def count_staged(config: Config, staged: Mapping[str, StagedRows]) -> StagedCounts:
@@ -154,8 +157,8 @@ def count_staged(config: Config, staged: Mapping[str, StagedRows]) -> StagedCoun
         .groupBy("_reader", REASON)
         .agg(
             F.count("*").alias("_rows"),
-            F.date_format(F.min("_time"), MICROSECONDS_FORMAT).alias("_first"),
-            F.date_format(F.max("_time"), MICROSECONDS_FORMAT).alias("_last"),
+            F.unix_micros(F.min("_time")).alias("_first"),
+            F.unix_micros(F.max("_time")).alias("_last"),
         )
     )
     refused: dict[str, dict[str, int]] = {reader: {} for reader in staged}

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import DecimalType, DoubleType, FloatType
 
 from lam_spark.config import IdentityConfig
 from lam_spark.errors import ConfigError
@@ -25,8 +26,10 @@ from lam_spark.storage.tables.store import Tables
 CUSTOMER = "customer"
 KEY_HEX_DIGITS = 32
 _MIN_SECRET_CHARACTERS = 32
-# All Unicode white space: databases pad with blanks, spreadsheets with no-break spaces.
-_WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+# White space, and control and format characters (byte order mark, NUL, zero-width space): databases pad with blanks,
+# spreadsheets with no-break spaces, columns of fixed length with NUL. Classes of Java's regular expressions.
+_INVISIBLE = r"[\p{Z}\p{Cc}\p{Cf}]"
+_CONTROL = r"[\p{Zl}\p{Zp}\p{Cc}\p{Cf}]"
 _ID = ["id_kind", "raw_id"]
 _IDENTITY = "id_kind STRING, raw_id STRING, id_key STRING, key_check STRING"
 
@@ -40,12 +43,45 @@ class Secret:
 
 
 def id_text(raw: Column) -> Column:
-    """An id without surrounding white space: for channels, links and the ledger `' C-12'` is `'C-12'`.
+    """A text without surrounding white space, control and format characters: `' C-12'` is `'C-12'`.
 
     As two customers, an opt-out of the one would leave the opt-in of the other in force.
     """
-    # Spark trims by the lengths that first bytes announce: text that is not UTF-8 may end before.
-    return F.trim(F.make_valid_utf8(raw), F.lit(_WHITE_SPACE))
+    return F.regexp_replace(F.make_valid_utf8(raw), rf"\A{_INVISIBLE}+|{_INVISIBLE}+\z", "")
+
+
+def has_control_characters(name: str) -> Column:
+    """Whether a column of `id_text` has control or format characters inside: such an id matches no other."""
+    return F.col(name).rlike(_CONTROL)
+
+
+def id_column(selected: DataFrame, name: str, statement: str, folds: Column | bool = False) -> Column:
+    """The only way from a column of a configured select to the text of ids: of channels, links and the ledger.
+
+    A whole number is one id whether its column is BIGINT or DECIMAL: `12.00` is `'12'`.
+
+    Args:
+        selected: Result of the select.
+        name: Column of ids.
+        statement: Key of the select in the configuration, for the message.
+        folds: Whether ids are compared without case (`identity.fold_case`).
+
+    Raises:
+        ConfigError: The column is of a floating type, whose text depends on the size of the number.
+    """
+    kind = selected.schema[name].dataType
+    if isinstance(kind, FloatType | DoubleType):
+        raise ConfigError(
+            f"{statement} yields {name} as {kind.simpleString()}: a floating number has no exact text, so one id could "
+            "become several. Declare the column as STRING, BIGINT or DECIMAL in the input"
+        )
+    text = F.col(name).try_cast("string")
+    if isinstance(kind, DecimalType) and kind.scale > 0:
+        text = F.regexp_replace(text, r"\.?0*$", "")
+    text = id_text(text)
+    if folds is False:
+        return text
+    return F.lower(text) if folds is True else F.when(folds, F.lower(text)).otherwise(text)
 
 
 def secret_from_environment(variable: str) -> bytes:

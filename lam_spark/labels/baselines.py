@@ -1,4 +1,4 @@
-"""Scores of a target's baseline: a SQL aggregate over the customer's earlier events."""
+"""Scores of a target's baseline: a SQL aggregate over the customer's events that are known earlier."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lam_spark.config import TargetConfig
+from lam_spark.events.known_at import known_before
 from lam_spark.storage.dataframes import one_row
-from lam_spark.storage.time import sql_literal
+from lam_spark.storage.time import micros
 
 
 def baseline_scores(
     target: TargetConfig, queries: DataFrame, events: DataFrame, as_of: dt.datetime, max_events: int
 ) -> tuple[DataFrame, float | None]:
-    """Score each query by the target's `baseline` over the events of `baseline_filter` before it.
+    """Score each query by the target's `baseline` over the events of `baseline_filter` that are known before it.
 
     `count(*)` is a running count over each customer's time. Any other aggregate needs pairs of queries and earlier
     events. They are bounded by `max_events` per customer: only the latest `max_events` events before a query are
@@ -27,21 +28,20 @@ def baseline_scores(
         target: Defines the baseline.
         queries: From `target_queries` (alias `query`).
         events: Events of customers eligible for training.
-        as_of: Only events before this instant are used.
+        as_of: Only events known before this instant are used.
         max_events: `sequences.max_events`.
 
     Returns:
         Columns `event_id` and `baseline_score` of the queries with such events, and the score without any event.
     """
-    is_before = F.col("event_time") < F.expr(sql_literal(as_of))
-    filtered = events.where(F.expr(target.baseline_filter)).where(is_before)
+    filtered = known_before(events.where(F.expr(target.baseline_filter)), micros(as_of))
     query_rows = queries.select(
-        "query.customer_key", "query.event_time", F.col("query.event_id").alias("query_id")
+        "query.customer_key", "query.known_at", F.col("query.event_id").alias("query_id")
     )
     both = filtered.withColumn("query_id", F.lit(None).cast("string")).unionByName(query_rows, True)
     is_query = F.col("query_id").isNotNull()
     by_customer = Window.partitionBy("customer_key")
-    earlier = by_customer.orderBy(F.unix_micros("event_time")).rangeBetween(Window.unboundedPreceding, -1)
+    earlier = by_customer.orderBy(F.unix_micros("known_at")).rangeBetween(Window.unboundedPreceding, -1)
     counted = both.withColumn("_events_before", F.count_if(~is_query).over(earlier))
     if target.baseline == "count(*)":
         count = F.col("_events_before").cast("double").alias("baseline_score")
@@ -57,12 +57,12 @@ def baseline_scores(
 def _pairs(counted: DataFrame, is_query: Column, max_events: int, event_columns: list[str]) -> DataFrame:
     """Queries (`query_id`, `as_of`) with each of their latest `max_events` events (alias `before`)."""
     queries = counted.where(is_query & (F.col("_events_after") <= max_events)).select(
-        "customer_key", F.col("event_time").alias("as_of"), "query_id", "_events_before"
+        "customer_key", F.col("known_at").alias("as_of"), "query_id", "_events_before"
     )
     events = counted.where(~is_query & (F.col("_events_after") <= 2 * max_events)).drop("query_id")
     is_earlier = (
         (F.col("query.customer_key") == F.col("before.customer_key"))
-        & (F.col("before.event_time") < F.col("query.as_of"))
+        & (F.col("before.known_at") < F.col("query.as_of"))
         & (F.col("query._events_before") - F.col("before._events_before") <= max_events)
     )
     return (

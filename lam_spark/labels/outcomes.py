@@ -1,4 +1,4 @@
-"""Labels of queries: what the customer did between the query and the end of its horizon."""
+"""Labels of queries: what the customer did between the query and the end of its horizon, whenever it became known."""
 
 from __future__ import annotations
 

@@ -15,47 +15,55 @@ from lam_spark.labels.queries import horizon_days
 from lam_spark.storage.time import sql_literal
 
 # A straddling example opens in one period and matures in the next. It is used only by the final refit, if it
-# matures before the test period. Unused examples are not written.
-TRAIN, VALIDATION, TEST, STRADDLING, UNUSED = "train", "validation", "test", "straddling", "unused"
+# matures before the test period.
+TRAIN, VALIDATION, TEST, STRADDLING = "train", "validation", "test", "straddling"
+USED = (TRAIN, STRADDLING, VALIDATION, TEST)
+# Why a query gives no example: these are counted and not written.
+NO_HORIZON, TOO_EARLY, NOT_OVER, INTO_TEST = "no_horizon", "before_training", "not_over", "into_test"
+UNUSED = {
+    TOO_EARLY: "before the training period",
+    NO_HORIZON: "without a horizon",
+    NOT_OVER: "the horizon is not over, or its end was not observed",
+    INTO_TEST: "opens before the test period and ends in it",
+}
 # Instead of a split, where the horizon is not a whole number of days: such examples stop the stage.
 _INVALID_HORIZON = "invalid_horizon"
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Examples of one target in one split.
+    """Queries of one target in one split, or not used for one reason.
 
     Attributes:
-        examples: All examples.
-        positives: Examples with a label above 0, or with a value that followed.
-        without_horizon: Examples whose horizon is null; they are unused.
+        examples: All queries.
+        positives: Queries with a label above 0, or with a value that followed.
     """
 
     examples: int
     positives: int
-    without_horizon: int
 
 
-def split_of(target: TargetConfig, periods: Mapping[str, str], observed_until: dt.datetime) -> Column:
-    """Split of an example, from the query's columns and `label_end`.
+def split_of(target: TargetConfig, starts: Mapping[str, dt.datetime], observed_until: dt.datetime) -> Column:
+    """Split of an example, or why it is not used, from the query's columns and `label_end`.
 
     Args:
         target: Defines the horizon.
-        periods: Starts of the periods (`Config.split_instants`).
+        starts: Starts of the periods (`Config.period_starts`).
         observed_until: Instant up to which events are known: a later `label_end` is not observed.
     """
     start, validation, test = (
-        F.expr(sql_literal(dt.datetime.fromisoformat(periods[name])))
-        for name in ("train_start", "validation_start", "test_start")
+        F.expr(sql_literal(starts[name])) for name in ("train_start", "validation_start", "test_start")
     )
     opens, ends = F.col("event_time"), F.col("label_end")
     observed_end = F.expr(sql_literal(observed_until))
     horizon, is_whole = horizon_days(target)
     return (
         F.when(horizon.isNotNull() & ~is_whole, _INVALID_HORIZON)
-        .when((opens < start) | (ends > observed_end) | ends.isNull(), UNUSED)
+        .when(opens < start, TOO_EARLY)
+        .when(ends.isNull(), NO_HORIZON)
+        .when(ends > observed_end, NOT_OVER)
         .when(opens >= test, TEST)
-        .when(ends > test, UNUSED)
+        .when(ends > test, INTO_TEST)
         .when(opens >= validation, VALIDATION)
         .when(ends > validation, STRADDLING)
         .otherwise(TRAIN)
@@ -76,18 +84,46 @@ def require_whole_days(name: str, target: TargetConfig, counts: Mapping[str, Spl
         )
 
 
-def require_labels(name: str, target: TargetConfig, counts: Mapping[str, SplitCounts]) -> None:
-    """Check that the training and the validation period have labels to learn from.
+def require_queries(name: str, target: TargetConfig, counts: Mapping[str, SplitCounts]) -> None:
+    """Check that a target has queries at all.
 
     Raises:
-        DataQualityError: A period lacks one class of a binary target, or positive labels of another target.
+        DataQualityError: No event is in its population, or makes a customer active.
     """
-    for split in (TRAIN, VALIDATION):
-        split_counts = counts.get(split, SplitCounts(0, 0, 0))
-        max_positives = split_counts.examples - (1 if target.kind == "binary" else 0)
-        if not 0 < split_counts.positives <= max_positives:
-            needed = "both classes are" if target.kind == "binary" else "at least one positive is"
-            raise DataQualityError(
-                f"target {name!r} has {split_counts.positives:,} positive of {split_counts.examples:,} examples in the "
-                f"{split} period; {needed} needed. Check its population, label and the dates of split"
-            )
+    if counts:
+        return
+    key, predicate = (
+        ("population", target.population) if target.every_days is None else ("active", target.active)
+    )
+    raise DataQualityError(
+        f"targets.{name}.{key}: no event of a customer eligible for training matches {predicate!r}, so the target has "
+        "no query. Check the predicate, the values in the table events and the consent to the training purpose"
+    )
+
+
+def smaller_class(kind: str, queries: int, positives: int) -> int:
+    """What `quality.min_positives` is compared with.
+
+    Returns:
+        The queries of the smaller class of a binary target; all queries of another target, 0 where none has an
+        outcome.
+    """
+    if kind == "binary":
+        return min(positives, queries - positives)
+    return queries if positives else 0
+
+
+def too_few(kind: str, queries: int, positives: int, least: int) -> str:
+    """Why a target cannot be measured in a period, as text; empty if it can.
+
+    Args:
+        kind: Kind of the target.
+        queries: Queries in the period.
+        positives: Queries with a label above 0, or with a value that followed.
+        least: `quality.min_positives`.
+    """
+    count = smaller_class(kind, queries, positives)
+    if count >= least:
+        return ""
+    what = f"{positives:,} positive of " if kind == "binary" or not positives else ""
+    return f"too few to judge: {count:,} ({what}{queries:,} queries; quality.min_positives is {least:,})"

@@ -1,6 +1,6 @@
 """Stage `examples`: point-in-time examples of every target, from the targets' SQL predicates.
 
-An example is a query at `as_of` with its label. Its history is what happened before `as_of`, its label what happened
+An example is a query at `as_of` with its label. Its history is what was known before `as_of`, its label what happened
 after it and before `label_end`. Queries whose horizon is not over, or whose last days were not ingested
 (`time_range.observed_until`), give no example.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config, TargetConfig
+from lam_spark.config.definition import examples_definition
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.errors import ConfigError, first_line
 from lam_spark.labels.baselines import baseline_scores
@@ -23,24 +25,53 @@ from lam_spark.labels.freshness import AS_OF, EVENTS_VERSION, PERIODS, VOCABULAR
 from lam_spark.labels.outcomes import query_labels
 from lam_spark.labels.queries import target_queries
 from lam_spark.labels.splits import (
-    STRADDLING,
     TEST,
     TRAIN,
     UNUSED,
+    USED,
     VALIDATION,
     SplitCounts,
-    require_labels,
+    require_queries,
     require_whole_days,
     split_of,
+    too_few,
 )
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
+from lam_spark.sequences.definitions import DEFINITION, require_definition, require_fields
 from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.time_range import observed_until, require_as_of_within, time_range
 from lam_spark.sequences.vocabulary import encode, numbering, vocabulary_sizes
 from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.session_settings import configured_sql
 
-_WRITTEN_SPLITS = (TRAIN, VALIDATION, STRADDLING, TEST)
+_NO_COUNTS = SplitCounts(0, 0)
+
+
+@dataclass(frozen=True)
+class TargetCounts:
+    """All queries of one target: the examples of each split, and those not used by reason.
+
+    Attributes:
+        used: Split -> examples.
+        unused: Reason (`splits.UNUSED`) -> queries.
+        too_few: Period -> why the target cannot be measured or trained there.
+    """
+
+    used: dict[str, SplitCounts]
+    unused: dict[str, int]
+    too_few: dict[str, str]
+
+    @property
+    def queries(self) -> int:
+        """All queries of the target."""
+        return sum(counts.examples for counts in self.used.values()) + sum(self.unused.values())
+
+    @property
+    def sentence(self) -> str:
+        """The counts in words."""
+        used = ", ".join(f"{counts.examples:,} {split}" for split, counts in self.used.items())
+        return f"{self.queries:,} queries = {used}, {sum(self.unused.values()):,} not used"
 
 
 @dataclass(frozen=True)
@@ -48,36 +79,51 @@ class ExamplesResult(StageResult):
     """Examples by target and split.
 
     Attributes:
-        examples: Rows written.
+        examples: Rows written, of all targets.
         scored_target: Target that the message is about.
-        targets: Target -> split -> counts; `unused` examples are counted and not written.
+        targets: Target -> counts.
+        periods: First day of each period (ISO 8601).
         observed_until: Instant up to which events are known (ISO 8601).
     """
 
+    FORMAT: ClassVar[int] = 2
+
     examples: int
     scored_target: str
-    targets: dict[str, dict[str, SplitCounts]]
+    targets: dict[str, TargetCounts]
+    periods: dict[str, str]
     observed_until: str
 
     @property
     def message(self) -> str:
         """One line for people."""
-        splits = self.targets.get(self.scored_target, {})
-        sizes = {name: splits[name].examples if name in splits else 0 for name in _WRITTEN_SPLITS}
-        parts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-        return f"{self.examples:,} examples: {parts}"
+        return f"{self.scored_target}: {self.targets[self.scored_target].sentence}"
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The counts of the other targets."""
+        others = (name for name in self.targets if name != self.scored_target)
+        return tuple(f"{name}: {self.targets[name].sentence}" for name in others)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Targets that cannot be measured in a period."""
+        return tuple(
+            f"{name}, {period} period: {why}"
+            for name, counts in self.targets.items()
+            for period, why in counts.too_few.items()
+        )
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """`examples`, and per target and split the examples and the positives (unused: those without horizon)."""
+        """`examples`, and per target all queries, the examples and positives by split, and the unused by reason."""
         counts = {}
-        for target, splits in self.targets.items():
-            for split, split_counts in splits.items():
+        for target, of_target in self.targets.items():
+            counts[f"{target}.queries"] = of_target.queries
+            for split, split_counts in of_target.used.items():
                 counts[f"{target}.{split}"] = split_counts.examples
-                if split == UNUSED:
-                    counts[f"{target}.{split}.without_horizon"] = split_counts.without_horizon
-                else:
-                    counts[f"{target}.{split}.positives"] = split_counts.positives
+                counts[f"{target}.{split}.positives"] = split_counts.positives
+            counts |= {f"{target}.unused.{reason}": count for reason, count in of_target.unused.items()}
         return {**counts, "examples": self.examples}
 
 
@@ -93,10 +139,13 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     Raises:
         ConfigError: A predicate does not run; or `as_of` is not after the first event, or too long after the last.
         ConsentError: No customer is eligible.
-        DataQualityError: A period lacks one class of a binary target or positive labels of another; a horizon is not
-            a whole number of days from 1.
+        DataQualityError: A target has no query; a horizon is not a whole number of days from 1; the events lack a
+            field; or the vocabulary was made for another configuration.
     """
     config, tables = ctx.config, ctx.tables
+    require_fields(tables, config)
+    if tables.exists("sequences"):  # written after the vocabulary, by the same stage
+        require_definition(tables, config, "sequences")
     eligible = eligible_customers(tables, ctx.cache, config.consent.training_purpose, ctx.started_at)
     ingested = tables.read("events")
     # Long after the last event every horizon would seem to be over, without any observed outcome.
@@ -106,21 +155,42 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     events = ingested.join(eligible, "customer_key", "left_semi")
     vocabulary = ctx.cache(tables.read("vocabulary"))
     # Cached so that the published rows are the checked rows.
-    examples = ctx.cache(
-        union_all(_target_examples(config, name, events, vocabulary, until) for name in config.targets)
-    )
+    with configured_sql(ctx.spark):
+        examples = ctx.cache(
+            union_all(_target_examples(config, name, events, vocabulary, until) for name in config.targets)
+        )
     counts = _count(examples)
     for name, target in config.targets.items():
+        require_queries(name, target, counts.get(name, {}))
         require_whole_days(name, target, counts.get(name, {}))
-        require_labels(name, target, counts.get(name, {}))
     metadata = {
+        DEFINITION: examples_definition(config),
         AS_OF: ctx.as_of.isoformat(),
-        PERIODS: config.split_instants(),
+        PERIODS: config.periods.to_metadata(),
         EVENTS_VERSION: tables.read_versions["events"],
         VOCABULARY: numbering(vocabulary, vocabulary_sizes(vocabulary, config.categorical)),
     }
-    rows = tables.overwrite(examples.where(F.col("split") != UNUSED), "examples", metadata=metadata)
-    return ExamplesResult(rows, config.scoring.target, counts, until.isoformat())
+    rows = tables.overwrite(examples.where(F.col("split").isin(*USED)), "examples", metadata=metadata)
+    return ExamplesResult(
+        examples=rows,
+        scored_target=config.scoring.target,
+        targets={name: _target_counts(config, name, counts[name]) for name in config.targets},
+        periods=config.periods.to_metadata(),
+        observed_until=until.isoformat(),
+    )
+
+
+def _target_counts(config: Config, name: str, counts: Mapping[str, SplitCounts]) -> TargetCounts:
+    """Counts of one target, with zeros where there are none."""
+    used = {split: counts.get(split, _NO_COUNTS) for split in USED}
+    kind, least = config.targets[name].kind, config.quality.min_positives
+    checked = (TRAIN, VALIDATION, *((TEST,) if config.split.has_test else ()))
+    few = {split: too_few(kind, used[split].examples, used[split].positives, least) for split in checked}
+    return TargetCounts(
+        used=used,
+        unused={reason: counts.get(reason, _NO_COUNTS).examples for reason in UNUSED},
+        too_few={split: why for split, why in few.items() if why},
+    )
 
 
 def _target_examples(
@@ -144,7 +214,7 @@ def _target_examples(
         "label_end",
         label.cast("double").alias("label"),
         label_ids.cast("array<int>").alias("label_ids"),
-        split_of(target, config.split_instants(), until).alias("split"),
+        split_of(target, config.period_starts(config.periods), until).alias("split"),
         F.coalesce("baseline_score", F.lit(score_without_events).cast("double")).alias("baseline_score"),
         F.unix_micros("event_time").alias("query_time"),
         hour_of_week(F.from_utc_timestamp("event_time", config.time_zone)).alias("query_hour_of_week"),
@@ -159,7 +229,7 @@ def _labelled_queries(
     config: Config, target: TargetConfig, events: DataFrame, vocabulary: DataFrame
 ) -> tuple[DataFrame, float | None]:
     """Queries with `_label` and `baseline_score` (null: no outcome, no earlier event), and the score without events."""
-    queries = target_queries(target, events, config.split, config.as_of, config.time_zone).alias("query")
+    queries = target_queries(target, events, config.periods, config.as_of, config.time_zone).alias("query")
     labels = query_labels(target, queries, events, vocabulary)
     as_of = config.instant(config.as_of)
     scores, score_without_events = baseline_scores(
@@ -174,10 +244,9 @@ def _count(examples: DataFrame) -> dict[str, dict[str, SplitCounts]]:
     groups = examples.groupBy("target", "split").agg(
         F.count("*").alias("_examples"),
         F.count_if((F.col("label") > 0) | (F.size("label_ids") > 0)).alias("_positives"),
-        F.count_if(F.col("label_end").isNull()).alias("_without_horizon"),
     )
     counts: dict[str, dict[str, SplitCounts]] = {}
     for row in groups.orderBy("target", "split").toLocalIterator():
-        split_counts = SplitCounts(row["_examples"], row["_positives"], row["_without_horizon"])
+        split_counts = SplitCounts(row["_examples"], row["_positives"])
         counts.setdefault(row["target"], {})[row["split"]] = split_counts
     return counts

@@ -21,7 +21,7 @@ from lam_spark.model.transformer import LargeActionModel, ModelSize, Normaliser
 from lam_spark.training_data.layout import Layout
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class DecayedCounts(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor], visible_BQT: Tensor) -> Tensor:
         """(B, Q, H, R): log of one plus the decayed counts of the visible events."""
-        age_BQT = (batch["query_time"][:, :, None] - batch["event_time"][:, None]).float() / MICROS_PER_DAY
+        age_BQT = (batch["query_time"][:, :, None] - batch["known_at"][:, None]).float() / MICROS_PER_DAY
         weight_BQHT = torch.exp2(-age_BQT.clamp_min(0)[:, :, None] / self.half_life_days[:, None])
         weight_BQHT = weight_BQHT * visible_BQT[:, :, None]
         # One matrix product per block: broadcasting over half-lives would copy the indicators for each of them.

@@ -5,17 +5,16 @@ R counters of decayed counts, V values of a `next` target, K features of a targe
 
 Design:
 
-- An event vector is the sum of the embeddings of its categorical fields, the projected value embeddings (for fields
-  that have them), its numbers, its hour of the week and the time since the previous event.
+- An event vector is the sum of the embeddings of its categorical fields, the projected value embeddings, its numbers,
+  its hour of the week, the time since the previous event and its delay: how long after it happened it became known.
 - Numbers are standardised and encoded by quantile bins; missing and zero have indicators of their own.
 - Several customers share a block. Attention stays within a window and is causal (`attention.py`).
 - A query is a hypothetical event: it attends to the events before it, and no other slot attends to it. One forward
   pass predicts any number of queries at any points in time.
-- A target head reads the query's hidden state, the aggregates of the full history (encoded like an event's numbers)
-  and the decayed counts (`decayed_counts.py`).
+- A target head reads the query's hidden state, the aggregates of the history, and the decayed counts.
 - Blocks: pre-norm RMSNorm, rotary positions, gated feed-forward, `scaled_dot_product_attention`.
-- Events with the same time form a timestamp group (the lines of a basket) and have no order. The last event of a group
-  predicts the next group as a set.
+- Events are in the order of `known_at`. Those of one instant (the lines of a basket) form a timestamp group without
+  order, whose last event predicts the next group as a set.
 - Initialisation is in one place: `LargeActionModel._initialise`.
 """
 
@@ -102,9 +101,8 @@ class Normaliser:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
         fields: dict[str, Any] = {key: tuple(value) for key, value in values.items()}
-        for key in ("numeric_edges", "aggregate_edges"):
-            fields[key] = tuple(tuple(edges) for edges in values[key])
-        return cls(**fields)
+        edges = {key: tuple(map(tuple, values[key])) for key in ("numeric_edges", "aggregate_edges")}
+        return cls(**fields | edges)
 
 
 @dataclass(frozen=True)
@@ -158,6 +156,7 @@ class LargeActionModel(nn.Module):
         self.hour_embedding = nn.Embedding(HOURS_OF_WEEK, d_model)
         self.number_projection = nn.Linear(event_number_dim(layout, size), d_model)
         self.is_query = nn.Parameter(torch.zeros(d_model))
+        self.delay_weight = nn.Parameter(torch.zeros(d_model))
         self.input_norm = nn.RMSNorm(d_model)
         self.blocks = nn.ModuleList(_Block(size) for _ in range(size.n_layers))
         self.output_norm = nn.RMSNorm(d_model)
@@ -184,7 +183,7 @@ class LargeActionModel(nn.Module):
     def _initialise(self) -> None:
         """Initialise weights: each block starts as the identity, and each target head predicts its bias.
 
-        Parameters that are created as zeros (`is_query`, `value_weight_HV`) and norm scales keep their values.
+        Parameters created as zeros (`is_query`, `delay_weight`, `value_weight_HV`) and norm scales keep their values.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -266,18 +265,19 @@ class LargeActionModel(nn.Module):
 
     def _embed_events(self, batch: Batch) -> Tensor:
         """(B, T, D) event vectors."""
-        time = batch["event_time"]
+        time = batch["known_at"]
         elapsed = torch.zeros_like(time)
         same_window = batch["window"][:, 1:] == batch["window"][:, :-1]
         elapsed[:, 1:] = (time[:, 1:] - time[:, :-1]) * same_window
-        return self._embed(batch, "event_", batch["hour_of_week"], elapsed)
+        delay_BTD = batch["log_delay_hours"][..., None] * self.delay_weight
+        return self._embed(batch, "event_", batch["hour_of_week"], elapsed) + delay_BTD
 
     def _embed_queries(self, batch: Batch) -> Tensor:
         """(B, Q, D) query vectors: those of events, with the time elapsed since the last visible event."""
         index = batch["query_index"].long()
         previous = (index - 1).clamp_min(0)
         previous_window = batch["window"].gather(1, previous)
-        elapsed = batch["query_time"] - batch["event_time"].gather(1, previous)
+        elapsed = batch["query_time"] - batch["known_at"].gather(1, previous)
         has_previous = (index > 0) & (previous_window == batch["query_window"])
         x_BQD = self._embed(batch, "query_", batch["query_hour_of_week"], elapsed * has_previous)
         return x_BQD + self.is_query

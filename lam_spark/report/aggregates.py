@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.report.content import Contact, ContactList, HistogramBin, ProposalCount, SourceCount
+from lam_spark.config import ChannelConfig
+from lam_spark.events.arrival import arrival_delays
+from lam_spark.report.content import (
+    Arrival,
+    Contact,
+    ContactList,
+    HistogramBin,
+    ProposalCount,
+    SourceCount,
+)
 from lam_spark.storage.dataframes import one_row
 from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import sql_literal
@@ -22,7 +31,9 @@ _COUNTS = (
     "quarantined",
     "unresolved",
     "resolved_later",
+    "reassigned",
     "unassigned",
+    "known_at_changed",
 )
 
 
@@ -44,9 +55,20 @@ def count_rows_by_channel(tables: Tables, channels: Sequence[str]) -> tuple[Sour
                     duplicates=row["duplicates"],
                     quarantined=row["quarantined"],
                     unresolved=row["unresolved"] - assigned_later,
+                    reassigned=row["reassigned"],
+                    unassigned=row["unassigned"],
+                    known_at_changed=row["known_at_changed"],
                 )
             )
     return tuple(counts)
+
+
+def measured_arrivals(tables: Tables, channels: Mapping[str, ChannelConfig]) -> tuple[Arrival, ...]:
+    """Declared and proposed delays of the channels that were measured on a night."""
+    delays = arrival_delays(tables, channels)
+    return tuple(
+        Arrival(name, delay.declared, delay.proposed, delay.nights) for name, delay in delays.items()
+    )
 
 
 def count_rejected_rows(tables: Tables, channels: Sequence[str]) -> dict[str, int]:

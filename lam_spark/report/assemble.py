@@ -7,7 +7,9 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from lam_spark.config import Config, TargetConfig
-from lam_spark.evaluation.results import CalibrationMetrics, EvaluateResult, RankingMetrics
+from lam_spark.evaluation.results import EvaluateResult, MeasuredRankings, RankingMetrics
+from lam_spark.labels.splits import UNUSED
+from lam_spark.labels.stage import ExamplesResult
 from lam_spark.report import content as c
 from lam_spark.report import text
 from lam_spark.report.entries import ListEntries
@@ -16,17 +18,25 @@ from lam_spark.storage.tables.registry import TABLES
 from lam_spark.training.stage import TrainResult
 
 
-def headlines(config: Config, held_out: c.HeldOut, contacts: c.ContactList) -> tuple[c.Headline, ...]:
-    """The three large numbers at the top."""
-    model, baseline = held_out.rankings[0], held_out.rankings[1]
+def headlines(
+    config: Config, held_out: c.HeldOut | None, not_measured: str, contacts: c.ContactList
+) -> tuple[c.Headline, ...]:
+    """The large numbers at the top: three, or two if the model is not measured."""
     nouns = config.words
-    expected = text.expected_successes(contacts)
+    expected = text.count(round(text.expected_successes(contacts) or 0))
+    has_offer = proposes_something(config.targets[config.scoring.target])
+    listed = c.Headline(
+        f"{nouns.customers} to contact",
+        text.count(contacts.customers),
+        f"about {expected} expected to act"
+        if has_offer
+        else f"sum of the predicted probabilities: {expected}",
+    )
+    if held_out is None:
+        return listed, c.Headline("held-out AUC", text.MISSING, not_measured)
+    model, baseline = held_out.rankings[0], held_out.rankings[1]
     return (
-        c.Headline(
-            f"{nouns.customers} to contact",
-            text.count(contacts.customers),
-            f"about {text.count(round(expected or 0))} expected to act",
-        ),
+        listed,
         c.Headline(
             "lift of the top decile",
             text.ratio(model.deciles[0].lift),
@@ -40,24 +50,70 @@ def headlines(config: Config, held_out: c.HeldOut, contacts: c.ContactList) -> t
     )
 
 
-def held_out(target: TargetConfig, result: EvaluateResult) -> c.HeldOut:
-    """The model, the baseline and random order on the test period."""
+def proposes_something(target: TargetConfig) -> bool:
+    """Whether a query of the target is an event, such as an offer; regular queries are points in time."""
+    return target.every_days is None
+
+
+def held_out(target: TargetConfig, result: EvaluateResult) -> c.HeldOut | None:
+    """The model, the baseline and random order on the test period; None if the model is not measured."""
+    if result.rankings is None or result.period is None:
+        return None
     start, end = (dt.date.fromisoformat(day) for day in result.period)
-    low, high = result.auc_difference
+    low, high = result.rankings.auc_difference
     rankings = (
-        _ranking("the model", "model", "the registered model's score", result.model),
+        _ranking("the model", "model", "the registered model's score", result.rankings.model),
         _ranking(
             target.baseline_name,
             "baseline",
             f"{target.baseline} over {target.baseline_filter}",
-            result.baseline,
+            result.rankings.baseline,
             difference_low=low,
             difference_high=high,
-            lift_difference=result.lift_difference,
+            lift_difference=result.rankings.lift_difference,
         ),
         _random_order(result),
     )
     return c.HeldOut(start, end, result.examples, result.positives, rankings)
+
+
+def targets(config: Config, result: EvaluateResult) -> tuple[c.TargetResult, ...]:
+    """Every target on the test period, the scored one first."""
+    comparisons = result.comparisons
+    facts = {result.target: (result.examples, result.not_measured)}
+    facts |= {name: (each.examples, each.not_measured) for name, each in result.secondary_targets.items()}
+    rows = []
+    for name, (examples, not_measured) in facts.items():
+        target, comparison = config.targets[name], comparisons.get(name)
+        rows.append(
+            c.TargetResult(
+                name=name,
+                description=target.description,
+                examples=examples,
+                metric="" if comparison is None else comparison.name.replace("auc", "AUC"),
+                model=None if comparison is None else comparison.model,
+                baseline=None if comparison is None else comparison.baseline,
+                baseline_name=target.baseline_name,
+                is_behind=comparison is not None and comparison.is_behind,
+                not_measured=not_measured,
+            )
+        )
+    return tuple(rows)
+
+
+def queries(result: ExamplesResult | None) -> tuple[c.QueryCount, ...]:
+    """What became of all queries of every target."""
+    if result is None:
+        return ()
+    return tuple(
+        c.QueryCount(
+            name,
+            counts.queries,
+            tuple((split, of_split.examples) for split, of_split in counts.used.items()),
+            tuple(c.Loss(UNUSED[reason], count) for reason, count in counts.unused.items() if count),
+        )
+        for name, counts in result.targets.items()
+    )
 
 
 def _ranking(
@@ -95,8 +151,11 @@ def _random_order(result: EvaluateResult) -> c.Ranking:
     return c.Ranking("random order", "random", "no ranking at all", 0.5, None, None, deciles)
 
 
-def calibration(metrics: CalibrationMetrics) -> c.Calibration:
-    """Predicted probabilities compared with observed rates."""
+def calibration(rankings: MeasuredRankings | None) -> c.Calibration | None:
+    """Predicted probabilities compared with observed rates; None if the model is not measured."""
+    if rankings is None:
+        return None
+    metrics = rankings.calibration
     return c.Calibration(
         metrics.bins, metrics.brier, metrics.brier_of_base_rate, metrics.expected_calibration_error
     )
@@ -109,6 +168,7 @@ def funnel(
     score, deliver = entries.score, entries.deliver
     purpose = config.consent.contact_purpose
     status = score.consent[purpose]
+    has_offer = proposes_something(config.targets[config.scoring.target])
     row_losses = {
         "seen before (exact duplicates)": sum(source.duplicates for source in sources),
         "the id belongs to no customer yet": sum(source.unresolved for source in sources),
@@ -140,7 +200,7 @@ def funnel(
             score.customers_scored,
             "customers",
             _losses(scoring_losses),
-            f"each for {score.proposals} proposals",
+            f"each for {text.counted(score.proposals, 'proposal', 'proposals')}" if has_offer else "",
         ),
         c.FunnelStep(
             "Still eligible at delivery",
@@ -165,6 +225,7 @@ def _losses(counts: Mapping[str, int]) -> tuple[c.Loss, ...]:
 def training(result: TrainResult) -> c.Training:
     """Training curves, size and cost."""
     summary = result.training
+    selected_by = "by validation loss" if summary.validation else "the last: too few to judge"
     unit, seconds = ("GPU", summary.gpu_seconds)
     if seconds is None:
         unit, seconds = ("core", summary.core_seconds)
@@ -177,7 +238,7 @@ def training(result: TrainResult) -> c.Training:
             ("processes", str(summary.world_size)),
             (f"{unit}-hours", f"{(seconds or 0.0) / 3600:.2f}"),
             ("FLOPs", f"{summary.flops:.2g}"),
-            ("best epoch", f"{summary.best_epoch} (by validation loss)"),
+            ("best epoch", f"{summary.best_epoch} ({selected_by})"),
         ),
     )
 

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from lam_spark.delivery.stage import DeliverResult
 from lam_spark.errors import ConfigError
 from lam_spark.evaluation.results import EvaluateResult
+from lam_spark.labels.stage import ExamplesResult
 from lam_spark.runtime.audit import AuditEntry, latest_entries
 from lam_spark.scoring.stage import ScoreResult
 from lam_spark.stages import NIGHTLY
@@ -28,9 +29,11 @@ class ListEntries:
 
     Attributes:
         by_stage: Stage -> entry, in the order of the data flow.
+        examples: Of the newest run of that stage; None if there is none.
     """
 
     by_stage: dict[str, AuditEntry]
+    examples: ExamplesResult | None
     train: TrainResult
     score: ScoreResult
     evaluate: EvaluateResult
@@ -72,9 +75,10 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
         return is_of_target(entry) and entry.run_id == scored_by
 
     def is_of_list(entry: AuditEntry) -> bool:
-        # An empty list has no rows from which its run could be read.
-        is_listed = listed_by in (None, entry.run_id)
-        return is_of_target(entry) and is_listed and entry.result_of(DeliverResult).scores_run_id == scored_by
+        result = entry.result_of(DeliverResult)
+        # An empty list has no rows from which its run could be read; neither has one that was withdrawn.
+        is_listed = listed_by == entry.run_id or (listed_by is None and not result.delivered)
+        return is_of_target(entry) and is_listed and result.scores_run_id == scored_by
 
     conditions: dict[str, Callable[[AuditEntry], bool]] = {"score": is_of_scores, "deliver": is_of_list}
     newest = latest_entries(tables, conditions)
@@ -104,6 +108,7 @@ def entries_of_list(tables: Tables, target: str, day: dt.date, as_of: dt.datetim
         )
     return ListEntries(
         by_stage={stage: entries[stage] for stage in NIGHTLY if stage in entries},
+        examples=entries["examples"].result_of(ExamplesResult) if "examples" in entries else None,
         train=entries["train"].result_of(TrainResult),
         score=score,
         evaluate=entries["evaluate"].result_of(EvaluateResult),

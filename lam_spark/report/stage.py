@@ -10,15 +10,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyspark.sql import functions as F
+
 from lam_spark.report import assemble
 from lam_spark.report import content as c
-from lam_spark.report.aggregates import count_rejected_rows, count_rows_by_channel, read_contact_list
+from lam_spark.report.aggregates import (
+    count_rejected_rows,
+    count_rows_by_channel,
+    measured_arrivals,
+    read_contact_list,
+)
 from lam_spark.report.entries import entries_of_list
 from lam_spark.report.render import write_report
 from lam_spark.runtime.audit import verify_chain
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.jvm import java_version
 from lam_spark.runtime.results import StageResult
+from lam_spark.scoring.freshness import require_scores
+from lam_spark.storage.dataframes import one_row
+from lam_spark.storage.time import sql_literal
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,18 @@ def report(ctx: RunContext) -> ReportResult:
     Raises:
         AuditError: The audit chain, which the report is made from, is broken or of another version.
         ConfigError: A stage that the report needs has not run, or not for this `as_of`, target or model.
+        DataQualityError: The scores were made for another configuration.
     """
     config, tables = ctx.config, ctx.tables
     verify_chain(tables)
     target = config.targets[config.scoring.target]
     entries = entries_of_list(tables, config.scoring.target, config.as_of, ctx.as_of)
+    is_of_list = (F.col("target") == config.scoring.target) & (
+        F.col("as_of") == F.expr(sql_literal(ctx.as_of))
+    )
+    require_scores(
+        tables, config, one_row(tables.read("scores").where(is_of_list).agg(F.first("definition")))[0]
+    )
     channels = list(config.channels)
     sources = count_rows_by_channel(tables, channels)
     contacts = read_contact_list(tables, ctx.as_of, entries.deliver.path, config.delivery.capacity)
@@ -77,11 +94,16 @@ def report(ctx: RunContext) -> ReportResult:
         run_id=ctx.run_id,
         target=target.description,
         contact_list=contacts,
-        headlines=assemble.headlines(config, held_out, contacts),
+        headlines=assemble.headlines(config, held_out, entries.evaluate.not_measured, contacts),
         held_out=held_out,
-        calibration=assemble.calibration(entries.evaluate.calibration),
+        not_measured=entries.evaluate.not_measured,
+        targets=assemble.targets(config, entries.evaluate),
+        queries=assemble.queries(entries.examples),
+        has_offer=assemble.proposes_something(target),
+        calibration=assemble.calibration(entries.evaluate.rankings),
         funnel=assemble.funnel(config, entries, sources, count_rejected_rows(tables, channels)),
         sources=sources,
+        arrivals=measured_arrivals(tables, config.channels),
         consent=tuple(
             c.ConsentCount(purpose, **vars(counts)) for purpose, counts in entries.score.consent.items()
         ),

@@ -1,7 +1,8 @@
 """The table `audit`: one entry per stage and run, chained by sha256 so that a change or a gap is detected.
 
-An entry holds the resolved configuration, the versions of the tables read and written, the stage's typed result,
-the code's git commit, seconds and memory. It holds no customer.
+A stage whose output people act on (`Stage.publishes`) has a further entry, `started`, before it runs. An entry holds
+the resolved configuration, the versions of the tables read and written, the stage's typed result, the code's git
+commit, seconds and memory. It holds no customer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lam_spark.storage.time import micros
 Result = TypeVar("Result", bound=StageResult)
 
 # Of the entry as a whole; each result has a format number of its own.
-ENTRY_FORMAT = 1
+ENTRY_FORMAT = 2
 _GENESIS = "0" * 64
 _SCHEMA = (
     "sequence BIGINT, run_id STRING, stage STRING, status STRING, recorded_at TIMESTAMP, entry STRING, "
@@ -116,12 +117,22 @@ class AuditChain:
         self, stage: str, result: StageResult | None, cost: StageCost, error: str | None = None
     ) -> None:
         """Append the entry of one stage; `result` is None for one that failed."""
+        self._append(stage, "failed" if error else "done", result, cost, error)
+
+    def start(self, stage: str) -> None:
+        """Append an entry before a stage runs, so that a list that was published has one even if the run is killed."""
+        self._append(stage, "started", None, StageCost(0.0, None), None)
+
+    def _append(
+        self, stage: str, status: str, result: StageResult | None, cost: StageCost, error: str | None
+    ) -> None:
         now = dt.datetime.now(dt.UTC)
         values = {
             "format": ENTRY_FORMAT,
             "run_id": self._run_id,
             "recorded_at": now.isoformat(),
             "stage": stage,
+            "status": status,
             "as_of": self._config.as_of.isoformat(),
             "lam_spark": __version__,
             "git_commit": git_commit(),
@@ -137,7 +148,7 @@ class AuditChain:
         entry = json.dumps(values, sort_keys=True, default=str)
         number, previous = self._newest()
         last = (number + 1, chain_hash(previous, entry))
-        row = (last[0], self._run_id, stage, _status(values), now, entry, previous, last[1])
+        row = (last[0], self._run_id, stage, status, now, entry, previous, last[1])
         self._tables.append(local_frame(self._tables.spark, [row], _SCHEMA), "audit")
         self._last, self._version = last, self._tables.written_versions["audit"]
 
@@ -185,13 +196,9 @@ def _column_values(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "run_id": entry.get("run_id"),
         "stage": entry.get("stage"),
-        "status": _status(entry),
+        "status": entry.get("status"),
         "recorded_at": micros(dt.datetime.fromisoformat(entry["recorded_at"])),
     }
-
-
-def _status(entry: Mapping[str, Any]) -> str:
-    return "failed" if entry["error"] else "done"
 
 
 def latest_entries(

@@ -14,6 +14,7 @@ from lam_spark.config import Config
 from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.results import StageResult
 from lam_spark.storage.dataframes import FrameCache
+from lam_spark.storage.files import private_files
 from lam_spark.storage.tables.store import Tables
 
 Result = TypeVar("Result", bound=StageResult)
@@ -51,11 +52,11 @@ class RunContext:
 
 
 def stage(function: Callable[[RunContext], Result]) -> Callable[[RunContext], Result]:
-    """Decorate the entry function of a stage: cached frames are released when it ends or fails."""
+    """Decorate the entry function of a stage: its files are private, and frames that it cached are released."""
 
     @functools.wraps(function)
-    def with_cache_scope(ctx: RunContext) -> Result:
-        with ctx.cache.scope():
+    def in_scope(ctx: RunContext) -> Result:
+        with private_files(ctx.config.file_permissions), ctx.cache.scope():
             return function(ctx)
 
-    return with_cache_scope
+    return in_scope

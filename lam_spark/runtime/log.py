@@ -2,7 +2,7 @@
 
 JSON lines go to stderr where it is not a terminal, and always to `logs/<run_id>.jsonl` in the workspace. On a
 terminal people see one line per stage and a status line below it. `LAM_SPARK_LOG=human` or `json` chooses. No
-record holds a raw customer id.
+record holds a raw customer id, and secrets in texts are masked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.status import Status
+
+from lam_spark.masking import masked_values
 
 
 class RunLog:
@@ -45,7 +47,7 @@ class RunLog:
             "level": level,
             "run_id": self.run_id,
             "event": event,
-            **facts,
+            **masked_values(facts),
         }
         line = json.dumps(record, default=str, ensure_ascii=False)
         if self._file is not None:

@@ -33,6 +33,14 @@ class StageResult:
         return ()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What people should know although the stage succeeded, one sentence each; none by default.
+
+        They are printed on stdout and are in the summary of a run.
+        """
+        return ()
+
+    @property
     def summary(self) -> Mapping[str, Any]:
         """Further values for the summary of a run whose last stage this is; empty by default."""
         return {}

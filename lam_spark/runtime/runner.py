@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from rich.markup import escape
 
 from lam_spark.config import Config
+from lam_spark.consent.refresh import require_current_ledger
 from lam_spark.errors import ConfigError, did_you_mean, without_values
 from lam_spark.identity.pseudonyms import secret_from_environment
 from lam_spark.runtime.audit import AuditChain, StageCost
@@ -25,6 +26,7 @@ from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.session import active_session, spark_session
 from lam_spark.runtime.signals import tracked
 from lam_spark.stages import STAGES
+from lam_spark.storage.files import private_files, share_with_group
 from lam_spark.storage.tables.maintenance import compact
 from lam_spark.storage.tables.publish import roll_back
 from lam_spark.storage.tables.store import Tables
@@ -57,7 +59,7 @@ def run_stages(
         Stage -> its result.
 
     Raises:
-        ConfigError: An unknown stage, a missing secret, a folder that cannot be written.
+        ConfigError: An unknown stage, a missing secret, a folder that cannot be written, an unknown group.
         ConcurrentRunError: Another run holds the workspace.
         LamSparkError: Whatever stopped a stage; it is in the audit and in the log.
     """
@@ -70,25 +72,49 @@ def run_stages(
     workspace = config.workspace.absolute()
     config = config.model_copy(update={"root": str(workspace)})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(private_files(config.file_permissions))
         stack.enter_context(workspace_lock(workspace, run_id))
+        if config.files_group is not None:
+            share_with_group(workspace, config.files_group)
         log = RunLog(run_id, workspace / "logs")
         stack.callback(log.close)
         log.event("run started", stages=list(names), config_digest=config.digest(), root=str(workspace))
         spark = stack.enter_context(_session(config, session))
         stack.enter_context(tracked(spark))
+        # Spark would create it with permissions of its own.
+        (workspace / "tables").mkdir(exist_ok=True)
         tables = Tables(spark, workspace / "tables")
         ctx = RunContext(config, run_id, clock(), spark, tables, log, clock)
         changed = roll_back(tables)
         if changed:
             log.event("unfinished publication rolled back", level="warning", tables=changed)
         chain = AuditChain(tables, config, run_id)
-        return {name: _run_stage(ctx, chain, name) for name in names}
+        checked_stage = _first_to_check_ledger(names)
+        return {name: _run_stage(ctx, chain, name, checks_ledger=name == checked_stage) for name in names}
+
+
+def _first_to_check_ledger(names: Sequence[str]) -> str | None:
+    """The stage that checks the consent ledger, once a run; None if a stage before it refreshes the ledger.
+
+    `train`, which takes hours, makes a check of its own before it registers a model.
+    """
+    for name in names:
+        if name == "consent":
+            return None
+        if STAGES[name].reads_customers:
+            return name
+    return None
 
 
 def _require_prerequisites(config: Config, names: Sequence[str]) -> None:
     """Check requirements of later stages before an earlier stage runs for hours."""
     if any(STAGES[name].needs_secret for name in names):
         secret_from_environment(config.identity.secret_env)
+    if "examples" in names:
+        try:
+            config.require_periods()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     if "train" in names:
         from lam_spark.training.launch.launchers import require_launcher  # imports torch
 
@@ -110,17 +136,28 @@ def _session(config: Config, session: SparkSession | None) -> Iterator[SparkSess
             spark.stop()
 
 
-def _run_stage(ctx: RunContext, chain: AuditChain, name: str) -> StageResult:
+def _forget_versions(ctx: RunContext) -> None:
+    """The next audit entry lists only the versions that are read and written from now on."""
     ctx.tables.read_versions.clear()
     ctx.tables.written_versions.clear()
+
+
+def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: bool = False) -> StageResult:
+    _forget_versions(ctx)
     ctx.log.event("stage started", stage=name)
     monitor = Monitor(name, ctx.spark, ctx.log)
 
     def cost() -> StageCost:
         return StageCost(monitor.seconds, round(monitor.peak_memory_gib, 2))
 
+    if STAGES[name].publishes:
+        chain.start(name)
+        _forget_versions(ctx)  # of the audit itself
     try:
         with monitor:
+            if checks_ledger:
+                with ctx.cache.scope():
+                    require_current_ledger(ctx.tables, ctx.cache, ctx.config, ctx.clock, ctx.log)
             result: StageResult = STAGES[name].load()(ctx)
     except BaseException as error:
         failure = without_values(error)
@@ -141,6 +178,9 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str) -> StageResult:
     )
     for line in result.details:
         ctx.log.echo(f"  {escape(line)}")
+    for warning in result.warnings:
+        ctx.log.event("stage warning", level="warning", stage=name, warning=warning)
+        ctx.log.echo(f"  [yellow]![/] {escape(warning)}")
     for table in ctx.tables.written_versions:
         _compact(ctx, table)
     return result

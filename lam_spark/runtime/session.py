@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from lam_spark.config import SparkConfig
+from lam_spark.config.secrets import read_secrets
 from lam_spark.errors import ConfigError, values_may_be_shown
+from lam_spark.storage.files import current_umask
 
 DELTA_VERSION = "4.0.1"
 DELTA_PACKAGE = f"io.delta:delta-spark_2.13:{DELTA_VERSION}"
@@ -90,16 +93,18 @@ def spark_session(spark: SparkConfig, app_name: str = "lam_spark") -> SparkSessi
     """Return the platform's session, or start one on this machine.
 
     Raises:
-        ConfigError: The platform's session was started without Delta, which cannot be added afterwards.
+        ConfigError: The platform's session was started without Delta, which cannot be added afterwards; or a secret
+            is not in the environment.
     """
     # PySpark logs the error of a failed query, with the row that it quotes, before the caller can catch it.
     for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         PySparkLogger.getLogger(name).disabled = not values_may_be_shown()
     options = {**_DELTA, **_REQUIRED}
+    configured = {**spark.settings, **read_secrets("spark.secrets", spark.secrets)}
     if is_provided_by_platform():
-        options |= spark.settings
+        options |= configured
     else:
-        options |= _one_machine_settings(spark) | spark.settings | jar_settings(spark)
+        options |= _with_configured(_one_machine_settings(spark), configured) | jar_settings(spark)
     builder = SparkSession.builder.appName(app_name)
     for key, value in options.items():
         builder = builder.config(key, value)
@@ -115,6 +120,15 @@ def spark_session(spark: SparkConfig, app_name: str = "lam_spark") -> SparkSessi
     return session
 
 
+def _with_configured(ours: Mapping[str, str], configured: Mapping[str, str]) -> dict[str, str]:
+    """Our settings, replaced by configured ones; Java options are joined, so that ours stay in force."""
+    joined = {
+        key: f"{ours[key]} {value}" if key in ours and key.endswith("JavaOptions") else value
+        for key, value in configured.items()
+    }
+    return {**ours, **joined}
+
+
 def _one_machine_settings(spark: SparkConfig) -> dict[str, str]:
     """Settings of a session on this machine; also sets the environment of its Python workers."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -126,6 +140,8 @@ def _one_machine_settings(spark: SparkConfig) -> dict[str, str]:
     return {
         **_ONE_MACHINE,
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log_settings} -Dlam_spark.exceptions={shown}",
+        # Spark sets the permissions of files itself, whatever the umask of its process is.
+        "spark.hadoop.fs.permissions.umask-mode": f"{current_umask():03o}",
         "spark.master": spark.master,
         "spark.driver.memory": spark.driver_memory,
         "spark.sql.shuffle.partitions": str(spark.shuffle_partitions),

@@ -81,7 +81,7 @@ def embed(ctx: RunContext) -> EmbedResult:
     allowed = eligible_customers(tables, ctx.cache, purpose, ctx.started_at)
     consent_version = tables.read_versions["consent"]
     sequences = visible_sequences(
-        tables, ctx.cache, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
+        tables, ctx.cache, config, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
     )
     hour_of_week = local_hour_of_week(ctx.as_of, config.time_zone)
     as_of = sql_literal(ctx.as_of)

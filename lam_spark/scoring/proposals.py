@@ -16,6 +16,7 @@ from lam_spark.sequences.entries import hour_of_week
 from lam_spark.sequences.vocabulary import encode
 from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.dataframes import local_frame
+from lam_spark.storage.session_settings import configured_sql
 from lam_spark.storage.time import sql_literal
 
 _KEY = "scoring.proposals"
@@ -41,13 +42,14 @@ def read_proposals(inputs: Inputs, config: Config) -> DataFrame:
     missing = [name for name in _REQUIRED if name not in selected.columns]
     if missing:
         raise ConfigError(f"{_KEY} must yield {', '.join(missing)}")
-    typed = selected.select(
-        *(F.col(name).cast("string") for name in _REQUIRED),
-        *(
-            (F.col(name).cast(kind) if name in selected.columns else F.lit(None).cast(kind)).alias(name)
-            for name, kind in types.items()
-        ),
-    )
+    with configured_sql(inputs.spark):
+        typed = selected.select(
+            *(F.col(name).cast("string") for name in _REQUIRED),
+            *(
+                (F.col(name).cast(kind) if name in selected.columns else F.lit(None).cast(kind)).alias(name)
+                for name, kind in types.items()
+            ),
+        )
     rows: list[Any] = list(typed.limit(config.scoring.max_proposals + 1).toLocalIterator())
     _require_valid(rows, config)
     return local_frame(selected.sparkSession, rows, typed.schema)

@@ -7,10 +7,12 @@ funnel, one pass over the keys of `events` and a shuffle of the ledger.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from pyspark.sql import functions as F
 
+from lam_spark.config.definition import scores_definition
 from lam_spark.consent.eligibility import StatusCounts, count_by_status, eligible_customers
 from lam_spark.errors import DataQualityError
 from lam_spark.runtime.context import RunContext, stage
@@ -47,6 +49,8 @@ class ScoreResult(StageResult):
     @property
     def message(self) -> str:
         """One line for people."""
+        if self.proposals == 1:
+            return f"{self.customers_scored:,} customers scored"
         return f"{self.customers_scored:,} customers x {self.proposals} proposals = {self.scores:,} scores"
 
     @property
@@ -60,12 +64,14 @@ class ScoreResult(StageResult):
 def score(ctx: RunContext) -> ScoreResult:
     """Publish `scores` for this target and `as_of` (a rerun replaces them).
 
-    Grain: (customer_key, target, proposal_id, as_of). Customers without an event before `as_of` have no row, as if the
-    sequences had been built on that day. Customers whose history before it is truncated too much have none either.
+    Grain: (customer_key, target, proposal_id, as_of). Customers without an event known before `as_of` have no row, as
+    if the sequences had been built on that day. Customers whose history before it is truncated too much have none
+    either.
 
     Raises:
         ConsentError: No customer may be contacted.
-        DataQualityError: No such customer has an event before `as_of`, or the sequences were built for an earlier one.
+        DataQualityError: No such customer has an event known before `as_of`, or the sequences were built for an
+            earlier one.
         ModelError: No model fits.
         ConfigError: No proposals, or too many.
     """
@@ -79,14 +85,14 @@ def score(ctx: RunContext) -> ScoreResult:
     purposes = (config.consent.training_purpose, purpose)
     consent = count_by_status(tables, purposes, ctx.started_at, all_customers)
     sequences = visible_sequences(
-        tables, ctx.cache, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
+        tables, ctx.cache, config, allowed, model.layout, purpose, ctx.as_of, ctx.started_at
     )
     as_of = sql_literal(ctx.as_of)
-    visible = sequences.rows.where(F.col("first_event_time") < F.expr(as_of))
+    visible = sequences.rows.where(F.col("first_known_at") < F.expr(as_of))
     if visible.isEmpty():
         raise DataQualityError(
-            f"no eligible customer has an event before as_of {config.as_of} that is kept: no customer can be scored. "
-            "Use a later --as-of"
+            f"no eligible customer has an event that is known before as_of {config.as_of} and kept: no customer can be "
+            "scored. Use a later --as-of"
         )
     encoded = as_queries(proposals, ctx.cache(tables.read("vocabulary")), config, ctx.as_of)
     queries = collect_queries(encoded, model.layout).drop("customer_key")
@@ -105,6 +111,7 @@ def score(ctx: RunContext) -> ScoreResult:
         "probability",
         F.lit(model.digest).alias("model_digest"),
         F.lit(model.version).alias("model_version"),
+        F.lit(json.dumps(scores_definition(config))).alias("definition"),
         F.lit(consent_version).alias("consent_version"),
         F.lit(sequences.events_version).cast("bigint").alias("events_version"),
         F.lit(ctx.run_id).alias("run_id"),

@@ -12,11 +12,13 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
 from lam_spark.config import Config
+from lam_spark.config.definition import differences, model_definition
 from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.model.artifact import Calibration, open_artifact
-from lam_spark.model.card import TEST_START, VOCABULARY
+from lam_spark.model.card import DEFINITION, TEST_START, VOCABULARY
 from lam_spark.runtime.jvm import Broadcast
 from lam_spark.scoring.predictor import cached_artifact, predict_queries, prediction_values
+from lam_spark.sequences.definitions import run_again
 from lam_spark.sequences.freshness import require_sequences
 from lam_spark.sequences.vocabulary import vocabulary_digest
 from lam_spark.storage.dataframes import FrameCache, one_row
@@ -58,31 +60,28 @@ def load_registered_model(tables: Tables, config: Config, targets: Collection[st
         targets: Targets that the model has to predict.
 
     Raises:
-        ModelError: No model is registered, it is damaged, was trained on other fields or with another vocabulary, or
-            not on one of the targets.
+        ModelError: No model is registered, it is damaged, was trained for another configuration or with another
+            vocabulary, or does not predict one of the targets.
     """
     weights, card, digest, version = registered_model(config)
     artifact = open_artifact(weights, card, digest)
     layout = artifact.model.layout
-    for kind, trained, declared in (
-        ("categorical fields", layout.categorical, config.categorical),
-        ("numeric fields", layout.numeric, config.numeric),
-    ):
-        if trained != declared:
-            raise ModelError(
-                f"the registered model was trained on the {kind} {', '.join(trained)}, the configuration declares "
-                f"{', '.join(declared)}: train again"
-            )
+    facts = artifact.facts
+    if not {VOCABULARY, TEST_START, DEFINITION} <= facts.keys():
+        raise ModelError(
+            "the registered model does not record its vocabulary, the start of its test period and what it was trained "
+            "for: it was made by another version. Train again"
+        )
+    differing = differences(facts[DEFINITION], model_definition(config))
+    if differing:
+        raise ModelError(
+            f"the registered model was trained for another configuration, which differs in {differing}: "
+            f"{run_again(tables, config, otherwise='train')}"
+        )
     unknown = [target for target in targets if target not in artifact.calibration]
     if unknown:
         predicted = ", ".join(artifact.calibration)
         raise ModelError(f"the registered model predicts {predicted}, not {', '.join(unknown)}: train again")
-    facts = artifact.facts
-    if not {VOCABULARY, TEST_START} <= facts.keys():
-        raise ModelError(
-            "the registered model does not record its vocabulary and the start of its test period: it was made by "
-            "another version. Train again"
-        )
     if vocabulary_digest(tables.read("vocabulary"), layout.ids_in_use) != facts[VOCABULARY]:
         raise ModelError(
             f"the registered model was trained with another vocabulary than the one in {config.root}: its token ids "
@@ -120,6 +119,7 @@ class VisibleSequences:
 def visible_sequences(
     tables: Tables,
     cache: FrameCache,
+    config: Config,
     allowed: DataFrame,
     layout: Layout,
     purpose: str,
@@ -135,6 +135,7 @@ def visible_sequences(
     Args:
         tables: Tables of the workspace.
         cache: Cache of the stage.
+        config: The present configuration.
         allowed: Eligible customers (column `customer_key`).
         layout: Determines which events a prediction reads.
         purpose: Purpose that the customers agreed to.
@@ -143,12 +144,13 @@ def visible_sequences(
 
     Raises:
         ConsentError: Events were reassigned to customers who are not eligible (`consent.guards`).
-        DataQualityError: No eligible customer has a sequence, or the sequences were built for an earlier `as_of`.
+        DataQualityError: No eligible customer has a sequence, or the sequences were built for an earlier `as_of` or
+            another configuration.
     """
-    events_version = require_sequences(tables, cache, as_of, purpose, at)
+    events_version = require_sequences(tables, cache, config, as_of, purpose, at)
     sequences = tables.read("sequences").join(allowed, "customer_key", "left_semi")
     as_of_micros = micros(as_of)
-    has_later_events = F.element_at("event_time", -1) >= as_of_micros
+    has_later_events = F.element_at("known_at", -1) >= as_of_micros
     is_truncated = (
         (F.col("truncated_events") > 0) & has_later_events & (complete_after(layout) >= as_of_micros)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lam_spark.sequences.entries import SequenceSpec, entry_struct, event_entries
+from lam_spark.sequences.entries import ENTRY_ORDER, SequenceSpec, entry_struct, event_entries
 from lam_spark.sequences.rows import finish_rows, nothing_truncated
 from lam_spark.sequences.truncation import long_history_starts, summarise_truncated
 from lam_spark.sequences.vocabulary import same_text
@@ -24,6 +24,7 @@ BUILD_SETTINGS = {
     # Spark would fall back to sorting after 128 customers. The events of a task fit into memory (`Assembler`).
     "spark.sql.objectHashAggregate.sortBased.fallbackThreshold": str(2**31 - 1),
     # Almost all values are distinct: a dictionary would be built in vain.
+    "parquet.enable.dictionary#known_at.list.element": "false",
     "parquet.enable.dictionary#event_time.list.element": "false",
     "parquet.enable.dictionary#event_order.list.element": "false",
 }
@@ -59,7 +60,7 @@ class Assembler:
         """Rows of those of `customers` who have an event, independent of the order of the events.
 
         Args:
-            events: Visible events of any customers, in any order.
+            events: Events of any customers that are known before `as_of`, in any order.
             customers: Column `customer_key`, unique.
             event_count: Approximate number of events of these customers; determines the number of tasks.
             longest: Upper bound of the events of one of them.
@@ -129,6 +130,6 @@ class Assembler:
 
 def _is_truncated() -> Column:
     """Whether an event is before its customer's start (`long_history_starts`), where there is one."""
-    time, start = F.unix_micros("event_time"), F.col("_start_time")
-    before = (time < start) | ((time == start) & (F.col("event_order") < F.col("_start_order")))
-    return F.coalesce(before, F.lit(False))
+    order = F.struct(*(F.col(name).alias(name) for name in ENTRY_ORDER))
+    # A null start compares as null.
+    return F.coalesce(order < F.col("_start"), F.lit(False))

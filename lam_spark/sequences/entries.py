@@ -13,6 +13,8 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config
 from lam_spark.sequences.vocabulary import encode
 
+# Columns of `events` that order a customer's entries. `event_order` sorts like `event_id`.
+ENTRY_ORDER = ("known_at", "event_time", "event_order")
 # Hour of the week of 1970-01-01 00:00, a Thursday, counted from Sunday 00:00.
 _EPOCH_HOUR = 4 * 24
 _HOURS_OF_WEEK = 168
@@ -51,10 +53,11 @@ class SequenceSpec:
 def entry_types(spec: SequenceSpec) -> dict[str, str]:
     """Column -> Spark type of an entry; a customer's entries are ordered by these columns from the left.
 
-    `event_order` sorts like `event_id`, so the order is that of (event_time, event_id).
+    The order is that of (known_at, event_time, event_id): a prediction sees a prefix, whatever became known later.
     """
     return {
-        "event_time": "bigint",  # microseconds UTC
+        "known_at": "bigint",  # microseconds UTC
+        "event_time": "bigint",
         "event_order": "bigint",
         "hour_of_week": "int",
         **dict.fromkeys(spec.categorical, "int"),
@@ -68,6 +71,7 @@ def event_entries(events: DataFrame, vocabulary: DataFrame, spec: SequenceSpec, 
     local = F.from_utc_timestamp("event_time", spec.time_zone)
     return encoded.select(
         key,
+        F.unix_micros("known_at").alias("known_at"),
         F.unix_micros("event_time").alias("event_time"),
         "event_order",
         hour_of_week(local).alias("hour_of_week"),

@@ -21,11 +21,12 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config, ConsentConfig, FieldConfig
 from lam_spark.consent.changes import changed_eligibility, eligible_among, may_have_changed
 from lam_spark.consent.guards import consent_check
+from lam_spark.events.known_at import known_before
 from lam_spark.sequences.build import BUILD_SETTINGS, Assembler
 from lam_spark.sequences.entries import SequenceSpec
 from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage
 from lam_spark.sequences.rows import finish_rows, merge_entries
-from lam_spark.sequences.time_range import before, require_as_of_within, time_range
+from lam_spark.sequences.time_range import require_as_of_within, time_range
 from lam_spark.sequences.tokens import FIRST_VALUE
 from lam_spark.sequences.vocabulary import count_values, encode, extend_vocabulary, top_ids
 from lam_spark.storage.dataframes import FrameCache, one_row, union_all
@@ -78,7 +79,7 @@ class Increment:
         eligibility: Customers whose eligibility changed (`consent.changes.changed_eligibility`); None if no
             statement was added or took effect.
         first_event, last_event: Time range of `events`, microseconds UTC.
-        earliest_change: First `event_time` of the changes, microseconds UTC; None if there are none.
+        earliest_change: First `known_at` of the changes, microseconds UTC; None if there are none.
     """
 
     def __init__(
@@ -102,8 +103,11 @@ class Increment:
     def _read_time_range(self) -> None:
         """Set the time range and the earliest change; reads all events only after a deletion."""
         time = F.unix_micros("event_time")
-        sign, first, last = one_row(self.changes.agg(F.min("_sign"), F.min(time), F.max(time)))
-        self.earliest_change: int | None = first
+        known = F.unix_micros("known_at")
+        sign, first, last, earliest = one_row(
+            self.changes.agg(F.min("_sign"), F.min(time), F.max(time), F.min(known))
+        )
+        self.earliest_change: int | None = earliest
         self.first_event, self.last_event = self.lineage.first_event, self.lineage.last_event
         if sign is not None and sign < 0:
             self.first_event, self.last_event = time_range(self.events)
@@ -111,13 +115,13 @@ class Increment:
             self.first_event, self.last_event = min(self.first_event, first), max(self.last_event, last)
 
     def changes_between(self, then: int, now: int) -> DataFrame:
-        """Signed events that turn the earlier events before `then` into the present events before `now`."""
-        changes = before(self.changes, then)
+        """Signed events that turn the earlier events known before `then` into the present ones known before `now`."""
+        changes = known_before(self.changes, then)
         if then == now:
             return changes
         low, high = sorted((then, now))
-        since = F.col("event_time") >= F.expr(sql_literal(instant(low)))
-        between = before(self.events, high).where(since)
+        since = F.col("known_at") >= F.expr(sql_literal(instant(low)))
+        between = known_before(self.events, high).where(since)
         signed = between.withColumn("_sign", F.lit(1 if now > then else -1))
         return union_all([changes, signed.select(*changes.columns)])
 
@@ -147,7 +151,7 @@ def update(
         cache: Cache of the stage; released at the end.
         config: Its `as_of` and all that rows depend on.
         lineage: Inputs of the stored rows.
-        cutoff: The vocabulary holds values of events before it, microseconds UTC.
+        cutoff: The vocabulary holds values of events known before it, microseconds UTC.
         at: Instant at which consent statements must be effective.
 
     Raises:
@@ -224,13 +228,13 @@ def _weighted_events(increment: Increment, categorical: Sequence[str], cutoff: i
         switched = increment.eligibility.where("trained <> trains").select("customer_key", "trains")
         present = increment.events.withColumn("_sign", F.lit(1)).join(switched, "customer_key")
         parts[0] = parts[0].join(switched, "customer_key", "left_anti")
-        parts.append(before(present.where("trains"), cutoff))
+        parts.append(known_before(present.where("trains"), cutoff))
         # Customers who opted out were counted with their earlier events: the present ones without the changes.
-        opted_out = before(present.where("NOT trains"), last_cutoff)
+        opted_out = known_before(present.where("NOT trains"), last_cutoff)
         parts.append(opted_out.withColumn("_sign", F.lit(-1)))
-        changes = before(increment.changes, last_cutoff)
+        changes = known_before(increment.changes, last_cutoff)
         parts.append(changes.join(switched.where("NOT trains"), "customer_key", "left_semi"))
-    columns = ["event_time", "_sign", *categorical]
+    columns = ["_sign", *categorical]
     return union_all(part.select(*columns) for part in parts)
 
 
@@ -268,7 +272,7 @@ def _with_added_values(increment: Increment, as_of: int, categorical: Sequence[s
     )
     added = tables.read("vocabulary").where(is_added)
     names = [row["field"] for row in added.select("field").distinct().toLocalIterator()]
-    visible = before(increment.events, as_of).select("customer_key", *names)
+    visible = known_before(increment.events, as_of).select("customer_key", *names)
     has_added = reduce(or_, (F.col(name) >= FIRST_VALUE for name in names))
     customers = encode(visible, added, names).where(has_added).select("customer_key").distinct()
     return tables.read("sequences").select("customer_key").join(customers, "customer_key", "left_semi")
@@ -306,7 +310,7 @@ def _changed_rows(
         parts.append(finish_rows(merge_entries(old, fresh, assembler.spec), assembler.spec))
     if counts.get(_REBUILD):
         customers = _customers_of(tasks, _REBUILD)
-        visible = before(increment.events, as_of)
+        visible = known_before(increment.events, as_of)
         rebuilt = assembler.rows(visible, customers, *_history_lengths(increment, customers, as_of))
         present = stored.select(*_ROW_IDENTITY).join(customers, "customer_key", "left_semi")
         parts.append(rebuilt.join(present, list(_ROW_IDENTITY), "left_anti"))
@@ -341,7 +345,7 @@ def _deleted_keys(
         parts.append(_customers_of(tasks, _DELETE))
     if counts.get(_REBUILD):
         customers = _customers_of(tasks, _REBUILD)
-        visible = before(increment.events, as_of).select("customer_key")
+        visible = known_before(increment.events, as_of).select("customer_key")
         with_events = visible.join(customers, "customer_key", "left_semi").distinct()
         parts.append(customers.join(with_events, "customer_key", "left_anti"))
     return union_all(parts) if parts else None

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from lam_spark.config import Config
+from lam_spark.config.definition import Definition, differences, sequences_definition
 from lam_spark.consent.guards import ConsentCheck
 from lam_spark.storage.tables.store import Tables
 
 # Raise it when the same events would give other rows, or when a field of `SequencesLineage` changes.
-_FORMAT = 1
+_FORMAT = 2
 # Delta's VACUUM may remove files that were replaced seven days ago; older versions may not be readable.
 _MAX_AGE = dt.timedelta(days=6)
 
@@ -25,18 +24,18 @@ class SequencesLineage:
     """What determines the rows of `sequences`. Instants are microseconds since 1970 (UTC).
 
     Attributes:
-        config_digest: Digest of the relevant configuration (`config_digest`).
+        definition: The configuration that rows and vocabulary depend on, dates excepted.
         events_version: Version of `events`.
         consent_check: How the consent ledger was read.
         value_counts_version: Version of `value_counts`, which counts the values of these events.
-        as_of: The rows hold events before it.
-        vocabulary_cutoff: The vocabulary holds values of events before it.
+        as_of: The rows hold events known before it.
+        vocabulary_cutoff: The vocabulary holds values of events known before it.
         first_event: First event of the table `events`.
         last_event: Last event of the table `events`.
         top_ids: Highest token id of each field.
     """
 
-    config_digest: str
+    definition: Definition
     events_version: int
     consent_check: ConsentCheck
     value_counts_version: int
@@ -70,18 +69,6 @@ class RebuildNeeded:
     reason: str
 
 
-def config_digest(config: Config) -> str:
-    """sha256 of the configuration that rows and vocabulary depend on, dates excepted."""
-    fields = {
-        name: [field.kind, field.min_count, field.max_values]
-        for name, field in config.fields.items()
-        if field.kind != "reference"
-    }
-    purposes = [config.consent.training_purpose, config.consent.contact_purpose]
-    parts = [fields, config.sequences.max_events, config.time_zone, config.model.count_by, purposes]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def last_lineage(tables: Tables, config: Config, at: dt.datetime) -> SequencesLineage | RebuildNeeded:
     """What the stored rows were built from, if they can be updated at the instant `at`."""
     if config.sequences.rebuild:
@@ -94,8 +81,9 @@ def last_lineage(tables: Tables, config: Config, at: dt.datetime) -> SequencesLi
     lineage = SequencesLineage.from_metadata(metadata)
     if lineage is None:
         return RebuildNeeded("the table was built by another version of lam_spark")
-    if lineage.config_digest != config_digest(config):
-        return RebuildNeeded("fields, limits, purposes or time zone have changed")
+    changed = differences(lineage.definition, sequences_definition(config))
+    if changed:
+        return RebuildNeeded(f"the configuration has changed: {changed}")
     if at - lineage.consent_check.instant > _MAX_AGE:
         return RebuildNeeded(f"the table is more than {_MAX_AGE.days} days old")
     if not tables.has_change_feed_since("events", lineage.events_version):

@@ -21,7 +21,7 @@ _LARGEST = 1e17
 # Columns that summarise truncated events: counts by token id of `model.count_by`, sums by numeric field. The decimal
 # sums are exact and do not depend on the order of addition.
 TRUNCATED_TYPES = {
-    "first_event_time": "timestamp",
+    "first_known_at": "timestamp",
     "truncated_events": "bigint",
     "truncated_counts": COUNTS_TYPE,
     "truncated_sums": SUMS_TYPE,
@@ -41,7 +41,7 @@ def finish_rows(customers: DataFrame, spec: SequenceSpec) -> DataFrame:
 
     Args:
         customers: `customer_key`, `_entries` (any order) and the columns of `TRUNCATED_TYPES`;
-            `first_event_time` may be null. All truncated events are earlier than the entries.
+            `first_known_at` may be null. All truncated events come before the entries.
         spec: What determines a row.
     """
     ordered = customers.withColumn("_entries", F.sort_array("_entries")).withColumn(
@@ -55,14 +55,14 @@ def finish_rows(customers: DataFrame, spec: SequenceSpec) -> DataFrame:
             "_dropped": F.slice("_entries", F.lit(1), F.col("_surplus")),
         }
     )
-    first = F.timestamp_micros(F.element_at("_entries.event_time", 1))
+    first = F.timestamp_micros(F.element_at("_entries.known_at", 1))
     return (
         divided.select(
             "customer_key",
             F.size("_kept").alias("seq_len"),
             (F.col("truncated_events") + F.size("_entries")).cast("bigint").alias("events_seen"),
-            F.least("first_event_time", first).alias("first_event_time"),
-            F.timestamp_micros(F.element_at("_kept.event_time", -1)).alias("last_event_time"),
+            F.least("first_known_at", first).alias("first_known_at"),
+            F.timestamp_micros(F.element_at("_kept.known_at", -1)).alias("last_known_at"),
             *(F.col(f"_kept.{name}").alias(name) for name in entry_types(spec)),
             (F.col("truncated_events") + F.col("_surplus")).cast("bigint").alias("truncated_events"),
             _total_counts(spec.count_by).alias("truncated_counts"),
@@ -80,7 +80,7 @@ def _row_hash() -> Column:
     Spark's hash skips nulls; `_nulls` of the entries records which numbers are null.
     """
     maps = [F.array_sort(F.map_entries(name)) for name in ("truncated_counts", "truncated_sums")]
-    return F.xxhash64("_kept", "first_event_time", "truncated_events", *maps)
+    return F.xxhash64("_kept", "first_known_at", "truncated_events", *maps)
 
 
 def merge_entries(stored: DataFrame, fresh: DataFrame, spec: SequenceSpec) -> DataFrame:
@@ -108,7 +108,7 @@ def merge_entries(stored: DataFrame, fresh: DataFrame, spec: SequenceSpec) -> Da
     return fresh.join(renamed, "customer_key", "left").select(
         "customer_key",
         entries.alias("_entries"),
-        F.least("_stored_first_event_time", "first_event_time").alias("first_event_time"),
+        F.least("_stored_first_known_at", "first_known_at").alias("first_known_at"),
         (stored_events + F.col("truncated_events")).alias("truncated_events"),
         *(
             _map_sum(F.col(f"_stored_{name}"), F.col(name), TRUNCATED_TYPES[name]).alias(name)

@@ -15,16 +15,19 @@ from typing import Literal
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config
+from lam_spark.config.definition import sequences_definition
 from lam_spark.consent.eligibility import eligible_by_purpose
 from lam_spark.consent.guards import consent_check
 from lam_spark.errors import DataQualityError
+from lam_spark.events.known_at import known_before
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
 from lam_spark.sequences.build import BUILD_SETTINGS, Assembler, broadcast_if_few
+from lam_spark.sequences.definitions import require_fields
 from lam_spark.sequences.entries import SequenceSpec
 from lam_spark.sequences.incremental import UpdateResult, update
-from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage, config_digest, last_lineage
-from lam_spark.sequences.time_range import before, require_as_of_within, time_range
+from lam_spark.sequences.lineage import RebuildNeeded, SequencesLineage, last_lineage
+from lam_spark.sequences.time_range import require_as_of_within, time_range
 from lam_spark.sequences.vocabulary import count_values, extend_vocabulary, top_ids
 from lam_spark.storage.dataframes import FrameCache, one_row
 from lam_spark.storage.session_settings import session_settings
@@ -90,19 +93,22 @@ def build_sequences(ctx: RunContext) -> SequencesResult:
     """Publish `vocabulary`, `value_counts` and `sequences`.
 
     `sequences`, grain: a customer who is eligible for training or for contact. Columns: `customer_key`, `seq_len`
-    (events), `events_seen`, `first_event_time`, `last_event_time`; arrays of the latest `max_events` events before
-    `as_of`, ordered by (event_time, event_id): `event_time` BIGINT (microseconds UTC), `event_order` BIGINT (sorts
-    like event_id), `hour_of_week` INT (0 = Sunday 00:00 local time) and one per modelled field; a summary of earlier
-    events: `truncated_events`, `truncated_counts` (events by token id of `model.count_by`), `truncated_sums` (by
-    numeric field); `seq_hash` of all this.
+    (events), `events_seen`, `first_known_at`, `last_known_at`; arrays of the latest `max_events` events known before
+    `as_of`, ordered by (known_at, event_time, event_id): `known_at` and `event_time` BIGINT (microseconds UTC),
+    `event_order` BIGINT (sorts like event_id), `hour_of_week` INT (0 = Sunday 00:00 local time) and one per modelled
+    field; a summary of earlier events: `truncated_events`, `truncated_counts` (events by token id of
+    `model.count_by`), `truncated_sums` (by numeric field); `seq_hash` of all this.
 
     Raises:
         ConfigError: `as_of` is not after the first event, or too long after the last one.
         ConsentError: No customer is eligible.
-        DataQualityError: No eligible customer has an event before `as_of`.
+        DataQualityError: No eligible customer has an event that is known before `as_of`, or the events lack a declared
+            field.
     """
     tables, cache, config, at = ctx.tables, ctx.cache, ctx.config, ctx.started_at
-    cutoff = min(micros(ctx.as_of), config.micros(config.split.test_start))
+    require_fields(tables, config)
+    # Later values would leak the future: for the dates of this `as_of`, whatever dates older examples have.
+    cutoff = min(micros(ctx.as_of), config.micros(config.periods.test_start))
     last = last_lineage(tables, config, at)
     if isinstance(last, RebuildNeeded):
         result: UpdateResult | RebuildNeeded = last
@@ -124,17 +130,17 @@ def _rebuild(tables: Tables, cache: FrameCache, config: Config, cutoff: int, at:
     with session_settings(tables.spark, BUILD_SETTINGS):
         eligible = eligible_by_purpose(tables, cache, config.consent, at)
         side = broadcast_if_few(eligible)
-        trained = before(events, cutoff).join(side.where("trains"), "customer_key", "left_semi")
+        trained = known_before(events, cutoff).join(side.where("trains"), "customer_key", "left_semi")
         tables.overwrite(count_values(trained, config.categorical), "value_counts")
         values_added = extend_vocabulary(tables, config.fields, tables.read("value_counts"))
-        visible = before(events, micros(as_of))
+        visible = known_before(events, micros(as_of))
         if visible.join(side, "customer_key", "left_semi").isEmpty():
             raise DataQualityError(
-                f"no eligible customer has an event before {config.as_of}: nothing to learn from"
+                f"no eligible customer has an event that is known before {config.as_of}: nothing to learn from"
             )
         vocabulary = cache(tables.read("vocabulary"))
         lineage = SequencesLineage(
-            config_digest=config_digest(config),
+            definition=sequences_definition(config),
             events_version=tables.read_versions["events"],
             consent_check=consent_check(tables, config.consent.training_purpose, at),
             value_counts_version=tables.read_versions["value_counts"],

@@ -1,4 +1,4 @@
-"""First and last event, the check of `as_of` against them, and the instant up to which events are known."""
+"""First and last event, the check of `as_of` against them, and the instant up to which events were ingested."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from lam_spark.config import QualityConfig
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.storage.dataframes import one_row
 from lam_spark.storage.time import instant, sql_literal
-
-
-def before(events: DataFrame, until: int) -> DataFrame:
-    """Events before an instant (microseconds UTC)."""
-    return events.where(F.col("event_time") < F.expr(sql_literal(instant(until))))
 
 
 def time_range(events: DataFrame) -> tuple[int, int]:
@@ -56,7 +51,7 @@ def require_as_of_within(
 
 
 def observed_until(events: DataFrame, as_of: dt.datetime, last: int, time_zone: str) -> dt.datetime:
-    """Instant up to which events are known: `as_of`, or the end of the local day of the last event before it.
+    """Instant up to which events were ingested: `as_of`, or the end of the local day of the last event before it.
 
     `as_of` may be some days after the last ingested event; whether anything happened in these days is unknown. The
     last event of any customer and channel counts: the events of one target may be rare, and a quiet week is an

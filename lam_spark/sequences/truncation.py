@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from lam_spark.sequences.entries import SequenceSpec
+from lam_spark.sequences.entries import ENTRY_ORDER, SequenceSpec
 from lam_spark.sequences.rows import COUNTS_TYPE, SUM_TYPE, SUMS_TYPE, exact_number, sorted_map
 from lam_spark.sequences.vocabulary import encode
 
@@ -22,21 +22,21 @@ _SAMPLED = 512
 def long_history_starts(events: DataFrame, max_events: int) -> DataFrame:
     """Where to divide the history of each customer with a very long one; grain: such a customer.
 
-    About `2 * max_events` events are at or after (_start_time, _start_order), never fewer than `max_events`.
-    Cost: one scan of three columns and a sort of a sample.
+    About `2 * max_events` events are at or after `_start`, never fewer than `max_events`. Cost: one scan of four
+    columns and a sort of a sample.
 
     Returns:
-        Columns `customer_key`, `_start_time` (microseconds UTC), `_start_order`.
+        Columns `customer_key`, `_start` (a struct of `ENTRY_ORDER`).
     """
     rate = min(1.0, _SAMPLED / max_events)
-    newest_first = Window.partitionBy("customer_key").orderBy(F.desc("event_time"), F.desc("_start_order"))
-    sampled = events.select("customer_key", "event_time", F.col("event_order").alias("_start_order"))
+    newest_first = Window.partitionBy("customer_key").orderBy(*map(F.desc, ENTRY_ORDER))
+    sampled = events.select("customer_key", *ENTRY_ORDER)
     if rate < 1:
         sampled = sampled.sample(rate, seed=1)
     return (
         sampled.withColumn("_row_number", F.row_number().over(newest_first))
         .where(F.col("_row_number") == int(2 * max_events * rate))
-        .select("customer_key", F.unix_micros("event_time").alias("_start_time"), "_start_order")
+        .select("customer_key", F.struct(*ENTRY_ORDER).alias("_start"))
     )
 
 
@@ -48,7 +48,7 @@ def summarise_truncated(truncated: DataFrame, vocabulary: DataFrame, spec: Seque
     encoded = encode(truncated, vocabulary, [spec.count_by])
     by_value = encoded.groupBy("_customer", spec.count_by).agg(
         F.count("*").alias("_events"),
-        F.min("event_time").alias("_first"),
+        F.min("known_at").alias("_first"),
         *(F.sum(exact_number(F.col(name).cast("float"))).alias(f"_sum_{name}") for name in spec.numeric),
     )
     counts = F.map_from_entries(F.collect_list(F.struct(spec.count_by, "_events")))
@@ -58,7 +58,7 @@ def summarise_truncated(truncated: DataFrame, vocabulary: DataFrame, spec: Seque
         for part in (F.lit(name), F.coalesce(F.sum(f"_sum_{name}"), F.lit(0)).cast(SUM_TYPE))
     ]
     return by_value.groupBy("_customer").agg(
-        F.min("_first").alias("first_event_time"),
+        F.min("_first").alias("first_known_at"),
         F.sum("_events").alias("truncated_events"),
         sorted_map(counts).cast(COUNTS_TYPE).alias("truncated_counts"),
         (F.create_map(*sums) if sums else F.lit(None)).cast(SUMS_TYPE).alias("truncated_sums"),

@@ -55,7 +55,7 @@ def extend_vocabulary(tables: Tables, fields: Mapping[str, FieldConfig], value_c
         tables: Tables of the workspace.
         fields: Declared fields, with `min_count` and `max_values`.
         value_counts: From `count_values`, of events that the vocabulary may use: of customers eligible for
-            training, before the cutoff. Later events would leak the future through the vocabulary.
+            training, known before the cutoff. Later ones would leak the future through the vocabulary.
     """
     order = Window.partitionBy("field").orderBy(F.desc("count"), "value")
     frequent = (

@@ -69,6 +69,20 @@ def delta_increment(
     )
 
 
+def delta_fingerprint(spark: SparkSession, name: str, spec: InputConfig) -> str:
+    """Id and newest version of a Delta table.
+
+    Raises:
+        ConfigError: The table does not exist.
+    """
+    try:
+        table = DeltaTable.forPath(spark, spec.path)
+        version = one_row(table.history(1).select("version"))["version"]
+        return f"{one_row(table.detail())['id']}:{version}"
+    except AnalysisException as error:
+        raise not_found(name, spec, error) from error
+
+
 def _has_change_feed_between(spark: SparkSession, spec: InputConfig, first: int, last: int) -> bool:
     """Whether the change feed was enabled in all these versions; true for an empty range."""
     if first > last:

@@ -2,13 +2,15 @@
 
 Spark fills a column that a file lacks with nulls, and turns a malformed line into nulls. Both are refused here: the
 columns of the files are compared with the declared ones before any row is read, and malformed lines of CSV and
-JSON are kept apart in the column `_malformed`.
+JSON are kept apart in the column `_malformed`. CSV columns are read by position: the header of every file is compared
+while it is read, at no extra cost, and another order is refused (`header_errors`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.errors import AnalysisException
@@ -20,12 +22,16 @@ from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError, first_line
 from lam_spark.sources.increment import Part
 from lam_spark.sources.schema_checks import undeclared_columns
-from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.dataframes import one_row, union_all
 
 MALFORMED = "_malformed"
 _SAMPLED_LINES = 1000
-# Columns are compared file by file up to this many files; of more files, an even sample of this size.
+# Columns of Parquet files are compared one by one up to this many; of more files, an even sample of this size.
 _COMPARED_FILES = 100
+_HEADER_ERROR = re.compile(
+    r"CSV header does not conform to the schema|Number of column in CSV header is not equal"
+)
+_CSV_FILE = re.compile(r"CSV file: (\S+)")
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,14 @@ def open_files(
         ConfigError: A column is missing, or has another type or position.
     """
     undeclared: set[str] = set()
-    step = max(1, -(-len(paths) // _COMPARED_FILES))
-    # JSON lines have no header: a key that is missing in one file may occur in the next.
-    groups = [paths] if spec.format == "json" else [[path] for path in paths[::step]]
-    for group in groups:
+    for group in _compared_paths(spec, paths):
         present = _columns_present(spark, spec, group)
         undeclared |= set(undeclared_columns(name, spec, spec.path, schema, present))
     # The partition column of `day=2024-05-01/` needs the folder above as base path.
     is_folder = not any(path.endswith(literal_path(spec.path)) for path in paths) and "*" not in spec.path
     base = {"basePath": spec.path} if is_folder else {}
-    reader = spark.read.format(spec.format).options(**spec.options, **base)
+    # The zone of times without one, also in the names of partition folders; by default that of the session.
+    reader = spark.read.format(spec.format).options(**{"timeZone": "UTC", **spec.options, **base})
     extra = tuple(sorted(undeclared))
     if spec.format == "parquet":
         frame = reader.schema(schema).load(list(paths))
@@ -81,6 +85,7 @@ def open_files(
         .option("mode", "PERMISSIVE")
         .option("columnNameOfCorruptRecord", MALFORMED)
         .option("header", "true")
+        .option("enforceSchema", "false")  # compares the header of each file with the schema
         .load(list(paths))
     )
     # Spark checks only the columns that a query reads. A condition on all columns makes all queries agree on
@@ -150,6 +155,58 @@ def not_found(name: str, spec: InputConfig, error: Exception) -> ConfigError:
 def literal_path(path: str) -> str:
     """Escape a file's path: Spark would expand `[1]` in a name as a pattern."""
     return re.sub(r"([{}\[\]*?\\])", r"\\\1", path)
+
+
+@contextlib.contextmanager
+def header_errors() -> Iterator[None]:
+    """Turn Spark's error about the header of a CSV file, found while rows are read, into ours.
+
+    Raises:
+        ConfigError: A file has other columns than declared, or in another order. The message names the file, not its
+            first line: of a file without a header, that would be a row.
+    """
+    try:
+        yield
+    except Exception as error:  # Spark raises different classes, by how the query ran
+        text = error_text(error)
+        if not _HEADER_ERROR.search(text):
+            raise
+        match = _CSV_FILE.search(text)
+        raise ConfigError(
+            f"the header of the CSV file {match[1] if match else '(unknown)'} does not give the declared columns of "
+            "its input in their order. The columns of all files of an input are read by position: write this file "
+            "again with the declared columns, or make it an input of its own"
+        ) from None  # the cause shows the header
+
+
+def error_text(error: BaseException) -> str:
+    """Text of an error of Spark with that of its causes."""
+    return f"{error}\n{getattr(error, '_stackTrace', '')}"
+
+
+def files_fingerprint(spark: SparkSession, name: str, spec: InputConfig) -> str:
+    """Number, total size and newest modification time of an input's files, and a hash of names, sizes and times.
+
+    Cost: a listing of the files, by Spark.
+
+    Raises:
+        ConfigError: The input does not exist.
+    """
+    files = _listing(spark, "", name, spec)
+    # The sum of the hashes does not depend on the order of the files; BIGINT could overflow.
+    file_hash = F.xxhash64("part", "size", "modified").cast("decimal(38,0)")
+    row = one_row(files.agg(F.count("*"), F.sum("size"), F.max("modified"), F.sum(file_hash)))
+    return ":".join(str(value) for value in row)
+
+
+def _compared_paths(spec: InputConfig, paths: Sequence[str]) -> list[Sequence[str]]:
+    """Groups of paths whose columns are compared before rows are read."""
+    if spec.format == "json":  # lines have no header: a key that is missing in one file may occur in the next
+        return [paths]
+    if spec.format == "csv":  # the headers of the others are compared while they are read
+        return [paths[:1]]
+    step = max(1, -(-len(paths) // _COMPARED_FILES))
+    return [[path] for path in paths[::step]]
 
 
 def _columns_present(spark: SparkSession, spec: InputConfig, paths: Sequence[str]) -> StructType:

@@ -116,8 +116,9 @@ def _empty_increment(config: Config, reader: str, state: IngestionState | None) 
     mapping = mapping_digest(config, reader)
     if state is not None and state.mappings != {mapping}:
         raise ConfigError(
-            f"the select, columns, rules or fields of {reader!r} changed since its rows were ingested (or, if links "
-            "assign its ids, identity.max_customers or lookback_days): new rows would not mean the same as the old "
-            "ones. Run once with --set ingest.rebuild=true, which reads all inputs again, or restore the mapping"
+            f"the select, columns, rules, fields or arrival_delay of {reader!r} changed since its rows were ingested "
+            "(or, if links assign its ids, identity.max_customers or lookback_days): new rows would not mean the same "
+            "as the old ones. Run once with --set ingest.rebuild=true, which reads all inputs again, or restore the "
+            "mapping"
         )
     return SourceIncrement(reader, spec.grain, (), None, mapping, is_first=state is None)

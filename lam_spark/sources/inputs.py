@@ -14,11 +14,12 @@ from pyspark.sql import functions as F
 from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError, DataQualityError, first_line
 from lam_spark.sources.delta import delta_rows
-from lam_spark.sources.files import MALFORMED, Input, literal_path, not_found, open_files
+from lam_spark.sources.files import MALFORMED, Input, header_errors, literal_path, not_found, open_files
 from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.jdbc import jdbc_rows, place_of
 from lam_spark.sources.schema_checks import declared_schema, undeclared_columns
 from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.session_settings import configured_sql
 
 
 def open_input(
@@ -49,12 +50,17 @@ def open_input(
         raise not_found(name, spec, error) from error
     place = spec.path or place_of(spec)
     undeclared = undeclared_columns(name, spec, place, schema, frame.schema)
-    rows = frame.select(*(F.col(field.name).cast(field.dataType) for field in schema))
+    with configured_sql(spark):
+        rows = frame.select(*(F.col(field.name).cast(field.dataType) for field in schema))
     return Input(rows, None, undeclared)
 
 
 def count_lines(inputs: Mapping[str, Input]) -> dict[str, tuple[int, int]]:
-    """Count well-formed rows and malformed lines of each input, in one pass over all of them."""
+    """Count well-formed rows and malformed lines of each input, in one pass over all of them.
+
+    Raises:
+        ConfigError: The header of a CSV file is not as declared.
+    """
     if not inputs:
         return {}
     frames = []
@@ -70,7 +76,8 @@ def count_lines(inputs: Mapping[str, Input]) -> dict[str, tuple[int, int]]:
             F.count_if("_is_malformed").alias("_malformed"),
         )
     )
-    return {row["_name"]: (row["_rows"], row["_malformed"]) for row in counts.toLocalIterator()}
+    with header_errors():
+        return {row["_name"]: (row["_rows"], row["_malformed"]) for row in counts.toLocalIterator()}
 
 
 class Inputs:
@@ -82,12 +89,15 @@ class Inputs:
         spark: Active session.
         inputs: Configuration of the inputs.
         views: Named selects of the configuration.
+
+    Attributes:
+        spark: The session.
     """
 
     def __init__(
         self, spark: SparkSession, inputs: Mapping[str, InputConfig], views: Mapping[str, str]
     ) -> None:
-        self._spark = spark
+        self.spark = spark
         self._inputs = inputs
         self._views = views
         self._opened: dict[str, Input] = {}
@@ -96,7 +106,7 @@ class Inputs:
     def __getitem__(self, name: str) -> Input:
         """Open a whole input, register its rows as a view, and keep it open."""
         if name not in self._opened:
-            self._opened[name] = open_input(self._spark, name, self._inputs[name])
+            self._opened[name] = open_input(self.spark, name, self._inputs[name])
             self._opened[name].rows.createOrReplaceTempView(name)
         return self._opened[name]
 
@@ -106,10 +116,10 @@ class Inputs:
         Rows of a database are copied to the folder `landing`, because they may change between two reads.
         """
         spec = self._inputs[increment.input]
-        source = open_input(self._spark, increment.input, spec, increment)
+        source = open_input(self.spark, increment.input, spec, increment)
         if spec.format == "jdbc":
             source.rows.write.mode("overwrite").parquet(str(landing))
-            copy = self._spark.read.schema(source.rows.schema).parquet(str(landing))
+            copy = self.spark.read.schema(source.rows.schema).parquet(str(landing))
             source = dataclasses.replace(source, rows=copy)
         return source
 
@@ -140,7 +150,8 @@ class Inputs:
         if grain and new is not None:
             new.rows.createOrReplaceTempView(grain)
         try:
-            return self._spark.sql(statement)
+            with configured_sql(self.spark):
+                return self.spark.sql(statement)
         except (ParseException, AnalysisException) as error:
             raise ConfigError(f"{key}: {first_line(error)}") from error
         finally:
@@ -152,9 +163,14 @@ def refuse_malformed(name: str, source: Input) -> None:
     """Check that an input without a quarantine (a look-up, the ledger) has no malformed line.
 
     Raises:
+        ConfigError: The header of a CSV file is not as declared.
         DataQualityError: At least one malformed line; the lines are counted, never shown.
     """
-    if source.malformed is not None and not source.malformed.isEmpty():
+    if source.malformed is None:
+        return
+    with header_errors():
+        is_malformed = not source.malformed.isEmpty()
+    if is_malformed:
         raise DataQualityError(
             f"inputs.{name}: {source.malformed.count():,} lines do not parse under the declared columns; nothing was "
             "read from it. Correct the file"

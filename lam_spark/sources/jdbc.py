@@ -8,7 +8,6 @@ does not grow with the table.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +19,13 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, NumericType, TimestampNTZType, TimestampType
 
 from lam_spark.config import InputConfig
+from lam_spark.config.secrets import read_secrets
 from lam_spark.errors import ConfigError, DataQualityError, first_line
+from lam_spark.masking import masked
 from lam_spark.runtime.session import POSTGRESQL_PACKAGE
 from lam_spark.sources.increment import Part, SourceIncrement
 from lam_spark.storage.dataframes import one_row
+from lam_spark.storage.session_settings import configured_sql
 
 # Java's DriverManager does not see drivers from --packages or spark.jars: the class has to be named.
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}
@@ -111,6 +113,21 @@ def rows_at(spark: SparkSession, name: str, spec: InputConfig, value: str) -> in
     return int(_single_value(spark, name, spec, query) or 0)
 
 
+def jdbc_fingerprint(spark: SparkSession, name: str, spec: InputConfig) -> str | None:
+    """Highest watermark and number of rows; None without a watermark, where a changed row cannot be noticed.
+
+    Raises:
+        ConfigError: See `jdbc_rows`.
+    """
+    if spec.watermark is None:
+        return None
+    highest = _single_value(
+        spark, name, spec, f"SELECT max({spec.watermark}) AS single_value FROM {_table(spec)}"
+    )
+    rows = _single_value(spark, name, spec, f"SELECT count(*) AS single_value FROM {_table(spec)}")
+    return f"{highest}:{rows}"
+
+
 def place_of(spec: InputConfig) -> str:
     """URL of the database, for errors; without its parameters, which may hold a password."""
     return re.split(r"[?;]", spec.options["url"])[0]
@@ -144,20 +161,16 @@ def _single_value(spark: SparkSession, name: str, spec: InputConfig, query: str)
     text = F.col("single_value").cast("string")
     if isinstance(kind, TimestampType):  # without its offset the database would read an instant as local time
         text = F.concat(text, F.lit("+00:00"))
-    value: str | None = one_row(frame.select(text.alias("_text")))["_text"]
+    with configured_sql(spark):  # the text of an instant is that of UTC
+        selected = frame.select(text.alias("_text"))
+    value: str | None = one_row(selected)["_text"]
     return value
 
 
 def _load(
     spark: SparkSession, name: str, spec: InputConfig, query: str, configured: Mapping[str, str]
 ) -> DataFrame:
-    secrets = {}
-    for option, variable in spec.secrets.items():
-        if variable not in os.environ:
-            raise ConfigError(
-                f"inputs.{name}.secrets.{option}: expected the environment variable {variable}, it is not set"
-            )
-        secrets[option] = os.environ[variable]
+    secrets = read_secrets(f"inputs.{name}.secrets", spec.secrets)
     defaults = {"fetchsize": _FETCH_SIZE, "preferTimestampNTZ": "true"}
     for prefix, driver in _DRIVERS.items():
         if spec.options["url"].startswith(prefix):
@@ -175,7 +188,7 @@ def _load(
 def _message(error: Exception, spec: InputConfig, secrets: Mapping[str, str]) -> str:
     """First line of the error of Spark or the driver without secrets; for a missing driver, what to do."""
     java = error.java_exception.toString() if isinstance(error, Py4JJavaError) else None
-    text = first_line(error) if java is None else str(java).strip().splitlines()[0]
+    text = first_line(error) if java is None else masked(str(java).strip().splitlines()[0])
     text = text.removeprefix("org.postgresql.util.PSQLException: ")
     for secret in (spec.options["url"].removeprefix(place_of(spec)), *secrets.values()):
         text = text.replace(secret, "***") if secret else text

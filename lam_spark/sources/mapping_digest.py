@@ -1,4 +1,4 @@
-"""Digest of everything in the configuration that decides how a reader maps a raw row."""
+"""Digests of everything in the configuration that decides how raw rows are mapped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mapping_digest(config: Config, reader: str) -> str:
     is_channel = reader in config.channels
     views = _views_behind(config, spec.select)
     # The grain, and the inputs that are looked up.
-    inputs = {spec.grain, *_named([spec.select, *views.values()], config.inputs)}
+    inputs = {spec.grain, *inputs_behind(config, spec.select)}
     fields = {
         name: field.model_dump(include={"kind", "min", "max", "values"})
         for name, field in config.fields.items()
@@ -32,10 +32,29 @@ def mapping_digest(config: Config, reader: str) -> str:
         {name: _described(config.inputs[name]) for name in sorted(inputs)},
         fields if is_channel else {},
         config.quality.earliest.isoformat() if is_channel else "",
+        sorted(config.identity.fold_case),
     ]
     if is_channel and config.channels[reader].id != CUSTOMER:
         description.append(config.identity.model_dump(include={"max_customers", "lookback_days"}))
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def ledger_digest(config: Config) -> str:
+    """sha256 (hex) of everything that decides which statements the consent ledger's source gives."""
+    statement = config.consent.select
+    description = [
+        config.consent.model_dump(mode="json", include={"select", "kind", "clock", "purposes"}),
+        _views_behind(config, statement),
+        {name: _described(config.inputs[name]) for name in inputs_behind(config, statement)},
+        sorted(config.identity.fold_case),
+    ]
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def inputs_behind(config: Config, statement: str) -> list[str]:
+    """Inputs that a statement names, directly or through views, sorted."""
+    views = _views_behind(config, statement)
+    return sorted(_named([statement, *views.values()], config.inputs))
 
 
 def _described(spec: InputConfig) -> list[Any]:

@@ -112,7 +112,7 @@ def _fits(present: DataType, declared: DataType, is_cast: bool) -> bool:
         return present.scale <= declared.scale and present.precision - present.scale <= whole_digits
     if isinstance(present, DecimalType):
         return isinstance(declared, DoubleType) and present.precision <= _DOUBLE_DIGITS
-    # A wall clock time is cast in the session's zone, which is UTC: its digits stay the same.
+    # A wall clock time is cast in UTC (`open_input`): its digits stay the same.
     return isinstance(present, TimestampNTZType) and isinstance(declared, TimestampType)
 
 

@@ -18,5 +18,8 @@ def instant(microseconds: int) -> dt.datetime:
 
 
 def sql_literal(instant: dt.datetime) -> str:
-    """Spark SQL timestamp literal of an instant, in UTC with microseconds."""
-    return f"TIMESTAMP '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S.%f}'"
+    """Spark SQL timestamp literal of an instant, with microseconds and its zone.
+
+    Without the `Z`, Spark would read the text in the time zone of the session.
+    """
+    return f"TIMESTAMP '{instant.astimezone(dt.UTC).replace(tzinfo=None).isoformat(' ', 'microseconds')}Z'"

@@ -28,13 +28,13 @@ def cut_histories(batch: Batch, end: int) -> Batch:
 
     Args:
         batch: (B, ...) columns of blocks.
-        end: events from this time on (microseconds) are removed, so that no slice holds events of the validation
+        end: events known from this time on (microseconds) are removed, so that no slice holds events of the validation
         period.
 
     Returns:
         The batch with new columns `window` and `query_window`; the other columns are shared.
     """
-    time = batch["event_time"]
+    time = batch["known_at"]
     window = torch.where(time < end, batch["window"], 0)
     rows, slots = window.shape
     order = torch.arange(slots, device=window.device).expand(rows, -1)

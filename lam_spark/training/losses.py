@@ -54,7 +54,7 @@ class Period:
     """Part of the data that a phase trains on or is validated on.
 
     Attributes:
-        start, end: next timestamp groups in [start, end), microseconds UTC.
+        start, end: next timestamp groups known in [start, end), microseconds UTC.
         splits: names of the queries' splits.
     """
 
@@ -121,7 +121,7 @@ def next_group_loss(
         log_p_NV = F.log_softmax(model.next_value[module_key(name)](hidden_ND), dim=-1)
         label_M = batch[f"event_{name}"].flatten()[counted].long()
         total = total - (log_p_NV[row_M, label_M] * weight_M).sum() / len(layout.categorical)
-    time = batch["event_time"].flatten()
+    time = batch["known_at"].flatten()
     time_M = time[counted]
     days_M = (time_M - time[source_M]).double() / MICROS_PER_DAY
     mean_N, log_std_N = model.next_days(hidden_ND).unbind(-1)
@@ -145,7 +145,7 @@ def next_groups(batch: Batch, period: Period) -> tuple[Tensor, Tensor]:
         (B * T,) flat slot of the last event of the timestamp group before (undefined where not counted), and (B * T,)
         bool, True for events that count: new here, in the period, and in a group that has one before it.
     """
-    window, time = batch["window"], batch["event_time"]
+    window, time = batch["window"], batch["known_at"]
     rows, slots = window.shape
     order = torch.arange(slots, device=window.device).expand(rows, -1)
     begins = window_starts(window)

@@ -40,7 +40,7 @@ class Phase:
     """
 
     # Block columns that `has_targets` reads.
-    COLUMNS = ("window", "is_new", "event_time", "query_split")
+    COLUMNS = ("window", "is_new", "known_at", "query_split")
 
     name: str
     files: BlockFiles
@@ -53,7 +53,7 @@ class Phase:
 
     def has_targets(self, block: Block) -> npt.NDArray[np.bool_]:
         """(blocks,) bool: whether a block has anything to train on; other blocks are skipped."""
-        time, period = block["event_time"], self.period
+        time, period = block["known_at"], self.period
         mask = np.zeros(len(time), np.bool_)
         if self.with_targets:
             mask |= np.isin(block["query_split"], [SPLIT_IDS[name] for name in period.splits]).any(axis=1)

@@ -1,4 +1,4 @@
-"""MLflow model registry: register a model version, move the alias, fetch the model behind the alias.
+"""MLflow model registry: register a model version, move the alias, tag a version, fetch the model behind the alias.
 
 Models are registered as plain files with their sha256; nothing is pickled.
 """
@@ -6,6 +6,7 @@ Models are registered as plain files with their sha256; nothing is pickled.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from lam_spark.config import Config
@@ -96,6 +97,31 @@ def registered_model(config: Config) -> tuple[bytes, bytes, str, int]:
             raise ModelError(f"{missing}: {without_values(error)}") from None
         weights, card = read_artifact(Path(folder))
     return weights, card, digest, int(version.version)
+
+
+def tag_model_version(config: Config, version: int, tags: Mapping[str, str], prefix: str) -> None:
+    """Set tags of a version of the data set's model, and remove its other tags that begin with `prefix`.
+
+    Raises:
+        ModelError: MLflow cannot be reached, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, number = config.name, str(version)
+    try:
+        client = create_client(config)
+        present = client.get_model_version(name, number).tags
+        for tag, value in tags.items():
+            if present.get(tag) != value:
+                client.set_model_version_tag(name, number, tag, value)
+        for tag in present:
+            if tag.startswith(prefix) and tag not in tags:
+                client.delete_model_version_tag(name, number, tag)
+    except MlflowException as error:
+        raise ModelError(
+            f"version {number} of {name!r} does not have the tags {prefix}*: MLflow {failure(error)} "
+            f"({error.error_code}). Run this again when it accepts requests"
+        ) from None
 
 
 def _registered_version(tracking: Tracking, folder: Path, digest: str) -> int:

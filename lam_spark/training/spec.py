@@ -17,7 +17,7 @@ from lam_spark.training_data.layout import Layout
 LOG_FILE = "worker.log"
 SPEC_FILE = "spec.json"
 # Raise when the order or the meaning of a checkpoint's tensors changes: other versions are then not resumed.
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # Settings that do not change the trained weights.
 NOT_DECISIVE = ("checkpoint_minutes", "experiment", "activation_checkpointing")
 # Prefixes of environment variables that give access to MLflow.
@@ -47,6 +47,7 @@ class TrainingSpec:
         folder: folder of the artifact, the checkpoints and the progress file.
         facts: entries of the model card; they do not change the training.
         value_embeddings_digest: sha256 of the file of value embeddings in the folder; empty without any.
+        validated_targets: targets with enough validation queries to select the epoch and to be calibrated; None: all.
         vocabulary_digest: sha256 of the vocabulary behind the ids (`sequences.vocabulary.vocabulary_digest`).
         secrets: names of environment variables that the workers must not see.
     """
@@ -65,6 +66,7 @@ class TrainingSpec:
     target_weights: tuple[float, ...]
     folder: str
     facts: dict[str, Any]
+    validated_targets: tuple[str, ...] | None = None
     value_embeddings_digest: str = ""
     vocabulary_digest: str = ""
     secrets: tuple[str, ...] = ()

@@ -9,8 +9,9 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from lam_spark.consent.refresh import require_current_ledger
 from lam_spark.errors import ModelError
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.log import RunLog
@@ -19,7 +20,7 @@ from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.files import read_json_lines, write_atomically
 from lam_spark.training.launch.launchers import launch
 from lam_spark.training.launch.worker import PROGRESS_FILE
-from lam_spark.training.preparation import specification
+from lam_spark.training.preparation import TOO_FEW, require_snapshot, specification
 from lam_spark.training.registry import register_model, set_alias
 from lam_spark.training.spec import SPEC_FILE, TrainingSpec
 from lam_spark.training.summary import CurveMetric, CurvePoint, TrainingSummary
@@ -29,7 +30,7 @@ from lam_spark.training.value_embeddings import (
     save_value_embeddings,
     value_embeddings_digest,
 )
-from lam_spark.training_data.columns import layout_of
+from lam_spark.training_data.columns import layout_with
 from lam_spark.training_data.value_embeddings import read_value_embeddings
 
 # A separate file, so that the specification of another version or a damaged one need not be read.
@@ -47,7 +48,10 @@ class TrainResult(StageResult):
         model_digest: sha256 of the model's files.
         training: Size, cost and validation metrics of the training.
         curves: A few points per epoch.
+        validation_too_few: Target -> why it was not validated: it selected no epoch and is not calibrated.
     """
+
+    FORMAT: ClassVar[int] = 2
 
     model_name: str
     model_version: int
@@ -55,15 +59,26 @@ class TrainResult(StageResult):
     model_digest: str
     training: TrainingSummary
     curves: tuple[CurvePoint, ...]
+    validation_too_few: dict[str, str]
 
     @property
     def message(self) -> str:
         """One line for people."""
         training = self.training
+        auc = training.validation.get("AUC")
+        quality = "validation period too small to measure" if auc is None else f"validation AUC {auc:.3f}"
         return (
             f"{training.parameters:,} parameters, {training.tokens:,} events in {training.seconds:.0f} s in "
-            f"{training.world_size} processes; validation AUC {training.validation['AUC']:.3f} (epoch "
-            f"{training.best_epoch})"
+            f"{training.world_size} processes; {quality} (epoch {training.best_epoch})"
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Targets that were not validated."""
+        consequence = "it selects no epoch and its predictions are not calibrated"
+        return tuple(
+            f"{target}, validation period: {why}; {consequence}"
+            for target, why in self.validation_too_few.items()
         )
 
     @property
@@ -82,21 +97,25 @@ def train(ctx: RunContext) -> TrainResult:
     Raises:
         ConfigError, DataQualityError: Value embeddings are wrong (`training_data.value_embeddings`).
         ConsentError: A customer whose events are in the snapshot is not eligible any more, or a link has reassigned
-            events to one who is not; also if the training only has to be resumed or registered.
+            events to one who is not; also if the training only has to be resumed or registered, and if that happened
+            during the training: the model is then not registered.
+        DataQualityError: The snapshot was made for another configuration, or the training period has too few queries.
         ModelError: A process failed, with its reason and the place of its log; the snapshot does not fit; or MLflow
             refuses the model, which then waits in the folder.
     """
     config = ctx.config
     # Working folder, kept only until the training has finished. MLflow stores the results.
     folder = config.workspace / "training"
+    snapshot = require_snapshot(ctx.tables, ctx.cache, config, ctx.started_at)
     vocabulary = ctx.cache(ctx.tables.read("vocabulary"))
-    layout = layout_of(config, vocabulary)
+    layout = layout_with(config, snapshot.sizes)
     inputs = Inputs(ctx.spark, config.inputs, config.views)
     packed = pack_value_embeddings(read_value_embeddings(inputs, config.fields, layout, vocabulary))
     spec = specification(
         ctx.tables,
         ctx.cache,
         config,
+        snapshot,
         folder=folder,
         layout=layout,
         value_embeddings_digest=value_embeddings_digest(packed),
@@ -109,6 +128,9 @@ def train(ctx: RunContext) -> TrainResult:
     with Tracking(config, ctx.run_id, folder, ctx.log) as tracking:
         tracking.start(spec, ctx.tables.read_versions)
         last = _train(spec, tracking, ctx.log)
+        # The training took hours: who withdrew meanwhile must not be in a registered model.
+        require_current_ledger(ctx.tables, ctx.cache, config, ctx.clock, ctx.log)
+        require_snapshot(ctx.tables, ctx.cache, config, ctx.clock())
         version = register_model(tracking, folder, last["digest"])
         set_alias(tracking, version)
         curves = _curves(folder)
@@ -122,6 +144,7 @@ def train(ctx: RunContext) -> TrainResult:
         model_digest=last["digest"],
         training=TrainingSummary.from_json(last["summary"]),
         curves=curves,
+        validation_too_few=dict(spec.facts[TOO_FEW]),
     )
 
 

@@ -3,7 +3,9 @@
 1. Pre-training: predict next timestamp groups before the validation period.
 2. Fine-tuning: all targets on labelled queries of the training period, with next timestamp groups as a side task.
    After each epoch the average of the last steps' weights is validated; the targets' losses select the best epoch.
-3. Calibration on the best epoch's validation logits.
+   Targets with too few validation queries (`TrainingSpec.validated_targets`) do not count; if none counts, the last
+   epoch is taken.
+3. Calibration on the best epoch's validation logits; a target with too few keeps its logits.
 4. Refit: from the pre-trained weights, the selected number of epochs on everything that matured before the test
    period; the average weights are saved. The snapshot holds nothing of the test period.
 
@@ -163,7 +165,11 @@ class Trainer:
             return ""
         summary = self._summary(state).to_json()
         facts = json.loads(json.dumps({**self.spec.facts, "training": summary}, default=str))
-        calibration = {target: Calibration(*values) for target, values in state.calibration.items()}
+        # A target without enough validation queries is not calibrated.
+        calibration = {
+            target.name: Calibration(*state.calibration.get(target.name, (1.0, 0.0)))
+            for target in self.spec.layout.targets
+        }
         digest = save_artifact(Path(self.spec.folder), self.model, calibration, facts)
         self.progress({"event": "done", "digest": digest, "summary": summary})
         shutil.rmtree(self._checkpoint_folder, ignore_errors=True)
@@ -369,11 +375,12 @@ class Trainer:
         values = metric_values(metrics, self.spec.target)
         self._report(epoch, values)
         state = self.state
-        excess = sum(
-            weight * of_target.excess
-            for weight, of_target in zip(self._target_weights.tolist(), metrics.values(), strict=True)
-        )
-        if excess < state.best_loss:
+        names = [target.name for target in self.spec.layout.targets]
+        weights = dict(zip(names, self._target_weights.tolist(), strict=True))
+        excess = sum(weights[name] * of_target.excess for name, of_target in metrics.items())
+        if not metrics:
+            state.best_epoch = epoch  # nothing can be compared: the last epoch is taken
+        elif excess < state.best_loss:
             state.best_epoch, state.best_loss, state.validation = epoch, excess, values
             state.calibration = {
                 target: (of_target.calibration.slope, of_target.calibration.intercept)

@@ -57,7 +57,7 @@ class ValidationRunner:
             layout,
             settings.micro_batch_size,
             seed=None,
-            block_filter=lambda block: block["event_time"].max(axis=1) >= self._period.start,
+            block_filter=lambda block: block["known_at"].max(axis=1) >= self._period.start,
         ):
             batch = as_batch(block, self._device)
             state.flops += len(block["window"]) * flops
@@ -69,14 +69,16 @@ class ValidationRunner:
 
     @torch.no_grad()
     def target_metrics(self, state: TrainingState) -> dict[str, ValidationMetrics]:
-        """Metrics of each target.
+        """Metrics of each target of `TrainingSpec.validated_targets`; nothing is read without any.
 
         Raises:
             ModelError: a target has no examples in the period, or all have the same label.
         """
         self._model.eval()
-        layout, settings = self._spec.layout, self._spec.settings
-        validators = [Validator(target) for target in layout.targets]
+        layout, settings, names = self._spec.layout, self._spec.settings, self._spec.validated_targets
+        validators = [Validator(target) for target in layout.targets if names is None or target.name in names]
+        if not validators:
+            return {}
         splits = [SPLIT_IDS[name] for name in self._period.splits]
         flops = forward_flops(layout, self._spec.size)
         for block in block_batches(

@@ -1,7 +1,9 @@
 """Summary aggregates of a customer's events before a query: recency, frequency and amounts by time window.
 
-Published comparisons find that sequence embeddings alone are worse than aggregates, so the target heads read both. The
-same code serves training and scoring. Cost: cumulative sums per customer, linear in events for any number of windows.
+Time is the instant at which an event is known: what became known after a query is invisible to it, whenever it
+happened. Published comparisons find that sequence embeddings alone are worse than aggregates, so the target heads read
+both. The same code serves training and scoring. Cost: cumulative sums per customer, linear in events for any number of
+windows.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class TruncatedHistory:
 
     Attributes:
         events: number of these events.
-        first_time: time of the customer's first event, microseconds UTC.
+        first_time: first instant at which an event of the customer was known, microseconds UTC.
     """
 
     events: int = 0
@@ -49,7 +51,7 @@ def first_counted_event(
 
     Args:
         layout: gives the lookback.
-        times: (n,) event times in microseconds, ascending.
+        times: (n,) instants at which the events were known, microseconds, ascending.
         at: (q,) instants in microseconds.
         truncated: summary of the events before these.
     """
@@ -70,7 +72,7 @@ def aggregates(
 
     Args:
         layout: names and time windows.
-        events: `event_time` (n,) int64 microseconds ascending, and one (n,) array per field.
+        events: `known_at` (n,) int64 microseconds ascending, `event_time` (n,) int64, and one (n,) array per field.
         queries: `query_time` (q,) int64 microseconds and one (q,) array per categorical field.
         truncated: summary of the events before these. If there are any, only the last `layout.lookback` before a query
             counts, except for the number of events and the time since the first one. Callers leave out queries whose
@@ -78,13 +80,13 @@ def aggregates(
 
     Returns:
         (q, len(layout.aggregate_names)) float32. Counts and sums are signed logs, recencies are log days. Only events
-        with `event_time < query_time` count.
+        with `known_at < query_time` count.
     """
-    times = np.asarray(events["event_time"], dtype=np.int64)
+    times = np.asarray(events["known_at"], dtype=np.int64)
     query_times = np.asarray(queries["query_time"], dtype=np.int64)
     events_before = np.searchsorted(times, query_times, side="left")
     first_counted = first_counted_event(layout, times, query_times, truncated)
-    cumulative = _cumulative_sums(layout, events, times)
+    cumulative = _cumulative_sums(layout, events)
     parts = [
         _history(times, query_times, events_before, truncated),
         _recency(layout, events, times, query_times, first_counted),
@@ -102,8 +104,12 @@ def aggregates(
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _cumulative_sums(layout: Layout, events: Arrays, times: npt.NDArray[np.int64]) -> Float:
-    """(n + 1, columns): sums over the first i events: events by id, timestamp groups by id, numeric fields."""
+def _cumulative_sums(layout: Layout, events: Arrays) -> Float:
+    """(n + 1, columns): sums over the first i events: events by id, timestamp groups by id, numeric fields.
+
+    A timestamp group (a basket) happened at one time and was known at one time.
+    """
+    times, known_at = (np.asarray(events[name], dtype=np.int64) for name in ("event_time", "known_at"))
     field_ids = np.asarray(events[layout.count_by])
     counted_ids = np.asarray(layout.counted_ids, dtype=field_ids.dtype)
     is_id = field_ids[:, None] == counted_ids[None, :]
@@ -111,7 +117,8 @@ def _cumulative_sums(layout: Layout, events: Arrays, times: npt.NDArray[np.int64
     for column in range(len(counted_ids)):
         rows = np.flatnonzero(is_id[:, column])
         if len(rows):
-            starts_group[rows[np.concatenate([[True], np.diff(times[rows]) > 0])], column] = 1.0
+            differs = (np.diff(times[rows]) != 0) | (np.diff(known_at[rows]) != 0)
+            starts_group[rows[np.concatenate([[True], differs])], column] = 1.0
     numbers = [np.nan_to_num(np.asarray(events[name], dtype=np.float64)) for name in layout.numeric]
     columns = [is_id, starts_group, np.stack(numbers, 1)] if numbers else [is_id, starts_group]
     summands = np.concatenate(columns, axis=1)

@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import Config, TargetConfig
-from lam_spark.sequences.tokens import FIRST_VALUE
+from lam_spark.sequences.tokens import FIRST_VALUE, UNKNOWN
 from lam_spark.sequences.vocabulary import vocabulary_sizes
 from lam_spark.training_data.aggregates import TruncatedHistory
 from lam_spark.training_data.layout import SPLIT_IDS, Layout, Target
@@ -19,7 +19,7 @@ from lam_spark.training_data.packing import Customer
 
 _MAX_COUNTED_VALUES = 16
 # Columns of `sequences` about events that its arrays no longer hold.
-_TRUNCATED = ("truncated_events", "first_event_time")
+_TRUNCATED = ("truncated_events", "first_known_at")
 _NEVER = 2**63 - 1  # after every instant
 
 
@@ -67,7 +67,7 @@ def event_columns(layout: Layout) -> list[str]:
 
 
 def _event_arrays(layout: Layout) -> list[str]:
-    return ["event_time", "hour_of_week", *layout.categorical, *layout.numeric]
+    return ["known_at", "event_time", "hour_of_week", *layout.categorical, *layout.numeric]
 
 
 def query_columns(layout: Layout) -> list[str]:
@@ -85,6 +85,20 @@ def _label_columns(layout: Layout) -> list[str]:
     return [f"label_{target.name}" for target in layout.targets]
 
 
+def with_known_ids(sequences: DataFrame, layout: Layout) -> DataFrame:
+    """Sequences in which ids that the layout does not have are `UNKNOWN`; grain and columns are those of `sequences`.
+
+    The vocabulary may have gained values since the examples were made, perhaps from their test period.
+    """
+
+    def known(name: str, size: int) -> Column:
+        return F.transform(
+            name, lambda token: F.when(token >= size, F.lit(UNKNOWN)).otherwise(token).cast("int")
+        )
+
+    return sequences.withColumns({name: known(name, size) for name, size in layout.ids_in_use.items()})
+
+
 def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:
     """Customers whose row lacks events: `customer_key`, `_complete_after`; grain: a customer.
 
@@ -100,8 +114,8 @@ def truncated_rows(sequences: DataFrame, layout: Layout) -> DataFrame:
 
 def complete_after(layout: Layout) -> Column:
     """`_complete_after` of a truncated row of `sequences`; see `truncated_rows`."""
-    times, length = F.col("event_time"), F.size("event_time")
-    covered = F.element_at("event_time", 1) + F.lit(layout.lookback)
+    times, length = F.col("known_at"), F.size("known_at")
+    covered = F.element_at("known_at", 1) + F.lit(layout.lookback)
     # A block of events before the query starts at or after `covered`; and more events than a row holds.
     reached = F.size(F.filter(times, lambda time: time < covered)) + layout.block_events
     needed = F.greatest(reached, length - F.col("truncated_events") + 1)
@@ -177,17 +191,17 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
     Args:
         layout: Fields and targets.
         batch: Rows with the arrays of `event_columns` and `query_columns`, optionally `customer_index`.
-        before: Events at or after this instant (microseconds UTC) are hidden; None: all are visible.
+        before: Events that are known at or after this instant (microseconds UTC) are hidden; None: all are visible.
     """
-    kinds = layout.columns
+    kinds = {name: dtype for name, (dtype, _) in layout.columns.items()} | {"event_time": "int64"}
     dtypes = {
-        name: kinds[name if name in kinds else f"event_{name}"][0]
+        name: kinds[name if name in kinds else f"event_{name}"]
         for name in (*_event_arrays(layout), *query_columns(layout))
     }
     no_index = np.zeros(len(batch), np.int32)
     indices = batch["customer_index"].to_numpy() if "customer_index" in batch else no_index
     truncated_events = batch["truncated_events"].to_numpy()
-    first_times = batch["first_event_time"].to_numpy("datetime64[us]").astype(np.int64)
+    first_times = batch["first_known_at"].to_numpy("datetime64[us]").astype(np.int64)
     series = {name: batch[name].to_numpy() for name in dtypes}
     for row in range(len(batch)):
         # Arrow turns a null inside an array of numbers into NaN; a customer without queries has null arrays.
@@ -199,7 +213,7 @@ def customers(layout: Layout, batch: pd.DataFrame, before: int | None = None) ->
         queries["query_row"] = np.full(len(arrays["query_time"]), -1, np.int32)
         events = {name: arrays[name] for name in _event_arrays(layout)}
         if before is not None:
-            visible = int(np.searchsorted(events["event_time"], before, side="left"))
+            visible = int(np.searchsorted(events["known_at"], before, side="left"))
             events = {name: values[:visible] for name, values in events.items()}
         history = TruncatedHistory(int(truncated_events[row]), int(first_times[row]))
         yield Customer(events, queries, history, int(indices[row]))

@@ -29,7 +29,7 @@ def initial_counts(
 
     Args:
         layout: fields and half-lives.
-        events: `event_time` (n,) int64 microseconds ascending, `hour_of_week` and one (n,) array per categorical field.
+        events: `known_at` (n,) int64 microseconds ascending, `hour_of_week` and one (n,) array per categorical field.
         starts: indices of the windows' first events, 0 to n - 1.
         truncated: summary of the events before these. If there are any, counts start at `first_counted_event`.
 
@@ -42,7 +42,7 @@ def initial_counts(
     if not ordered_starts:  # common case: the whole history fits into one block
         return counts_at
     half_lives = np.asarray(layout.half_life_days)[:, None] * MICROS_PER_DAY
-    times, counters, n_counters = events["event_time"], _counters(layout, events), layout.num_initial_counters
+    times, counters, n_counters = events["known_at"], _counters(layout, events), layout.num_initial_counters
     counts = np.zeros((len(half_lives), n_counters))
     counted_until, counts_time = 0, int(times[ordered_starts[0]])
     first_counted = first_counted_event(layout, times, times[ordered_starts], truncated)

@@ -23,6 +23,9 @@ HOURS_OF_DAY = 24
 # Ids are ordered by frequency: only the most frequent ids of a large field have decayed counts.
 _MAX_COUNTED_IDS = 64
 
+# Part of the packing digest: raise it when a column of the blocks is added or changes its meaning.
+_PACKING_FORMAT = 2
+
 # Splits of a query in a block; 0 marks an empty slot.
 SPLIT_IDS = {"train": 1, "validation": 2, "straddling": 3, "test": 4, "score": 5}
 
@@ -107,7 +110,7 @@ class Layout:
         It excludes the number of ids in use, the value embeddings and the order of the targets (label columns are
         found by name).
         """
-        parts = self.to_json()
+        parts = self.to_json() | {"format": _PACKING_FORMAT}
         del parts["sizes"], parts["value_embedding_dims"]
         parts["targets"] = sorted(parts["targets"], key=itemgetter("name"))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -174,8 +177,9 @@ class Layout:
         return {
             "window": ("int32", length),  # number of the window in the block, from 1; 0 = empty slot
             "customer_index": ("int32", length),  # distinguishes customers; carries no other information
-            "event_time": ("int64", length),  # microseconds UTC
-            "hour_of_week": ("int32", length),
+            "known_at": ("int64", length),  # microseconds UTC, the clock of the model
+            "log_delay_hours": ("float32", length),  # log of 1 + hours from event_time to known_at
+            "hour_of_week": ("int32", length),  # of event_time
             "is_new": ("int32", length),  # 0 if an earlier, overlapping window trains on the event
             **{f"event_{name}": ("int32", length) for name in self.categorical},
             **{f"event_{name}": ("float32", length) for name in self.numeric},  # NaN = missing

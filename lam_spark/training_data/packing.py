@@ -7,7 +7,7 @@ of events (or the whole history). Each window goes to the open block with the le
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from lam_spark.training_data.layout import Layout
 Array = npt.NDArray[Any]
 Block = dict[str, Array]
 _MAX_OPEN_BLOCKS = 32
+_MICROS_PER_HOUR = 3_600_000_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Customer:
     """Events and queries of one customer.
 
     Attributes:
-        events: `event_time`, `hour_of_week` and every modelled field, arrays (n,) in time order.
+        events: `known_at` and `event_time` (microseconds), `hour_of_week` and every modelled field, arrays (n,) in the
+            order of `known_at`.
         queries: the columns of `Layout.query_columns` except window, index and aggregates, arrays (q,); the label of a
             `next` target is (q, values).
         truncated: summary of the events before these.
@@ -126,7 +128,7 @@ def prepare(layout: Layout, customer: Customer) -> PreparedCustomer:
     These are the aggregates of the queries, the decayed counts at the start of each window, and the queries' missing
     values of `Layout.who_fields`.
     """
-    times, query_times = customer.events["event_time"], customer.queries["query_time"]
+    times, query_times = customer.events["known_at"], customer.queries["query_time"]
     visible_events = np.searchsorted(times, query_times, side="left")
     truncated = customer.truncated
     windows = cut_windows(
@@ -239,13 +241,14 @@ def write_window(
     block["window"][slots] = number
     block["customer_index"][slots] = customer.customer_index
     block["is_new"][slots] = np.arange(window.start, window.end) >= window.new_from if with_loss else 0
-    for name in ("event_time", "hour_of_week"):
+    for name in ("known_at", "hour_of_week"):
         block[name][slots] = customer.events[name][rows]
+    block["log_delay_hours"][slots] = _log_delay_hours(customer.events, rows)
     for name in (*layout.categorical, *layout.numeric):
         block[f"event_{name}"][slots] = customer.events[name][rows]
     if window.start:  # at most one such window per block: see `cut_windows`
         block["initial_window"][:] = number
-        block["initial_time"][:] = customer.events["event_time"][window.start]
+        block["initial_time"][:] = customer.events["known_at"][window.start]
         block["initial_counts"][:] = prepared.initial[window.start].ravel()
     query_slots = slice(first_query_slot, first_query_slot + len(window.queries))
     block["query_window"][query_slots] = number
@@ -257,6 +260,12 @@ def write_window(
             if name in layout.values_per_query:
                 column = column.reshape(layout.queries_per_block, -1)  # a view
             column[query_slots] = query_values[name][window.queries]
+
+
+def _log_delay_hours(events: Mapping[str, Array], rows: slice) -> npt.NDArray[np.float32]:
+    """log(1 + hours from `event_time` to `known_at`), (n,); exactly 0 for an event that is known when it happens."""
+    delay = events["known_at"][rows] - events["event_time"][rows]
+    return np.asarray(np.log1p(delay / _MICROS_PER_HOUR), np.float32)
 
 
 def unfold(layout: Layout, blocks: Block) -> Block:

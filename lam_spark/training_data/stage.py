@@ -1,8 +1,8 @@
 """Stage `snapshot`: packed training blocks, written as one Delta version that training pins.
 
-The blocks hold no event and no label at or after the test period, and only customers who are eligible for training
-now. Rows do not identify customers: the consent check is stored with the commit, so that `train` can repeat it. Cost:
-one shuffle by customer; a task holds one customer and 64 open blocks.
+The blocks hold no event that became known, and no label, at or after the test period, and only customers who are
+eligible for training now. Rows do not identify customers: the consent check is stored with the commit, so that `train`
+can repeat it. Cost: one shuffle by customer; a task holds one customer and 64 open blocks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lam_spark.config import SnapshotConfig
+from lam_spark.config.definition import snapshot_definition
 from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.consent.guards import consent_check
 from lam_spark.errors import DataQualityError
@@ -24,7 +25,8 @@ from lam_spark.labels.freshness import AS_OF, EVENTS_VERSION, PERIODS, VOCABULAR
 from lam_spark.labels.splits import STRADDLING, TRAIN, VALIDATION
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
-from lam_spark.sequences.vocabulary import numbering
+from lam_spark.sequences.definitions import DEFINITION
+from lam_spark.sequences.vocabulary import numbering, vocabulary_sizes
 from lam_spark.storage.dataframes import one_row
 from lam_spark.storage.session_settings import session_settings
 from lam_spark.storage.tables.store import Tables
@@ -33,9 +35,10 @@ from lam_spark.training_data.columns import (
     collect_queries,
     customers,
     event_columns,
-    layout_of,
+    layout_with,
     truncated_rows,
     with_complete_history,
+    with_known_ids,
 )
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.packing import Block, Packer, prepare
@@ -93,18 +96,20 @@ def build_snapshot(ctx: RunContext) -> SnapshotResult:
 
     Raises:
         ConsentError: No customer is eligible for training, or events were deleted or reassigned.
-        DataQualityError: There is nothing to train on, or tables were made for other dates (`require_examples`).
+        DataQualityError: There is nothing to train on, or tables were made for another configuration or other dates
+            (`require_examples`).
     """
     config, tables, cache = ctx.config, ctx.tables, ctx.cache
-    purpose, at, periods = config.consent.training_purpose, ctx.started_at, config.split_instants()
-    events_version = require_examples(tables, cache, periods, ctx.as_of, purpose, at)
+    purpose, at = config.consent.training_purpose, ctx.started_at
+    checked = require_examples(tables, cache, config, at)
     vocabulary = tables.read("vocabulary")
-    layout = layout_of(config, vocabulary)
+    layout = layout_with(config, checked.sizes)
     eligible = eligible_customers(tables, cache, purpose, at)
     metadata = {
+        DEFINITION: snapshot_definition(config),
         AS_OF: ctx.as_of.isoformat(),
-        PERIODS: periods,
-        EVENTS_VERSION: events_version,
+        PERIODS: checked.periods.to_metadata(),
+        EVENTS_VERSION: checked.events_version,
         VOCABULARY: numbering(vocabulary, layout.ids_in_use),
         CONSENT_CHECK: dataclasses.asdict(consent_check(tables, purpose, at)),
     }
@@ -118,9 +123,11 @@ def build_snapshot(ctx: RunContext) -> SnapshotResult:
     truncated = cache(truncated_rows(sequences, layout))
     incomplete = with_complete_history(examples, truncated, complete=False).count()
     queries = collect_queries(with_complete_history(examples, truncated), layout)
+    if vocabulary_sizes(vocabulary, config.categorical) != layout.ids_in_use:
+        sequences = with_known_ids(sequences, layout)
     rows = _packer_rows(sequences, queries, layout, config.snapshot.files)
     # The sequences may have been built for a later as_of.
-    until = min(config.micros(config.split.test_start), micros(ctx.as_of))
+    until = min(config.micros(checked.periods.test_start), micros(ctx.as_of))
     blocks = _pack(rows, layout, until).withColumn("packing", F.lit(layout.packing_digest))
     written = _write(tables, blocks, config.snapshot, metadata)
     slots_filled, events_new, query_count = _count_slots(tables.read("training_blocks"))
@@ -170,7 +177,7 @@ def block_schema(layout: Layout) -> str:
 
 
 def _pack(rows: DataFrame, layout: Layout, until: int) -> DataFrame:
-    """Blocks of the customers' events before `until` (microseconds UTC) and their queries."""
+    """Blocks of the customers' events known before `until` (microseconds UTC) and their queries."""
 
     def blocks_of(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         packers = {QUERIED: Packer(layout), PLAIN: Packer(layout)}

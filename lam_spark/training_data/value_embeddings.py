@@ -18,6 +18,7 @@ from lam_spark.config import FieldConfig
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.dataframes import require_columns
+from lam_spark.storage.session_settings import configured_sql
 from lam_spark.training_data.layout import Layout
 
 Float = npt.NDArray[np.float32]
@@ -52,7 +53,8 @@ def read_value_embeddings(
         selected = inputs.select(embeddings.select, f"{key}.select")
         require_columns(selected, ("value", "vector"), f"{key}.select")
         token_ids = vocabulary.where(F.col("field") == name).select("value", "token_id")
-        tables[name] = _table(key, shape, selected, token_ids)
+        with configured_sql(inputs.spark):
+            tables[name] = _table(key, shape, selected, token_ids)
     return tables
 
 

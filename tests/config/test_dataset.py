@@ -25,11 +25,11 @@ from tests.config.shipped import SHIPPED, Write, error_text
             "channels.mailing.grain 'campains' is not declared: did you mean 'campaigns'?",
         ),
         (
-            "identity.links.login={grain: campains, select: x}",
+            "identity.links.login={grain: campains, select: SELECT 1}",
             "identity.links.login.grain 'campains' is not declared: did you mean 'campaigns'?",
         ),
         (
-            "identity.links.mailing={grain: campaigns, select: x}",
+            "identity.links.mailing={grain: campaigns, select: SELECT 1}",
             "identity.links ['mailing'] have the name of a channel: rename them",
         ),
         (
@@ -82,7 +82,7 @@ def test_a_field_may_not_have_the_name_of_a_table_column(name: str) -> None:
 
 
 def test_columns_of_examples_and_suffixes_of_block_columns_are_reserved() -> None:
-    blocks = {"time", "window", "index", "row", "hour_of_week", "split"}  # event_time, query_window, ...
+    blocks = {"time", "window", "index", "row", "hour_of_week", "split"}  # query_time, query_window, ...
     examples = {"customer_key", "target", "query_id", "as_of", "label", "baseline_score"}
     selects = {"customer_id", "event_key", "proposal_id", "description"}
     assert blocks | examples | selects <= RESERVED_COLUMNS
@@ -119,3 +119,16 @@ def test_the_environment_variables_of_secrets_are_known(write_changed: Write) ->
     }
     file = write_changed(lambda content: content["inputs"].update(crm=crm))
     assert load_config(file).secret_variables == {"LAM_SPARK_SECRET", "CRM_PASSWORD"}
+
+
+@pytest.mark.parametrize(("value", "bits"), [("0640", 0o640), ("'0660'", 0o660)])
+def test_permissions_are_written_as_octal_digits(value: str, bits: int) -> None:
+    """Without quotes, YAML reads them as an octal number."""
+    config = load_config(SHIPPED, overrides=[f"files_mode={value}"])
+    assert (config.file_permissions, load_config(SHIPPED).file_permissions) == (bits, 0o600)
+
+
+@pytest.mark.parametrize("value", ["640", "0400", "0755", "'rw'", "true"])
+def test_other_permissions_are_refused(write_changed: Write, value: str) -> None:
+    message = error_text(write_changed(lambda _: None), f"files_mode={value}")
+    assert message.startswith("  - files_mode: expected permission bits of a file such as 0600 or 0640")

@@ -22,7 +22,7 @@ from tests.config.shipped import SHIPPED, error_text
             "max_values is for categorical fields, this one is reference: remove it",
         ),
         (
-            "kind: numeric, value_embeddings: {select: a, dim: 2}",
+            "kind: numeric, value_embeddings: {select: SELECT 1, dim: 2}",
             "value_embeddings is for categorical fields, this one is numeric: remove it",
         ),
         (

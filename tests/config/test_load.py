@@ -49,7 +49,7 @@ def test_an_unknown_top_level_key_suggests_the_nearest(write_changed: Write) -> 
         ("training.micro_batch=2", "unknown key 'training.micro_batch': did you mean 'micro_batch_size'?"),
         ("inputs.products.formt=csv", "unknown key 'inputs.products.formt': did you mean 'format'?"),
         (
-            "fields.item.value_embeddings={select: a, dim: 2, path: b}",
+            "fields.item.value_embeddings={select: SELECT 1, dim: 2, path: b}",
             "unknown key 'fields.item.value_embeddings.path': expected one of dim, select",
         ),
         ("fetch.argument=1", "unknown key 'fetch.argument': did you mean 'arguments'?"),
@@ -76,7 +76,7 @@ def test_an_unknown_nested_key_suggests_the_nearest(override: str, message: str)
             "fields.item.kind: Input should be 'categorical', 'numeric' or 'reference', got 'word'",
         ),
         (
-            "fields.item.value_embeddings={select: a, dim: 0}",
+            "fields.item.value_embeddings={select: SELECT 1, dim: 0}",
             "fields.item.value_embeddings.dim: Input should be greater than or equal to 1, got 0",
         ),
         (
@@ -104,6 +104,30 @@ def test_an_unknown_nested_key_suggests_the_nearest(override: str, message: str)
 )
 def test_an_invalid_value_is_an_error_that_names_the_key(override: str, message: str) -> None:
     assert error_text(SHIPPED, override) == f"  - {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "delay", "written"),
+    [
+        ("90m", dt.timedelta(minutes=90), "90m"),
+        ("6h", dt.timedelta(hours=6), "6h"),
+        ("48h", dt.timedelta(days=2), "2d"),
+        ("0", dt.timedelta(0), "0h"),
+    ],
+)
+def test_a_duration_has_a_unit_and_is_written_in_the_largest(
+    text: str, delay: dt.timedelta, written: str
+) -> None:
+    channel = load_config(SHIPPED, overrides=[f"channels.mailing.arrival_delay={text}"]).channels["mailing"]
+    assert channel.arrival_delay == delay
+    assert channel.model_dump(mode="json")["arrival_delay"] == written
+
+
+@pytest.mark.parametrize("text", ["2", "1.5d", "-6h", "6 hours", "false"])
+def test_another_duration_is_an_error(text: str) -> None:
+    message = "expected a duration in minutes, hours or days such as 90m, 6h or 2d, got "
+    error = error_text(SHIPPED, f"channels.mailing.arrival_delay={text}")
+    assert error.startswith(f"  - channels.mailing.arrival_delay: {message}")
 
 
 @pytest.mark.parametrize("zone", ["", "../etc", "America", "Mars/Base"])

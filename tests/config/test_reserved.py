@@ -124,7 +124,7 @@ def sections(root: Path) -> Row:
         },
         "sequences": {"max_events": MAX_EVENTS},
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context_events": 16, "window_days": [28]},
-        "quality": {"max_staleness_days": 400},
+        "quality": {"max_staleness_days": 400, "min_positives": 1},
         "scoring": {
             "target": "response",
             "proposals": "SELECT 'a' AS proposal_id, 'mail' AS description, 'propose' AS action",

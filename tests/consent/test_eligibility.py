@@ -1,4 +1,4 @@
-"""Consent: denied by default, the newest effective statement decides, and the ledger only grows."""
+"""Consent: denied by default, an opt-in must be later than every withdrawal, and the ledger only grows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from lam_spark.consent import ledger
 from lam_spark.consent.eligibility import StatusCounts, consent_status, count_by_status, eligible_customers
@@ -32,20 +33,35 @@ CASES: dict[str, tuple[list[tuple[str | None, str, str]], str | None]] = {
     "out": ([("opt_out", JAN, JAN)], "opt_out"),
     "in then out": ([("opt_in", JAN, JAN), ("opt_out", FEB, FEB)], "opt_out"),
     "in, out and back": ([("opt_in", JAN, JAN), ("opt_out", FEB, FEB), ("opt_in", MAR, MAR)], "opt_in"),
-    "out in the future": ([("opt_in", JAN, JAN), ("opt_out", LATER, FEB)], "opt_in"),
+    "out in the future": ([("opt_in", JAN, JAN), ("opt_out", LATER, FEB)], "opt_out"),
+    "out before a contract that takes effect later": (
+        [("opt_in", MAR, JAN), ("opt_out", FEB, FEB)],
+        "opt_out",
+    ),
+    "recorded later, effective before the opt-out": (
+        [("opt_out", FEB, FEB), ("opt_in", JAN, MAR)],
+        "unclear",
+    ),
+    "no single opt-in is later in both": (
+        [("opt_out", FEB, FEB), ("opt_in", JAN, MAR), ("opt_in", MAR, JAN)],
+        "unclear",
+    ),
     "in in the future": ([("opt_in", LATER, JAN)], None),
-    "effective at the instant": ([("opt_in", JAN, JAN), ("opt_out", "2023-06-01T00:00:00", FEB)], "opt_out"),
+    "out, and in in the future": ([("opt_out", JAN, JAN), ("opt_in", LATER, FEB)], "opt_out"),
+    "effective at the instant": ([("opt_in", "2023-06-01T00:00:00", JAN)], "opt_in"),
     "corrected": ([("opt_in", JAN, JAN), ("opt_out", JAN, FEB)], "opt_out"),
     "a tie that disagrees": ([("opt_in", JAN, JAN), ("opt_out", JAN, JAN)], "unclear"),
+    "a tie in the effective date": ([("opt_out", JAN, JAN), ("opt_in", JAN, FEB)], "unclear"),
     "a tie that agrees": ([("opt_in", JAN, JAN), ("opt_in", JAN, JAN)], "opt_in"),
-    "unknown state": ([("OPT_IN", JAN, JAN)], "unclear"),
+    "unknown state": ([("maybe", JAN, JAN)], "unclear"),
+    "unknown state after an opt-in": ([("opt_in", JAN, JAN), ("maybe", FEB, FEB)], "unclear"),
     "null state": ([(None, JAN, JAN)], "unclear"),
     "a tie with null": ([("opt_in", JAN, JAN), (None, JAN, JAN)], "unclear"),
     "unclear, then clear": ([(None, JAN, JAN), ("opt_in", FEB, FEB)], "opt_in"),
 }
 
 
-def test_the_newest_effective_statement_decides(spark: SparkSession) -> None:
+def test_an_opt_in_must_be_later_than_every_withdrawal_in_both_times(spark: SparkSession) -> None:
     rows = [
         (name, CONTACT, state, effective, recorded)
         for name, (statements, _) in CASES.items()
@@ -59,14 +75,24 @@ def test_the_newest_effective_statement_decides(spark: SparkSession) -> None:
     assert len(statuses) == len(status_by_customer) + 1
 
 
-def test_an_opt_out_takes_effect_at_its_fraction_of_a_second(spark: SparkSession) -> None:
+def test_a_withdrawal_dated_later_than_it_was_read_counts_from_then(spark: SparkSession) -> None:
+    """A mistyped year must neither hide the withdrawal nor outlast every later opt-in."""
+    rows = [("one", CONTACT, "opt_in", JAN, JAN), ("one", CONTACT, "opt_out", JAN, "2204-02-01T00:00:00")]
+    read_at = F.lit(FEB).cast("timestamp")
+    ledger = ledger_frame(spark, rows).withColumn("ingested_at", read_at)
+    assert [row["status"] for row in consent_status(ledger, AT).collect()] == ["opt_out"]
+    renewed = ledger_frame(spark, [("one", CONTACT, "opt_in", MAR, MAR)])
+    assert [row["status"] for row in consent_status(ledger.unionByName(renewed), AT).collect()] == ["opt_in"]
+
+
+def test_an_opt_in_takes_effect_at_its_fraction_of_a_second(spark: SparkSession) -> None:
     frame = ledger_frame(
         spark,
-        [("one", CONTACT, "opt_in", JAN, JAN), ("one", CONTACT, "opt_out", "2023-06-01T00:00:00.500", MAR)],
+        [("one", CONTACT, "opt_out", JAN, JAN), ("one", CONTACT, "opt_in", "2023-06-01T00:00:00.500", MAR)],
     )
     before, after = AT + dt.timedelta(seconds=0.4), AT + dt.timedelta(seconds=0.9)
-    assert [row["status"] for row in consent_status(frame, before).collect()] == ["opt_in"]
-    assert [row["status"] for row in consent_status(frame, after).collect()] == ["opt_out"]
+    assert [row["status"] for row in consent_status(frame, before).collect()] == ["opt_out"]
+    assert [row["status"] for row in consent_status(frame, after).collect()] == ["opt_in"]
 
 
 def test_customers_are_eligible_only_for_purposes_they_opted_in_to(
@@ -102,22 +128,20 @@ def test_customers_are_eligible_only_for_purposes_they_opted_in_to(
     assert counts["model_training"] == counts[CONTACT]
 
 
-def test_the_ledger_keeps_old_statements_and_a_rerun_inserts_none(
-    make_context: Callable[..., RunContext], tmp_path: Path
-) -> None:
-    first = [
-        statement(raw_id(1), CONTACT, "opt_in", JAN),
-        statement(raw_id(1), CONTACT, "opt_in", JAN),
-        statement(raw_id(2), CONTACT, None, JAN),
-    ]
+def new_and_read(ctx: RunContext) -> tuple[int, int]:
+    """Statements that a refresh found new, and all that it read."""
+    result = update_consent(ctx)
+    return result.statements_new, result.statements_in
+
+
+def test_a_rerun_inserts_no_statement(make_context: Callable[..., RunContext], tmp_path: Path) -> None:
     raw = tmp_path / "shop" / "raw"
-    write_inputs(raw, statements=first)
+    first = [statement(raw_id(1), CONTACT, "opt_in", JAN), statement(raw_id(2), CONTACT, None, JAN)]
+    write_inputs(raw, statements=[*first, first[0]])
     ctx = make_context()
-    assert update_consent(ctx).counts == {"statements_in": 3, "statements_new": 2}
-    assert update_consent(ctx).counts == {"statements_in": 3, "statements_new": 0}
-    # Old statements are missing in the source, but remain in the ledger.
-    write_inputs(raw, statements=[statement(raw_id(1), CONTACT, "opt_out", FEB)])
-    assert update_consent(ctx).counts == {"statements_in": 1, "statements_new": 1}
+    assert [new_and_read(ctx), new_and_read(ctx)] == [(2, 3), (0, 3)]
+    write_inputs(raw, statements=[*first, statement(raw_id(1), CONTACT, "opt_out", FEB)])
+    assert new_and_read(ctx) == (1, 3)
     keys = {key_of(raw_id(n)): n for n in (1, 2)}
     stored = [(keys[row["customer_key"]], row["state"]) for row in ctx.tables.read("consent").collect()]
     assert sorted(stored, key=str) == [(1, "opt_in"), (1, "opt_out"), (2, None)]
@@ -139,7 +163,7 @@ def test_only_checked_statements_are_inserted(
 
     monkeypatch.setattr(ledger, "resolve_customers", change_source)
     ctx = make_context()
-    assert update_consent(ctx).counts == {"statements_in": 2, "statements_new": 2}
+    assert new_and_read(ctx) == (2, 2)
     assert ctx.tables.read("consent").where("effective_at IS NULL").isEmpty()
     with pytest.raises(ConsentError, match="2 of 2 consent statements lack"):
         update_consent(ctx)
@@ -196,24 +220,22 @@ def test_a_consent_select_without_a_required_column_is_refused(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
     write_inputs(tmp_path / "shop" / "raw", statements=[statement(raw_id(1), CONTACT, "opt_in", JAN)])
-    select = "SELECT customer AS customer_id, purpose, state, effective_at, source FROM consent_statements"
-    with pytest.raises(ConfigError, match=r"consent\.select must yield .*; it lacks recorded_at"):
+    select = "SELECT customer AS customer_id, purpose, state, recorded_at, source FROM consent_statements"
+    with pytest.raises(ConfigError, match=r"consent\.select must yield .*; it lacks effective_at"):
         update_consent(make_context(consent={"select": select}))
 
 
 def test_statements_without_a_source_are_inserted_once(
     make_context: Callable[..., RunContext], tmp_path: Path
 ) -> None:
-    """NULL is compared like a value: a run without new statements makes no commit."""
+    """NULL is compared like a value."""
     original_select = settings(tmp_path / "shop")["consent"]["select"]
     select = original_select.replace("recorded_at, source", "recorded_at, CAST(NULL AS STRING) AS source")
     assert select != original_select
-    new_statements, versions = [], []
+    new_statements = []
     for number in (1, 2, 2):
         statements = [statement(raw_id(n), CONTACT, "opt_in", f"{JAN}Z") for n in range(number)]
         write_inputs(tmp_path / "shop" / "raw", statements=statements)
         ctx = make_context(consent={"select": select})
-        new_statements.append(update_consent(ctx).counts["statements_new"])
-        versions.append(ctx.tables.version("consent"))
+        new_statements.append(update_consent(ctx).statements_new)
     assert new_statements == [1, 1, 0]
-    assert versions[1] == versions[2]

@@ -15,10 +15,11 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from lam_spark.consent.guards import count_reassigned
+from lam_spark.consent.record import RefreshRecord
 from lam_spark.errors import ConsentError, DataQualityError, ModelError
 from lam_spark.evaluation.stage import evaluate
 from lam_spark.labels.stage import build_examples
-from lam_spark.model.card import TEST_START, VOCABULARY
+from lam_spark.model.card import DEFINITION, TEST_START, VOCABULARY
 from lam_spark.model.transformer import LargeActionModel
 from lam_spark.runtime.context import RunContext
 from lam_spark.scoring.embeddings import embed
@@ -28,7 +29,7 @@ from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.vocabulary import vocabulary_digest
 from lam_spark.storage.time import micros, sql_literal
 from lam_spark.training.launch.worker import PROGRESS_FILE
-from lam_spark.training.preparation import specification
+from lam_spark.training.preparation import require_snapshot, specification
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training.stage import train
 from lam_spark.training_data.columns import layout_of
@@ -91,11 +92,10 @@ def all_events() -> list[Row]:
 
 @pytest.fixture(scope="module")
 def filled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after the stages before `train`, with a model. Dan's opt-out takes effect in 2025."""
+    """A workspace after the stages before `train`, with a model."""
     root = tmp_path_factory.mktemp("guards") / "shop"
     ctx = context_builder(spark, root)(**SECTIONS)
     publish(ctx, all_events(), dict.fromkeys((*CUSTOMERS, "busy", "new"), BOTH))
-    opt_out(ctx, "dan", "2025-01-01T00:00:00", "2023-12-01T00:00:00")
     for stage in (build_sequences, build_examples, build_snapshot):
         stage(ctx)
     register(ctx, random_model(layout_of(ctx.config, ctx.tables.read("vocabulary"))), root.with_name("model"))
@@ -110,10 +110,12 @@ def build(spark: SparkSession, filled: Path, tmp_path: Path) -> Build:
     return lambda started_at=STARTED_AT, **sections: builder(started_at=started_at, **(SECTIONS | sections))
 
 
-def opt_out(ctx: RunContext, customer: str, effective_at: str, recorded_at: str) -> None:
+def opt_out(
+    ctx: RunContext, customer: str, effective_at: str, recorded_at: str, metadata: Row | None = None
+) -> None:
     """Append a statement that a customer opts out of training."""
     statements = [(customer, TRAINING, "opt_out", effective_at, recorded_at)]
-    ctx.tables.append(ledger_frame(ctx.spark, statements), "consent")
+    ctx.tables.append(ledger_frame(ctx.spark, statements), "consent", metadata)
 
 
 def specification_of(ctx: RunContext, layout: Layout) -> TrainingSpec:
@@ -122,6 +124,7 @@ def specification_of(ctx: RunContext, layout: Layout) -> TrainingSpec:
         ctx.tables,
         ctx.cache,
         ctx.config,
+        require_snapshot(ctx.tables, ctx.cache, ctx.config, ctx.started_at),
         folder=ctx.config.workspace / "training",
         layout=layout,
         value_embeddings_digest="",
@@ -150,14 +153,36 @@ def test_training_refuses_a_snapshot_with_a_customer_who_has_since_opted_out(bui
     assert specification_of(later, layout).all_urls
 
 
-def test_training_refuses_a_snapshot_after_an_opt_out_takes_effect(build: Build) -> None:
-    """A finished model that was trained on the customer is not registered either."""
-    ctx = build(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
+def test_a_finished_training_is_not_registered_after_an_opt_out(build: Build) -> None:
+    """The opt-out counts from its recording, although it is to take effect a year later."""
+    ctx = build()
+    opt_out(ctx, "dan", "2025-01-01T00:00:00", "2024-01-01T00:00:00")
     folder = ctx.config.workspace / "training"
     folder.mkdir()
     (folder / PROGRESS_FILE).write_text(json.dumps({"event": "done", "digest": "", "summary": {}}) + "\n")
     with pytest.raises(ConsentError, match=f"^1 {NO_LONGER_AGREE}"):
         train(ctx)
+
+
+def test_a_model_is_not_registered_if_a_customer_opts_out_during_its_training(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the secret: another process refreshes the ledger."""
+    ctx = build()
+    monkeypatch.delenv("LAM_SPARK_SECRET")
+    record = RefreshRecord(STARTED_AT.isoformat(), {}, 12, None, 0, 0).to_metadata()
+    ctx.tables.touch_metadata("consent", record)
+    registered: list[Any] = []
+
+    def end_training(*_: Any) -> Row:
+        opt_out(ctx, "dan", "2024-01-02T10:00:00", "2024-01-02T10:00:00", record)
+        return {"digest": "", "summary": {}}
+
+    monkeypatch.setattr("lam_spark.training.stage._train", end_training)
+    monkeypatch.setattr("lam_spark.training.stage.register_model", lambda *values: registered.extend(values))
+    with pytest.raises(ConsentError, match=f"^1 {NO_LONGER_AGREE}"):
+        train(ctx)
+    assert not registered
 
 
 def reassign(ctx: RunContext, event_id: str, customer: str) -> None:
@@ -219,7 +244,7 @@ def test_reassigned_events_are_counted_from_the_log(build: Build) -> None:
     assert reassigned(ctx.as_of) == 1
     reassign(ctx, "m3ann", "no customer")
     assert reassigned(ctx.as_of) == 2
-    assert reassigned(ctx.config.instant(ctx.config.split.test_start)) == 1
+    assert reassigned(ctx.config.instant(ctx.config.periods.test_start)) == 1
     reassign(ctx, "m3ann", "ann")
     assert reassigned(ctx.as_of) == 1
     later = ctx.tables.version("events")
@@ -328,7 +353,7 @@ def test_training_records_vocabulary_and_test_start(build: Build, tmp_path: Path
     assert facts[VOCABULARY] == vocabulary_digest(ctx.tables.read("vocabulary"), layout.ids_in_use)
 
 
-@pytest.mark.parametrize("fact", [VOCABULARY, TEST_START])
+@pytest.mark.parametrize("fact", [VOCABULARY, TEST_START, DEFINITION])
 def test_a_model_without_these_facts_is_refused(build: Build, tmp_path: Path, fact: str) -> None:
     ctx = build()
     register(ctx, model_of(ctx), tmp_path / "model", **{fact: None})
@@ -337,18 +362,17 @@ def test_a_model_without_these_facts_is_refused(build: Build, tmp_path: Path, fa
 
 
 def test_a_model_is_not_evaluated_on_its_training_period(build: Build, tmp_path: Path) -> None:
-    """The test period starts earlier than at training. Each stage names the stages to run again."""
+    """The test period starts earlier than at training. Each stage names the first stage to run again."""
     ctx = build(split=EARLIER_SPLIT)
     layout = layout_of(ctx.config, ctx.tables.read("vocabulary"))
-    with pytest.raises(
-        ModelError, match=r"packed for other dates of split .* run the stages 'examples' and 'snapshot'"
-    ):
-        specification_of(ctx, layout)
-    with pytest.raises(
-        DataQualityError, match=r"the examples were made for other dates of split .*2023-09-30T22:00"
-    ):
-        build_snapshot(ctx)
+    again = "made for another configuration, which differs in split.test_start: run the stage '{}' again"
+    for stage in (build_snapshot, train):
+        with pytest.raises(DataQualityError, match=again.format("examples")):
+            stage(ctx)
     build_examples(ctx)
+    with pytest.raises(DataQualityError, match=again.format("snapshot")):
+        specification_of(ctx, layout)
+    register(ctx, model_of(ctx), tmp_path / "late", **{TEST_START: "2023-09-30T22:00:00+00:00"})
     with pytest.raises(
         ModelError, match=r"trained on what happened before 2023-09-30 22:00 \(UTC\): run the stages"
     ):
@@ -393,7 +417,7 @@ def test_customers_with_a_fully_truncated_history_are_not_scored(build: Build) -
     assert (counts["truncated"], counts["customers_scored"]) == (0, 6)
     assert scored_customers(ctx) == {*CUSTOMERS, "busy", "new"}
     with pytest.raises(
-        DataQualityError, match="no eligible customer has an event before as_of 2023-03-01 that is"
+        DataQualityError, match="no eligible customer has an event that is known before as_of 2023-03-01 and"
     ):
         score(build(as_of="2023-03-01"))
 
@@ -409,12 +433,12 @@ def test_examples_end_at_as_of_and_have_complete_histories(build: Build) -> None
     build_sequences(earlier)
     both_refuse(ctx, r"before 2023-12-19 23:00 \(UTC\), found them made for an as_of of 2023-12-09")
     ctx.tables.overwrite(ctx.tables.read("examples"), "examples")
-    both_refuse(ctx, "does not record for which dates they were made: run the stage 'examples'")
+    both_refuse(ctx, "does not record what it was made for, .*: run the stage 'examples' again")
 
 
 def test_a_snapshot_contains_no_event_after_its_as_of(build: Build) -> None:
     ctx = build(as_of="2023-09-01")
     build_examples(ctx)
     build_snapshot(ctx)
-    (latest,) = ctx.tables.read("training_blocks").agg(F.max(F.array_max("event_time"))).first() or ()
+    (latest,) = ctx.tables.read("training_blocks").agg(F.max(F.array_max("known_at"))).first() or ()
     assert 0 < latest < micros(ctx.as_of)

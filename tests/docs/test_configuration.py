@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from lam_spark.config import Config, Section
+from lam_spark.config import Config, Section, duration_text
 from lam_spark.storage.tables.registry import RESERVED_COLUMNS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -25,6 +26,8 @@ def keys(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
             yield from keys(inner[0], f"{prefix}{name}.{'NAME.' if get_origin(kind) is dict else ''}")
         else:
             default = field.get_default(call_default_factory=True)
+            if isinstance(default, dt.timedelta):
+                default = duration_text(default)
             yield f"{prefix}{name}", None if default is PydanticUndefined else (default,)
 
 

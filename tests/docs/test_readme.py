@@ -25,8 +25,8 @@ LIMITS = {
     "README.md": 200,
     "CHANGELOG.md": 40,
     "docs/architecture.md": 150,
-    "docs/tutorial.md": 250,
-    "docs/operations.md": 250,
+    "docs/tutorial.md": 320,
+    "docs/operations.md": 330,
 }
 
 

@@ -158,8 +158,12 @@ def test_the_csv_file_matches_the_table(finished: Finished) -> None:
         row["proposal_necessity"] for row in listed
     ]
     assert sorted(path.name for path in (finished.root / "delivery").glob("[!.]*")) == [
-        "contact_list_2023-12-20.csv"
+        "contact_list_2023-12-20.csv",
+        "contact_list_2023-12-20.json",
     ]
+    manifest = json.loads((finished.root / "delivery" / "contact_list_2023-12-20.json").read_text())
+    content = Path(finished.summary["contact_list"]).read_bytes()
+    assert (manifest["status"], manifest["sha256"]) == ("valid", hashlib.sha256(content).hexdigest())
 
 
 def test_the_report_shows_the_numbers_of_the_run(finished: Finished) -> None:
@@ -215,6 +219,32 @@ def test_mlflow_contains_parameters_tags_and_metrics_of_the_training(
     assert all(0 < point.value < 5 for point in losses)
 
 
+def test_the_model_version_has_the_held_out_numbers_of_every_target(
+    finished: Finished, mlflow: MlflowClient
+) -> None:
+    (entry,) = (row for row in rows(finished.root, "audit") if row["stage"] == "evaluate")
+    result = EvaluateResult.from_json(json.loads(entry["entry"])["result"])
+    tags = mlflow.get_model_version_by_alias("small_shop", "champion").tags
+    held_out = {name: value for name, value in tags.items() if name.startswith("held_out.")}
+    assert held_out == result.tags
+    assert result.rankings is not None
+    assert float(tags["held_out.response.auc"]) == pytest.approx(result.rankings.model.auc, abs=1e-5)
+    assert {name.split(".")[1] for name in held_out} == {"response", "lapse", "spend", "items"}
+    page = Path(finished.summary["report"]).read_text(encoding="utf-8")
+    for target in ("response", "lapse", "spend", "items"):
+        assert f'<th scope="row">{target}<span' in page
+
+
+def test_the_queries_of_each_target_add_up(finished: Finished) -> None:
+    counts, examples = finished.summary["stages"]["examples"], rows(finished.root, "examples")
+    for target in ("response", "lapse", "spend", "items"):
+        used = sum(counts[f"{target}.{split}"] for split in ("train", "straddling", "validation", "test"))
+        unused = sum(count for name, count in counts.items() if name.startswith(f"{target}.unused."))
+        assert used == sum(row["target"] == target for row in examples)
+        assert counts[f"{target}.queries"] == used + unused
+        assert min(counts[f"{target}.{split}"] for split in ("train", "validation", "test")) > 0
+
+
 def test_scores_were_made_with_the_registered_model(finished: Finished, mlflow: MlflowClient) -> None:
     version = mlflow.get_model_version_by_alias("small_shop", "champion")
     (weights,) = (finished.root / "mlflow").rglob("model.safetensors")
@@ -232,16 +262,18 @@ def test_scores_were_made_with_the_registered_model(finished: Finished, mlflow: 
 
 def test_the_audit_has_one_chained_entry_per_stage(finished: Finished) -> None:
     entries = sorted(rows(finished.root, "audit"), key=lambda row: row["sequence"])
-    assert [row["stage"] for row in entries] == list(NIGHTLY)
+    assert [(row["stage"], row["status"]) for row in entries if row["status"] != "done"] == [
+        ("deliver", "started")
+    ]
+    assert [row["stage"] for row in entries if row["status"] == "done"] == list(NIGHTLY)
     assert {row["run_id"] for row in entries} == {finished.summary["run_id"]}
-    assert {row["status"] for row in entries} == {"done"}
     previous = "0" * 64
     for row in entries:
         assert row["previous_hash"] == previous
         previous = hashlib.sha256(f"{previous}\n{row['entry']}".encode()).hexdigest()
         assert row["entry_hash"] == previous
-    by_stage = {row["stage"]: json.loads(row["entry"]) for row in entries}
-    assert all(entry["result"]["format"] == 1 for entry in by_stage.values())
+    by_stage = {row["stage"]: json.loads(row["entry"]) for row in entries if row["status"] == "done"}
+    assert all(entry["result"]["format"] >= 1 for entry in by_stage.values())
     score = ScoreResult.from_json(by_stage["score"]["result"])
     assert score.counts == finished.summary["stages"]["score"]
     tables_written = [entry["tables_written"] for entry in by_stage.values()]

@@ -14,6 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.events.arrival import ArrivalDelay
 from lam_spark.events.quarantine import MALFORMED_REASON
 from lam_spark.events.reconciliation import ReconciliationCounts
 from lam_spark.events.stage import IngestResult, ingest
@@ -309,10 +310,12 @@ def test_the_message_names_all_counts_that_are_not_zero() -> None:
     counts = ReconciliationCounts(
         rows_in=1_010, events=1_000, links=1, duplicates=6, quarantined=1, unresolved=2, conflicting=3
     )
-    late = ReconciliationCounts(resolved_later=4, reassigned=5, unassigned=6)
-    result = IngestResult({"web": counts, "shop": late}, {"web": {"customer_id is missing": 1}, "shop": {}})
+    late = ReconciliationCounts(resolved_later=4, reassigned=5, unassigned=6, known_at_changed=7)
+    refused = {"web": {"customer_id is missing": 1}, "shop": {}}
+    delays = {"web": ArrivalDelay("0h", "31h", 4, is_exceeded=True)}
+    result = IngestResult({"web": counts, "shop": late}, refused, delays)
     assert result.message == (
         "1,010 new raw rows: 1,000 events, 6 duplicates, 1 quarantined, 1 links, 2 unresolved, 4 resolved later, "
-        "5 reassigned to another customer, 6 no longer assigned to a customer, 3 conflicting"
+        "5 reassigned to another customer, 6 no longer assigned to a customer, 7 known at another time, 3 conflicting"
     )
     assert IngestResult.from_json(json.loads(json.dumps(result.to_json()))) == result

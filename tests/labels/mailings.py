@@ -17,19 +17,26 @@ from tests.support.tables import event, publish
 Row = dict[str, Any]
 BOTH = ("opt_in", "opt_in")
 # The last events of these cases are two to four weeks before as_of.
-QUALITY = {"max_staleness_days": 31}
+QUALITY = {"max_staleness_days": 31, "min_positives": 1}
 VOCABULARY = "field STRING, value STRING, token_id INT, count_when_added BIGINT"
 
 
-def mailed(customer: str, at: str, key: str = "", days: float | None = 14, campaign: str = "c") -> Row:
+def mailed(
+    customer: str,
+    at: str,
+    key: str = "",
+    days: float | None = 14,
+    campaign: str = "c",
+    known_at: str | None = None,
+) -> Row:
     """A mailing, which is a query."""
     fields = {"action": "propose", "offer_days": days, "campaign": campaign, "item": "books"}
-    return event(customer, at, key or f"{customer} mailed", **fields)
+    return event(customer, at, key or f"{customer} mailed", known_at, **fields)
 
 
-def responded(customer: str, at: str, campaign: str = "c") -> Row:
+def responded(customer: str, at: str, campaign: str = "c", known_at: str | None = None) -> Row:
     """A response to a mailing."""
-    return event(customer, at, f"{customer} {at}", action="respond", campaign=campaign)
+    return event(customer, at, f"{customer} {at}", known_at, action="respond", campaign=campaign)
 
 
 # Local midnights: 20 March (before summer time) plus 14 days is 3 April 00:00 in summer time, 22:00 UTC.
@@ -77,6 +84,26 @@ CASES: dict[str, tuple[list[Row], float | None, float, str]] = {
         + [responded("before and after", "2023-03-25T00:00:00", "another")],
         0.0,
         2.0,
+        "train",
+    ),
+    # The query is asked when the mailing is known: the first response is no outcome, and not known either.
+    "known two days later": (
+        [
+            mailed("known two days later", SPRING, known_at="2023-03-21T23:00:00"),
+            responded("known two days later", "2023-03-20T12:00:00", known_at="2023-03-21T23:00:00"),
+        ],
+        0.0,
+        0.0,
+        "train",
+    ),
+    "responded once it was known": (
+        [
+            mailed("responded once it was known", SPRING, known_at="2023-03-21T23:00:00"),
+            responded("responded once it was known", "2023-03-20T12:00:00"),
+            responded("responded once it was known", "2023-04-04T21:59:59", known_at="2023-12-01T00:00:00"),
+        ],
+        1.0,
+        1.0,
         "train",
     ),
     "another campaign": (

@@ -13,14 +13,16 @@ from tests.labels.mailings import BOTH, QUALITY, VOCABULARY, Row
 from tests.support.shop import context_builder, settings
 from tests.support.tables import event, publish
 
-# Queries are at local midnights four weeks apart, counted back from the start of the test period (1 October): the
-# first after the start of training (1 February) is 19 February. Customers with a purchase in the 91 days before are
-# active.
+# Queries are at local midnights four weeks apart, counted from the start of each period; training starts on 19
+# February here. Customers with a purchase in the 91 days before are active.
 Examples = dict[tuple[str, str, str], Row]
 
 
-def bought(customer: str, at: str, item: str = "books", amount: float = 10.0) -> Row:
-    return event(customer, at, f"{customer} {at} {item}", action="purchase", item=item, amount=amount)
+def bought(
+    customer: str, at: str, item: str = "books", amount: float = 10.0, known_at: str | None = None
+) -> Row:
+    key = f"{customer} {at} {item}"
+    return event(customer, at, key, known_at, action="purchase", item=item, amount=amount)
 
 
 EVENTS: list[Row] = [
@@ -39,6 +41,8 @@ EVENTS: list[Row] = [
         for day in (5, 15, 25)
     ),
     bought("gone", "2023-05-01T12:00:00"),
+    # Before the second query, and known after it.
+    bought("late", "2023-03-18T12:00:00", known_at="2023-03-20T12:00:00"),
 ]
 
 
@@ -50,7 +54,8 @@ def examples(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> E
     del targets["response"]
     assert targets["lapse"]["every_days"] == 28
     scoring = {**settings(root)["scoring"], "target": "lapse"}
-    ctx = context_builder(spark, root)(targets=targets, scoring=scoring, quality=QUALITY)
+    split = {**settings(root)["split"], "train_start": "2023-02-19"}
+    ctx = context_builder(spark, root)(targets=targets, scoring=scoring, quality=QUALITY, split=split)
     publish(ctx, EVENTS, dict.fromkeys({row["customer_key"] for row in EVENTS}, BOTH))
     vocabulary = [("item", "books", 3, 9), ("item", "games", 4, 9), ("action", "purchase", 3, 9)]
     ctx.tables.append(local_frame(spark, vocabulary, VOCABULARY), "vocabulary")
@@ -76,6 +81,18 @@ def test_active_customers_have_a_query_every_four_weeks(examples: Examples) -> N
     assert examples["lapse", "eve", "2023-03-19"]["as_of"].isoformat() == "2023-03-18T23:00:00"
     assert examples["lapse", "eve", "2023-04-16"]["as_of"].isoformat() == "2023-04-15T22:00:00"  # summer time
     assert examples["lapse", "eve", "2023-03-19"]["action"] == 2  # a query without fields: missing
+
+
+def test_a_customer_is_active_once_the_purchase_is_known(examples: Examples) -> None:
+    assert days_of(examples, "lapse", "late") == ["2023-04-16", "2023-05-14", "2023-06-11"]
+
+
+def test_each_period_begins_with_queries(examples: Examples) -> None:
+    days = days_of(examples, "lapse", "steady")
+    assert {"2023-02-19", "2023-07-01", "2023-10-01"} <= set(days)
+    split_of_day = {day: examples["lapse", "steady", day]["split"] for day in days}
+    assert split_of_day["2023-07-01"] == "validation"
+    assert split_of_day["2023-10-01"] == "test"
 
 
 def test_an_outcome_at_the_instant_of_a_regular_query_follows_it(examples: Examples) -> None:

@@ -49,15 +49,18 @@ def test_the_counts_are_those_of_the_table(built: Built) -> None:
     result = built.result
     for split in ("train", "validation", "straddling", "test"):
         labels = [row["label"] for row in rows if row["split"] == split]
-        assert result.targets["response"][split] == SplitCounts(len(labels), sum(labels), 0)
+        assert result.targets["response"].used[split] == SplitCounts(len(labels), sum(labels))
         assert result.counts[f"response.{split}"] == len(labels) > 0
         assert result.counts[f"response.{split}.positives"] == sum(labels)
     assert result.counts["examples"] == result.examples == len(rows)
-    assert result.counts["response.unused.without_horizon"] == 1
-    sizes = {split: found.examples for split, found in result.targets["response"].items()}
+    unused = {"before_training": 1, "no_horizon": 1, "not_over": 1, "into_test": 1}
+    assert result.targets["response"].unused == unused
+    assert {reason: result.counts[f"response.unused.{reason}"] for reason in unused} == unused
+    assert result.counts["response.queries"] == len(rows) + 4 == len(CASES) - 1  # "refused" has no query
+    sizes = {split: found.examples for split, found in result.targets["response"].used.items()}
     assert result.message == (
-        f"{len(rows)} examples: {sizes['train']} train, {sizes['validation']} validation, "
-        f"{sizes['straddling']} straddling, {sizes['test']} test"
+        f"response: {len(rows) + 4} queries = {sizes['train']} train, {sizes['straddling']} straddling, "
+        f"{sizes['validation']} validation, {sizes['test']} test, 4 not used"
     )
     assert result.observed_until == "2023-12-19T23:00:00+00:00"
     assert ExamplesResult.from_json(result.to_json()) == result
@@ -96,19 +99,29 @@ def with_label(ctx: RunContext, label: str) -> Row:
     return {"targets": {"response": target}, "quality": QUALITY}
 
 
-def test_a_period_with_one_class_only_is_refused_and_the_last_examples_stay(
+def test_a_population_that_matches_nothing_is_refused_and_the_last_examples_stay(
     spark: SparkSession, built: Built
 ) -> None:
     version = built.ctx.tables.version("examples")
-    ctx = context_builder(spark, built.ctx.config.workspace)(**with_label(built.ctx, "false"))
+    target = ONE_TARGET["response"] | {"population": "action = 'prropose'"}
+    ctx = context_builder(spark, built.ctx.config.workspace)(targets={"response": target}, quality=QUALITY)
     message = (
-        f"target 'response' has 0 positive of {built.result.targets['response']['train'].examples} examples in the "
-        "train period; both classes are needed. Check its population, label and the dates of split"
+        "targets.response.population: no event of a customer eligible for training matches \"action = 'prropose'\", so "
+        "the target has no query."
     )
-    with pytest.raises(DataQualityError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataQualityError, match=f"^{re.escape(message)}"):
         build_examples(ctx)
-    assert ctx.tables.read("examples", version).where("label = 1").count() > 0
     assert ctx.tables.version("examples") == version
+
+
+def test_periods_with_too_few_queries_of_a_class_are_named(spark: SparkSession, tmp_path: Path) -> None:
+    result = build_cases(spark, tmp_path / "shop", LAST, quality=QUALITY | {"min_positives": 2}).result
+    counts = result.targets["response"]
+    found = {period: counts.used[period].positives for period in counts.too_few}
+    assert found == {"validation": 1, "test": 1}
+    queries = counts.used["validation"].examples
+    few = f"too few to judge: 1 (1 positive of {queries} queries; quality.min_positives is 2)"
+    assert result.warnings[0] == f"response, validation period: {few}"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_counts_of_all_fields_and_hours_equal_a_slow_count() -> None:
         for slot in range(int(batch["query_index"][block, query])):
             if batch["window"][block, slot] != query_window[block, query]:
                 continue
-            age = float(batch["query_time"][block, query] - batch["event_time"][block, slot]) / DAY
+            age = float(batch["query_time"][block, query] - batch["known_at"][block, slot]) / DAY
             counters = [slices[name].start + values[block, slot] for name, values in columns.items()]
             for number, days in enumerate(HALF_LIVES):
                 expected[number, [*counters, total - HOURS_OF_DAY + hour[block, slot]]] += 0.5 ** (age / days)

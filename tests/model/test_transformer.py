@@ -38,7 +38,9 @@ from tests.support.tiny import DAY, LAYOUT, SIZE, START, batch_of, customer, lay
 WHOLE = Period(0, START + 1000 * DAY, ("train",))
 
 
-def daily(events: int, query_days: tuple[int, ...] = (), seed: int = 0, first: int = 0) -> Customer:
+def daily(
+    events: int, query_days: tuple[int, ...] = (), seed: int = 0, first: int = 0, delay: int = 0
+) -> Customer:
     """A customer with one event a day from day `first` on, and queries this many days after it."""
     start = START + first * DAY
     return customer(
@@ -46,6 +48,7 @@ def daily(events: int, query_days: tuple[int, ...] = (), seed: int = 0, first: i
         [start + day * DAY for day in range(events)],
         [start + day * DAY for day in query_days],
         seed=seed,
+        delays=delay,
     )
 
 
@@ -96,7 +99,14 @@ def test_no_other_slot_attends_to_a_query(batch: Batch) -> None:
     assert mask[:, 16:].nonzero().tolist() == [[16 + q, q] for q in range(4)]
 
 
-EVENT_COLUMNS = ("hour_of_week", "event_action", "event_item", "event_amount", "event_time")
+EVENT_COLUMNS = (
+    "hour_of_week",
+    "event_action",
+    "event_item",
+    "event_amount",
+    "known_at",
+    "log_delay_hours",
+)
 
 
 @pytest.mark.parametrize("column", EVENT_COLUMNS)
@@ -107,7 +117,7 @@ def test_a_changed_event_changes_only_itself_and_later_slots_of_its_window(
     before = model(batch)
     changed = {name: values.clone() for name, values in batch.items()}
     changed[column][0, 4] += 1  # the fifth event of the first customer
-    if column == "event_time":
+    if column == "known_at":
         changed[column][0, 4] += DAY // 2
     after = model(changed)
     changed_slots = (
@@ -180,7 +190,7 @@ def test_the_time_since_the_last_event_matters(model: LargeActionModel) -> None:
 
 
 def test_the_gradient_reaches_every_parameter(model: LargeActionModel) -> None:
-    batch = batch_of(LAYOUT, [daily(16, (5, 9, 16), seed=s) for s in range(4)])
+    batch = batch_of(LAYOUT, [daily(16, (5, 9, 16), seed=s, delay=s * DAY) for s in range(4)])
     loss = loss_of(model, batch, WHOLE, with_next=True, with_targets=True)
     (loss.next_sum + loss.target_sums.sum()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

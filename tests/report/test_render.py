@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2 import UndefinedError
 
 from lam_spark.report import text as words
 from lam_spark.report.content import (
+    Arrival,
     Calibration,
     CalibrationBin,
     Contact,
@@ -22,8 +24,10 @@ from lam_spark.report.content import (
     HistogramBin,
     Loss,
     ProposalCount,
+    QueryCount,
     ReportContext,
     StageCost,
+    TargetResult,
     Training,
 )
 from lam_spark.report.render import render, write_report
@@ -69,6 +73,21 @@ def test_the_losses_of_each_step_add_up(context: ReportContext) -> None:
     assert "off by" not in text
 
 
+def test_arrival_delays_and_what_later_links_changed_are_shown(context: ReportContext) -> None:
+    assert "Later links" not in page_of(context).text
+    moved = replace(context.sources[0], reassigned=3, unassigned=1, known_at_changed=1_200)
+    sources = (moved, replace(context.sources[1], reassigned=2), context.sources[2])
+    arrivals = (Arrival("coupon redemptions", "6h", "31h", 14),)
+    text = assert_sound(replace(context, sources=sources, arrivals=arrivals)).text
+    assert (
+        "Later links gave 5 events to another household and left 1 without one: all histories lack them, past ones "
+        "too, while the nights before had them. Later links changed when 1,200 events were known. To this extent, "
+        "scores of past nights differ from a new computation."
+    ) in text
+    assert "95% arrived within" in text
+    assert "coupon redemptions 6h 31h 14" in " ".join(text.split())
+
+
 def test_an_unexplained_loss_is_shown(context: ReportContext) -> None:
     steps = list(context.funnel)
     steps[4] = replace(steps[4], losses=(Loss("fewer than 20 events", 150),))
@@ -100,6 +119,31 @@ def test_the_page_loads_no_external_resource(context: ReportContext) -> None:
     assert not [a for a in page.attributes if a[1] in {"src", "href", "xlink:href", "srcset", "action"}]
     assert not [a for a in page.attributes if a[1].startswith("on")]
     assert not re.search(r"https?://|url\(|@import", html.replace("http://www.w3.org/2000/svg", ""))
+
+
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
+# Values of a fixed set, which choose what is drawn.
+_FIXED = {"kind", "unit", "metric", "proposal_id"}
+
+
+def with_evil_texts(value: Any) -> Any:
+    """The same dataclasses with `EVIL` in place of every free text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: getattr(value, f.name) for f in fields(value)}
+        return replace(value, **{n: v if n in _FIXED else with_evil_texts(v) for n, v in inner.items()})
+    if isinstance(value, tuple):
+        return tuple(with_evil_texts(item) for item in value)
+    return EVIL if isinstance(value, str) else value
+
+
+def test_every_text_of_the_report_is_escaped(context: ReportContext) -> None:
+    html = render(with_evil_texts(context))
+    assert "<script" not in html
+    assert "<img" not in html
+    page = Page(html)
+    assert page.open == []
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    assert html.count("&lt;script&gt;") > 50
 
 
 def test_text_is_escaped(context: ReportContext) -> None:
@@ -239,6 +283,49 @@ def test_a_worse_model_is_reported_as_worse(context: ReportContext) -> None:
     assert "Can the scores be trusted?" in page.text
     assert "is better than" not in page.text
     assert ("div", "class", "comparison worse") in page.attributes
+
+
+def test_a_model_that_is_not_measured_says_why(context: ReportContext) -> None:
+    why = "too few to judge: 12 (12 positive of 400 queries; quality.min_positives is 30)"
+    page = assert_sound(replace(context, held_out=None, calibration=None, not_measured=why))
+    assert f"Not measured T{why[1:]}." in page.text
+    assert "Can the scores be trusted?" in page.text
+
+
+def test_a_question_without_an_offer_names_none(context: ReportContext) -> None:
+    """Whom will the company lose? There is nothing to propose, and the target is no success."""
+    page = assert_sound(
+        replace(context, has_offer=False, title="Whom to contact", target="buys nothing more")
+    )
+    assert "Whom to contact, and with which offer" in page_of(context).text
+    contacts = page.text.partition("The top of the list")[0].partition("1 Whom to contact")[2]
+    assert not re.search("offer|propos", contacts, re.IGNORECASE)
+    assert "The predicted probabilities of the 500 households add up to 163." in page.text
+    assert "Coupons on" not in page.text
+    assert "will reach the target" not in page.text
+
+
+def test_every_target_is_compared_with_its_baseline(context: ReportContext) -> None:
+    targets = (
+        TargetResult("upgrade", "upgrades", 1653, "AUC", 0.834, 0.751, "previous upgrades", False),
+        TargetResult("lapse", "buys nothing", 900, "AUC", 0.51, 0.6, "recency", True),
+        TargetResult("items", "buys these", 900, "macro AUC", 0.7, None, "no baseline", False),
+        TargetResult("spend", "spends", 9, "", None, None, "last spend", False, "too few to judge: 9"),
+    )
+    text = assert_sound(replace(context, targets=targets)).text
+    assert "upgrade upgrades 1,653 AUC 0.834 0.751 not behind the baseline (previous upgrades)" in text
+    assert "lapse buys nothing 900 AUC 0.510 0.600 the model is behind the baseline (recency)" in text
+    assert "items buys these 900 macro AUC 0.700 n/a no baseline" in text
+    assert "spend spends 9 none n/a n/a too few to judge: 9" in text
+
+
+def test_the_queries_of_every_target_add_up(context: ReportContext) -> None:
+    used = (("train", 50), ("straddling", 10), ("validation", 20), ("test", 15))
+    unused = (Loss("before the training period", 4), Loss("without a horizon", 1))
+    queries = (QueryCount("upgrade", 100, used, unused), QueryCount("lapse", 96, used, ()))
+    text = assert_sound(replace(context, queries=queries)).text
+    assert "upgrade 100 50 10 20 15 4 before the training period; 1 without a horizon ✓ adds up" in text
+    assert "lapse 96 50 10 20 15 0 ✗ off by 1" in text
 
 
 def test_a_time_without_time_zone_is_rejected(context: ReportContext) -> None:

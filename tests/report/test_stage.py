@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import Config
 from lam_spark.delivery.stage import DeliverResult
 from lam_spark.errors import ConfigError
-from lam_spark.evaluation.results import CalibrationMetrics, EvaluateResult, RankingMetrics
+from lam_spark.evaluation.results import CalibrationMetrics, EvaluateResult, MeasuredRankings, RankingMetrics
 from lam_spark.report.entries import ListEntries, entries_of_list
 from lam_spark.runtime.audit import AuditChain, StageCost
 from lam_spark.runtime.results import StageResult
@@ -43,13 +43,14 @@ def trained(digest: str) -> TrainResult:
         seed=0,
         validation={"AUC": 0.5},
     )
-    return TrainResult("small_shop", 1, "champion", digest, summary, ())
+    return TrainResult("small_shop", 1, "champion", digest, summary, (), {})
 
 
 def evaluated(digest: str) -> EvaluateResult:
     calibration = CalibrationMetrics((), NAN, NAN, NAN)
     period = ("2023-10-01", "2023-11-30")
-    return EvaluateResult(1, 0, 0, digest, period, RANKING, RANKING, (NAN, NAN), (NAN, NAN), calibration, {})
+    rankings = MeasuredRankings(RANKING, RANKING, (NAN, NAN), (NAN, NAN), calibration)
+    return EvaluateResult("response", 1, 0, 0, digest, period, rankings, "", {})
 
 
 class Nights:
@@ -86,7 +87,8 @@ class Nights:
     def deliver(self, run_id: str, scores: str, target: str = "response", day: dt.date = DAY) -> None:
         self.publish("contact_list", run_id, target, day)
         now = dt.datetime(2023, 12, 2, tzinfo=dt.UTC)
-        self.append("deliver", run_id, DeliverResult(0, 0, 1, 0, 0, 1, "list.csv", now, scores), target, day)
+        result = DeliverResult(0, 0, 1, 0, 0, 1, "list.csv", now, scores, "list.json", now, "")
+        self.append("deliver", run_id, result, target, day)
 
     def entries(self, target: str = "response", day: dt.date = DAY) -> ListEntries:
         return entries_of_list(self._ctx.tables, target, day, self._ctx.config.instant(day))

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +66,18 @@ def test_an_entry_contains_result_tables_and_configuration(ctx: RunContext) -> N
     assert json.loads(rows[2]["entry"])["error"] == "DataQualityError: too much"
 
 
+def test_a_started_entry_is_part_of_the_chain_and_no_result(spark: SparkSession, tmp_path: Path) -> None:
+    ctx = context_builder(spark, tmp_path / "shop")()
+    chain = AuditChain(ctx.tables, ctx.config, ctx.run_id)
+    chain.start("deliver")
+    assert latest_entries(ctx.tables) == {}
+    chain.append("deliver", Counted(5), StageCost(1.0, None))
+    assert verify_chain(ctx.tables) == 2
+    rows = ctx.tables.read("audit").orderBy("sequence").select("status").collect()
+    assert [row["status"] for row in rows] == ["started", "done"]
+    assert latest_entries(ctx.tables)["deliver"].result_of(Counted) == Counted(5)
+
+
 @pytest.mark.parametrize(
     ("change", "first_broken"),
     [
@@ -88,11 +101,11 @@ def test_a_changed_chain_is_detected(ctx: RunContext, change: Any, first_broken:
 
 def test_an_entry_of_another_format_is_refused() -> None:
     entry = {"stage": "train", "run_id": "20260101T000000-abcdef"}
-    for stored in (entry, entry | {"format": 2}):
+    for stored in (entry, entry | {"format": 1}):
         with pytest.raises(AuditError) as error:
             AuditEntry.from_json(json.dumps(stored))
         assert str(error.value) == (
-            f"expected audit entries of format 1, found format {stored.get('format')} (stage train, run "
+            f"expected audit entries of format 2, found format {stored.get('format')} (stage train, run "
             "20260101T000000-abcdef): it was written by another version of lam_spark. Run the stages again in a new "
             "root"
         )

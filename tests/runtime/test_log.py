@@ -145,3 +145,12 @@ def test_a_second_log_of_a_run_appends_to_its_file(monkeypatch: pytest.MonkeyPat
     assert len(records(tmp_path)) == 2
     first.close()
     second.close()
+
+
+def test_secrets_in_texts_are_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog("r1", tmp_path)
+    log.event("stage failed", error="cannot open jdbc:x://me:hush@host", facts={"api_key": "hush"})
+    log.close()
+    (record,) = records(tmp_path)
+    assert (record["error"], record["facts"]) == ("cannot open jdbc:x://me:***@host", {"api_key": "***"})
+    assert "hush" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from lam_spark.errors import ConfigError
 from lam_spark.runtime import monitor, runner
 from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.results import StageResult
-from lam_spark.stages import NIGHTLY
+from lam_spark.stages import NIGHTLY, STAGES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,10 @@ class FakeTables:
         self.read_versions: dict[str, int] = {"one": 1, "two": 2}
         self.written_versions: dict[str, int] = {"three": 3}
         self.actions: list[str] = []
+
+    def start(self, stage: str) -> None:
+        """Append an audit entry before the stage."""
+        self.actions.append(f"start of {stage}")
 
     def append(self, stage: str, *rest: Any) -> None:
         """Append an audit entry."""
@@ -128,6 +133,17 @@ def test_small_files_are_compacted_after_the_audit_entry(run_ingest: Any, tmp_pa
         {"level": "warning", "table": "quarantine", "error": "OSError"}
     ]
     assert "RAW-CUSTOMER" not in (tmp_path / "r1.jsonl").read_text()
+
+
+def test_a_stage_that_publishes_has_an_audit_entry_before_it_starts(
+    run_ingest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [name for name, stage in STAGES.items() if stage.publishes] == ["deliver"]
+    publishing = dataclasses.replace(STAGES["ingest"], publishes=True)
+    monkeypatch.setattr(runner, "STAGES", {"ingest": publishing})
+    tables = FakeTables()
+    run_ingest(tables, Ingested("5 events"))
+    assert tables.actions[:2] == ["start of ingest", "entry of ingest"]
 
 
 @pytest.mark.parametrize("error", [ValueError("RAW-CUSTOMER-000123"), KeyboardInterrupt()])

@@ -27,6 +27,14 @@ from lam_spark.cli import run_job
 SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
 sys.exit(run_job("consent", sys.argv[1:]))
 """
+LOGGED_BY_SPARK = """
+from lam_spark.config import SparkConfig
+from lam_spark.runtime.session import spark_session
+spark = spark_session(SparkConfig(master="local[1]", driver_memory="512m"))
+logger = spark.sparkContext._jvm.org.slf4j.LoggerFactory.getLogger("a.test")
+logger.error("cannot open jdbc:x://me:hush@host?sslPassword=hush&ssl=true")
+spark.stop()
+"""
 # Options that a session must be started with, as in the README.
 REQUIRED_OPTIONS = [
     ("--packages", "io.delta:delta-spark_2.13:4.0.1"),
@@ -102,6 +110,43 @@ def test_a_databricks_session_needs_no_delta_extension(
     running = platform(None)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "16.4")
     assert session.spark_session(SparkConfig()) is running
+
+
+def test_a_secret_setting_comes_from_its_variable(
+    platform: Callable[[str | None], RunningSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = platform("io.delta.sql.DeltaSparkSessionExtension")
+    config = SparkConfig(secrets={"spark.hadoop.fs.s3a.secret.key": "STORE_KEY"})
+    monkeypatch.delenv("STORE_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"spark.secrets.spark.hadoop.fs.s3a.secret.key: .* STORE_KEY"):
+        session.spark_session(config)
+    monkeypatch.setenv("STORE_KEY", "hush")
+    session.spark_session(config)
+    assert running.options["spark.hadoop.fs.s3a.secret.key"] == "hush"
+
+
+def test_configured_java_options_are_added_to_ours() -> None:
+    ours = {"spark.driver.extraJavaOptions": "-Dours=1", "spark.master": "local[2]"}
+    configured = {"spark.driver.extraJavaOptions": "-Xss4m", "spark.master": "local[4]"}
+    assert session._with_configured(ours, configured) == {
+        "spark.driver.extraJavaOptions": "-Dours=1 -Xss4m",
+        "spark.master": "local[4]",
+    }
+
+
+@pytest.mark.long
+@pytest.mark.spark
+def test_secrets_in_messages_of_spark_are_masked(tmp_path: Path) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", LOGGED_BY_SPARK],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "cannot open jdbc:x://me:***@host?sslPassword=***&ssl=true" in completed.stderr
+    assert "hush" not in completed.stderr
 
 
 @pytest.mark.long

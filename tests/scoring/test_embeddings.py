@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from pyspark.sql import SparkSession
 from lam_spark.errors import DataQualityError, ModelError
 from lam_spark.runtime.context import RunContext
 from lam_spark.scoring.embeddings import embed
-from lam_spark.scoring.udf import load_registered_model
 from lam_spark.sequences.stage import build_sequences
 from lam_spark.training_data.columns import layout_of
 from tests.support.shop import ONE_TARGET, context_builder
@@ -120,11 +120,14 @@ def test_embed_fails_if_no_eligible_customer_has_a_sequence(build: Build) -> Non
         embed(ctx)
 
 
-def test_a_model_with_other_targets_can_embed_but_not_predict(build: Build) -> None:
+def test_a_model_of_other_targets_is_not_used(build: Build) -> None:
     ctx = build(**SECTIONS)
     renamed = {"renewal": ONE_TARGET["response"]}
     scoring = ctx.config.scoring.model_dump() | {"target": "renewal"}
     ctx = build(**(SECTIONS | {"targets": renamed}), scoring=scoring)
-    assert embed(ctx).counts["embeddings"] == 4
-    with pytest.raises(ModelError, match="the registered model predicts response, not renewal: train again"):
-        load_registered_model(ctx.tables, ctx.config, ["renewal"])
+    message = (
+        "the registered model was trained for another configuration, which differs in targets.renewal (added), "
+        "targets.response (removed): run the stage 'examples' again, then those after it"
+    )
+    with pytest.raises(ModelError, match=f"^{re.escape(message)}$"):
+        embed(ctx)

@@ -52,10 +52,11 @@ def first_events(history: Customer, events: int) -> Customer:
 
 def embed_by_hand(model: LargeActionModel, history: Customer, as_of: int) -> npt.NDArray[np.float32]:
     """Hidden state of an empty query after the events, in a block that is built here."""
-    events = len(history.events["event_time"])
+    events = len(history.events["known_at"])
     batch: dict[str, Any] = {
         "window": [1] * events,
-        "event_time": history.events["event_time"],
+        "known_at": history.events["known_at"],
+        "log_delay_hours": np.zeros(events, np.float32),
         "hour_of_week": history.events["hour_of_week"],
         "query_window": [1],
         "query_index": [events],

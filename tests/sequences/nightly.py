@@ -19,7 +19,7 @@ from lam_spark.runtime.context import RunContext
 from lam_spark.sequences.stage import SequencesResult, build_sequences
 from lam_spark.sequences.tokens import MISSING, UNKNOWN
 from lam_spark.storage.tables.store import Tables
-from lam_spark.storage.time import micros
+from lam_spark.storage.time import micros, sql_literal
 from tests.support.shop import ONE_TARGET, PURPOSES, STARTED_AT, context_builder
 from tests.support.tables import event, events_frame, ledger_frame
 
@@ -95,24 +95,31 @@ class NightlyShop:
     def _sql(self, statement: str) -> None:
         self.spark.sql(statement.format(events=f"delta.`{self.tables.path('events')}`"))
 
-    def add(self, *rows: tuple[str, dt.datetime, str | None, float | None]) -> None:
-        """Append events (customer, time, action, amount)."""
+    def add(
+        self, *rows: tuple[str, dt.datetime, str | None, float | None], delay: dt.timedelta = dt.timedelta(0)
+    ) -> None:
+        """Append events (customer, time, action, amount) that are known after the delay."""
         fresh = {}
         for customer, at, action, amount in rows:
             # Ids in no order, as hashes are.
             key = f"{self.added * 0x9E3779B97F4A7C15 % 2**64:016x}" + "0" * 16
             self.added += 1
-            fresh[key] = event(customer, at.isoformat()[:19], key, action=action, amount=amount)
+            known_at = (at + delay).isoformat()[:19]
+            fresh[key] = event(customer, at.isoformat()[:19], key, known_at, action=action, amount=amount)
         ctx = self._build(self._config)
         ctx.tables.append(events_frame(ctx, list(fresh.values())), "events")
         self.events |= fresh
 
-    def move(self, number: int, customer: str) -> None:
-        """Assign an event to another customer, as a late identity link does."""
+    def move(self, number: int, customer: str, delay: dt.timedelta = dt.timedelta(0)) -> None:
+        """Assign an event to a customer, by a link that is known `delay` after the event, as a late one is."""
         key = self._pick(number)
         if key is not None:
-            self._sql(f"UPDATE {{events}} SET customer_key = '{customer}' WHERE event_id = '{key}'")
-            self.events[key] = self.events[key] | {"customer_key": customer}
+            known_at = self.events[key]["event_time"] + delay
+            self._sql(
+                f"UPDATE {{events}} SET customer_key = '{customer}', known_at = {sql_literal(known_at)} "
+                f"WHERE event_id = '{key}'"
+            )
+            self.events[key] = self.events[key] | {"customer_key": customer, "known_at": known_at}
 
     def delete(self, number: int) -> None:
         """Delete an event."""
@@ -149,12 +156,16 @@ class NightlyShop:
             self.recorded = len(self.statements)
 
     def eligible(self, purpose: str) -> set[str]:
-        """Customers whose newest effective statement is an opt-in."""
-        newest: dict[str, tuple[dt.datetime, int, str]] = {}
-        for customer, about, state, at, number in self.statements:
-            if about == purpose and at <= self.started_at:
-                newest[customer] = max(newest.get(customer, (at, number, state)), (at, number, state))
-        return {customer for customer, (_, _, state) in newest.items() if state == "opt_in"}
+        """Customers with an opt-in in effect that is recorded and effective after all withdrawals."""
+        about = [(c, s, at, number) for c, p, s, at, number in self.statements if p == purpose]
+        withdrawals = [(c, at, number) for c, s, at, number in about if s != "opt_in"]
+        return {
+            customer
+            for customer, state, at, number in about
+            if state == "opt_in"
+            and at <= self.started_at
+            and all(at > since and number > last for c, since, last in withdrawals if c == customer)
+        }
 
     def expected(self, ctx: RunContext) -> dict[str, Values]:
         """Expected rows, from the present events and vocabulary."""
@@ -163,9 +174,9 @@ class NightlyShop:
         rows = {}
         for customer in self.eligible(PURPOSES[0]) | self.eligible(PURPOSES[1]):
             history = [
-                (micros(row["event_time"]), key, row["action"], row["amount"])
+                (micros(row["known_at"]), micros(row["event_time"]), key, row["action"], row["amount"])
                 for key, row in self.events.items()
-                if row["customer_key"] == customer and row["event_time"] < ctx.as_of
+                if row["customer_key"] == customer and row["known_at"] < ctx.as_of
             ]
             if history:
                 rows[customer] = _expected_row(sorted(history), ids)
@@ -178,12 +189,14 @@ class NightlyShop:
             row["action"]
             for row in self.events.values()
             if row["customer_key"] in trained
-            and row["event_time"] < min(ctx.as_of, CUTOFF)
+            and row["known_at"] < min(ctx.as_of, CUTOFF)
             and row["action"] is not None
         )
 
 
-def _expected_row(history: list[tuple[int, str, str | None, float | None]], ids: dict[str, int]) -> Values:
+def _expected_row(
+    history: list[tuple[int, int, str, str | None, float | None]], ids: dict[str, int]
+) -> Values:
     def token(action: str | None) -> int:
         return MISSING if action is None else ids.get(action, UNKNOWN)
 
@@ -192,15 +205,16 @@ def _expected_row(history: list[tuple[int, str, str | None, float | None]], ids:
         return Decimal(0) if amount is None else Decimal(repr(float(np.float32(amount))))
 
     truncated, kept = history[:-MAX_EVENTS], history[-MAX_EVENTS:]
-    counts = Counter(token(action) for _, _, action, _ in truncated)
+    counts = Counter(token(action) for *_, action, _ in truncated)
     digits = Decimal("1e-9")
     total = sum((decimal(a).quantize(digits, ROUND_HALF_UP) for *_, a in truncated), Decimal(0))
     return {
         "seq_len": len(kept),
         "events_seen": len(history),
-        "event_time": [at for at, *_ in kept],
-        "event_order": [int(key[:15], 16) for _, key, _, _ in kept],
-        "action": [token(action) for _, _, action, _ in kept],
+        "known_at": [known_at for known_at, *_ in kept],
+        "event_time": [at for _, at, *_ in kept],
+        "event_order": [int(key[:15], 16) for _, _, key, *_ in kept],
+        "action": [token(action) for *_, action, _ in kept],
         "amount": [None if a is None else float(np.float32(a)) for *_, a in kept],
         "first": history[0][0],
         "last": history[-1][0],
@@ -212,7 +226,7 @@ def _expected_row(history: list[tuple[int, str, str | None, float | None]], ids:
 
 def stored(ctx: RunContext) -> tuple[dict[str, Values], dict[str, str]]:
     """Rows and their files by customer; first and last instant also in microseconds (UTC)."""
-    instants = {"first": F.unix_micros("first_event_time"), "last": F.unix_micros("last_event_time")}
+    instants = {"first": F.unix_micros("first_known_at"), "last": F.unix_micros("last_known_at")}
     frame = ctx.tables.read("sequences").select("*", "_metadata.file_path").withColumns(instants)
     rows = {row["customer_key"]: row.asDict(True) for row in frame.collect()}
     files = {key: row.pop("file_path") for key, row in rows.items()}
@@ -221,7 +235,7 @@ def stored(ctx: RunContext) -> tuple[dict[str, Values], dict[str, str]]:
 
 def comparable(rows: dict[str, Values]) -> dict[str, Values]:
     """Rows with the columns of `NightlyShop.expected` only."""
-    dropped = ("customer_key", "first_event_time", "last_event_time", "hour_of_week", "seq_hash")
+    dropped = ("customer_key", "first_known_at", "last_known_at", "hour_of_week", "seq_hash")
     return {key: {k: v for k, v in row.items() if k not in dropped} for key, row in rows.items()}
 
 

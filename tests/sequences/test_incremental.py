@@ -20,6 +20,7 @@ from lam_spark.sequences import build
 from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.tokens import MISSING, UNKNOWN
 from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.time import micros
 from tests.sequences.nightly import (
     AS_OF,
     FIRST_DAY,
@@ -46,13 +47,19 @@ AMOUNTS = st.sampled_from([None, 0.1, -2.5, 3e8, 1e-9, 12.34])
 CUSTOMER = st.sampled_from(CUSTOMERS)
 # Few distinct times, so that ids decide the order of many events.
 TIMES = st.integers(0, 60 * 4).map(lambda quarter: FIRST_DAY + dt.timedelta(hours=6 * quarter))
+# Between the happening of an event and the day on which it is known.
+DELAYS = st.sampled_from([0, 0, 3, 30]).map(lambda number: dt.timedelta(days=number))
 BURSTS = st.tuples(
-    CUSTOMER, TIMES, st.integers(1, 24), st.lists(st.tuples(ACTIONS, AMOUNTS), min_size=1, max_size=5)
+    CUSTOMER,
+    TIMES,
+    st.integers(1, 24),
+    st.lists(st.tuples(ACTIONS, AMOUNTS), min_size=1, max_size=5),
+    DELAYS,
 )
 NIGHTS = st.fixed_dictionaries(
     {
         "bursts": st.lists(BURSTS, max_size=3),
-        "moves": st.lists(st.tuples(st.integers(0, 999), CUSTOMER), max_size=1),
+        "moves": st.lists(st.tuples(st.integers(0, 999), CUSTOMER, DELAYS), max_size=2),
         "deletes": st.lists(st.integers(0, 999), max_size=1),
         "statements": st.lists(
             st.tuples(
@@ -70,15 +77,14 @@ NIGHTS = st.fixed_dictionaries(
 
 def change(shop: NightlyShop, night: dict[str, Any]) -> dt.date:
     """Apply the changes before a night's run; returns its `as_of`."""
-    rows = [
-        (customer, start + dt.timedelta(hours=6 * (number // 2)), *fields[number % len(fields)])
-        for customer, start, length, fields in night["bursts"]
-        for number in range(length)
-    ]
-    if rows:
-        shop.add(*rows)
-    for number, customer in night["moves"]:
-        shop.move(number, customer)
+    for customer, start, length, fields, delay in night["bursts"]:
+        rows = [
+            (customer, start + dt.timedelta(hours=6 * (number // 2)), *fields[number % len(fields)])
+            for number in range(length)
+        ]
+        shop.add(*rows, delay=delay)
+    for number, customer, delay in night["moves"]:
+        shop.move(number, customer, delay)
     for number in night["deletes"]:
         shop.delete(number)
     for customer, purpose, state, hours in night["statements"]:
@@ -140,8 +146,10 @@ def story(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict
     night("moved and moved back")
     shop.add(("cyd", days(2), "rare", 1.0))
     night("value added")
+    shop.add(("dan", days(2), "rare", 2.0), delay=dt.timedelta(days=60))  # known after all these days
     night("earlier as_of", dt.date(2023, 9, 12))
     night("later as_of")
+    night("known", dt.date(2023, 11, 10))
     return nights
 
 
@@ -172,7 +180,7 @@ def test_only_customers_with_new_events_are_written(story: dict[str, Night]) -> 
 def test_an_event_before_the_stored_ones_is_added_to_the_truncated_history(story: dict[str, Night]) -> None:
     before, after = (story[name].rows["ada"] for name in ("no change", "events added"))
     assert (before["truncated_events"], after["truncated_events"]) == (MAX_EVENTS + 9, MAX_EVENTS + 11)
-    assert after["first_event_time"] < before["first_event_time"]
+    assert after["first_known_at"] < before["first_known_at"]
     # In addition to the late event, the 26th event was truncated because of the new one.
     truncated = Decimal(repr(float(np.float32(25.1)))).quantize(Decimal("1e-9"), ROUND_HALF_UP)
     difference = after["truncated_sums"]["amount"] - before["truncated_sums"]["amount"]
@@ -202,8 +210,17 @@ def test_a_value_added_to_the_vocabulary_is_encoded_in_past_events_too(story: di
 
 def test_as_of_can_move_back_and_forth(story: dict[str, Night]) -> None:
     earlier = story["earlier as_of"].rows
-    assert all(row["last_event_time"] < dt.datetime(2023, 9, 12) for row in earlier.values())
+    assert all(row["last_known_at"] < dt.datetime(2023, 9, 12) for row in earlier.values())
     assert story["later as_of"].rows == story["value added"].rows
+
+
+def test_an_event_counts_from_the_day_on_which_it_is_known(story: dict[str, Night]) -> None:
+    before, after = (story[name].rows["dan"] for name in ("later as_of", "known"))
+    assert micros(days(2)) not in before["event_time"]
+    # It comes last, after events that happened later and were known earlier.
+    assert after["event_time"] == [*before["event_time"], micros(days(2))]
+    assert after["known_at"] == [*before["known_at"], micros(days(62))]
+    assert story["known"].result.customers_added_to == 1
 
 
 # -- Single updates ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from lam_spark.sequences.stage import build_sequences
 from tests.sequences.nightly import AS_OF, MAX_EVENTS, NightlyShop, many, run_night
 
 LINEAGE = SequencesLineage(
-    config_digest="c0ffee",
+    definition={"time_zone": "c0ffee"},
     events_version=3,
     consent_check=ConsentCheck("model_training", 2, "2024-01-02T09:00:00+00:00"),
     value_counts_version=1,
@@ -32,7 +32,7 @@ LINEAGE = SequencesLineage(
 
 def test_lineage_is_stored_as_plain_json() -> None:
     metadata = json.loads(json.dumps(LINEAGE.to_metadata()))
-    assert metadata["format"] == 1
+    assert metadata["format"] == 2
     assert SequencesLineage.from_metadata(metadata) == LINEAGE
 
 
@@ -52,7 +52,7 @@ def test_all_customers_are_rebuilt_if_most_would_be(shop: NightlyShop) -> None:
 @pytest.mark.parametrize(
     ("section", "change", "reason"),
     [
-        ("sequences", {"max_events": MAX_EVENTS + 1}, "fields, limits, purposes or time zone have changed"),
+        ("sequences", {"max_events": MAX_EVENTS + 1}, "the configuration has changed: sequences.max_events"),
         ("quality", {"max_staleness_days": 300}, None),
     ],
 )

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError
 from lam_spark.events.stage import ingest
+from lam_spark.sources.fingerprint import input_fingerprint
 from lam_spark.storage.dataframes import local_frame
 from tests.support.shop import STARTED_AT, context_builder, raw_id, settings
 
@@ -101,3 +103,15 @@ def test_a_replaced_table_is_refused(source: Source, night: Night) -> None:
         f"inputs.deeds: {source.path} is at version 0, but 'shop' has ingested version 1: the table was replaced. "
         "Run once with --set ingest.rebuild=true"
     )
+
+
+def test_the_fingerprint_changes_with_the_version_and_with_the_table(source: Source) -> None:
+    spec = InputConfig(format="delta", path=str(source.path), columns="number INT")
+    prints = [input_fingerprint(source.spark, "deeds", spec)]
+    assert input_fingerprint(source.spark, "deeds", spec) == prints[0]
+    source.add(4)
+    prints.append(input_fingerprint(source.spark, "deeds", spec))
+    shutil.rmtree(source.path)
+    source.add(1, 2, 3)
+    prints.append(input_fingerprint(source.spark, "deeds", spec))
+    assert len(set(prints)) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from pyspark.sql import SparkSession
 
 from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError
-from lam_spark.sources.inputs import open_input
+from lam_spark.sources.fingerprint import input_fingerprint
+from lam_spark.sources.increment import Part, SourceIncrement
+from lam_spark.sources.inputs import count_lines, open_input
 
 
 def spec(kind: str, path: Path, columns: str) -> InputConfig:
@@ -48,3 +51,44 @@ def test_malformed_json_lines_are_kept_apart_in_every_query(spark: SparkSession,
     assert sorted(row["raw"] for row in source.malformed.collect()) == sorted(bad)
     assert {tuple(row) for row in source.rows.collect()} == {(4, dt.date(2023, 1, 2)), (5, None), (6, None)}
     assert source.rows.select("id").count() == len(good)
+
+
+def test_a_csv_file_in_another_order_is_refused_wherever_it_stands(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Both columns are texts: read by position, they would be swapped without a malformed line."""
+    for number in range(1, 8):
+        order = ("purpose", "state") if number != 5 else ("state", "purpose")
+        text = ",".join(["id", *order]) + f"\n{number},{order[0]},{order[1]}\n"
+        (tmp_path / f"{number}.csv").write_text(text)
+    files = spec("csv", tmp_path, "id BIGINT, purpose STRING, state STRING")
+    message = r"the header of the CSV file \S+/5\.csv does not give the declared columns of its input in their order"
+
+    def counts() -> dict[str, tuple[int, int]]:
+        """Of the new files of a night, the first of which has the declared header."""
+        parts = tuple(Part(str(file)) for file in sorted(tmp_path.glob("*.csv")))
+        increment = SourceIncrement("shop", "sales", parts, None, "", is_first=True)
+        return count_lines({"sales": open_input(spark, "sales", files, increment)})
+
+    with pytest.raises(ConfigError, match=message):
+        counts()
+    (tmp_path / "5.csv").write_text("id,purpose\n5,purpose\n")
+    with pytest.raises(ConfigError, match=message):
+        counts()
+    (tmp_path / "5.csv").unlink()
+    assert counts() == {"sales": (6, 0)}
+
+
+def test_the_fingerprint_of_files_changes_with_any_of_them(spark: SparkSession, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"{number}.csv").write_text("id\n1\n")
+    files = spec("csv", tmp_path, "id BIGINT")
+    prints = [input_fingerprint(spark, "sales", files)]
+    assert input_fingerprint(spark, "sales", files) == prints[0]
+    (tmp_path / "2.csv").rename(tmp_path / "3.csv")
+    prints.append(input_fingerprint(spark, "sales", files))
+    os.utime(tmp_path / "3.csv", (1_700_000_000, 1_700_000_000))
+    prints.append(input_fingerprint(spark, "sales", files))
+    (tmp_path / "3.csv").unlink()
+    prints.append(input_fingerprint(spark, "sales", files))
+    assert len(set(prints)) == 4

@@ -13,6 +13,7 @@ from lam_spark.config import InputConfig
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.events.stage import ingest
 from lam_spark.runtime.context import RunContext
+from lam_spark.sources.fingerprint import input_fingerprint
 from lam_spark.sources.ingestion_state import find_increments, update_ingestion_state
 from lam_spark.sources.inputs import open_input
 from tests.support.postgres import PASSWORD, USER, Postgres, postgres
@@ -288,3 +289,11 @@ def test_the_parameters_of_a_url_are_not_shown(crm: Postgres, spark: SparkSessio
     )
     assert "hush" not in text
     assert "the database at jdbc:nosuch://127.0.0.1/crm: " in text
+
+
+def test_the_fingerprint_is_the_watermark_and_the_number_of_rows(spark: SparkSession, crm: Postgres) -> None:
+    spec = InputConfig(**source(crm, watermark="id"))
+    assert input_fingerprint(spark, "contracts", spec) == "3:3"
+    crm.sql(contract(3, "2023-03-04 12:00"))
+    assert input_fingerprint(spark, "contracts", spec) == "3:4"
+    assert input_fingerprint(spark, "contracts", InputConfig(**source(crm))) is None

@@ -215,6 +215,7 @@ def settings(root: Path) -> Row:
             ),
         },
         "delivery": {"capacity": 50},
+        "quality": {"min_positives": 1},  # the worlds of the tests are small
         "words": {"outcome_verb": "answered"},
         "spark": {
             "master": "local[2,4]",
@@ -421,7 +422,7 @@ def _draw_statements(ids: Sequence[str]) -> list[Row]:
                 rows.append(statement(customer, purpose, "opt_out", changed if kind == WITHDREW else first))
     rows.append(statement(ids[0], training, "opt_out", "2023-03-01T10:00:00Z"))
     rows.append(statement(ids[0], training, "opt_in", "2023-04-01T10:00:00Z"))
-    rows.append(statement(ids[1], contact, "opt_out", "2100-01-01T00:00:00Z", first))  # not yet in effect
+    rows.append(statement(ids[1], contact, "opt_in", "2100-01-01T00:00:00Z", first))  # not yet in effect
     return rows
 
 

@@ -25,7 +25,7 @@ def shopper(number: int) -> Customer:
     customer.queries["label_amount_spent"] = np.where(item > 5, np.exp(item - 5.0 + noise), 0.0).astype(
         np.float32
     )
-    before = np.searchsorted(customer.events["event_time"], customer.queries["query_time"]) - 1
+    before = np.searchsorted(customer.events["known_at"], customer.queries["query_time"]) - 1
     last = customer.events["item"][before.clip(0)] - 3
     customer.queries["label_items"] = ((np.arange(6) - last[:, None] - 1) % 6 < 3).astype(np.float32)
     return customer

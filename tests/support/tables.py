@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 _LEDGER = (
     "customer_key STRING, purpose STRING, state STRING, effective_at TIMESTAMP, recorded_at TIMESTAMP, "
-    "source STRING"
+    "source STRING, ingested_at TIMESTAMP"
 )
 
 
@@ -32,9 +32,10 @@ def utc(text: str) -> dt.datetime:
     return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
 
 
-def event(customer: str, at: str, event_id: str, **fields: Any) -> Row:
-    """A row of `events`; fields that are left out are null."""
-    return {"customer_key": customer, "event_time": utc(at), "event_id": event_id, **fields}
+def event(customer: str, at: str, event_id: str, known_at: str | None = None, **fields: Any) -> Row:
+    """A row of `events`, by default known when it happens; fields that are left out are null."""
+    times = {"event_time": utc(at), "known_at": utc(known_at or at)}
+    return {"customer_key": customer, **times, "event_id": event_id, **fields}
 
 
 def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
@@ -48,6 +49,7 @@ def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
         "customer_key": "string",
         "event_id": "string",
         "event_time": "timestamp",
+        "known_at": "timestamp",
         "source": "string",
         **kinds,
         "ingested_at": "timestamp",
@@ -64,10 +66,13 @@ def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
 
 
 def ledger_frame(spark: SparkSession, rows: list[tuple[str, str, str | None, str, str]]) -> DataFrame:
-    """Rows (customer, purpose, state, effective_at, recorded_at) as a table `consent`, in one partition."""
+    """Rows (customer, purpose, state, effective_at, recorded_at) as a table `consent`, in one partition.
+
+    They were read when they were recorded.
+    """
     from lam_spark.storage.dataframes import local_frame
 
-    values = [(c, p, s, utc(e), utc(r), "by hand") for c, p, s, e, r in rows]
+    values = [(c, p, s, utc(e), utc(r), "by hand", utc(r)) for c, p, s, e, r in rows]
     return local_frame(spark, values, _LEDGER)
 
 
@@ -95,17 +100,19 @@ def rolled_back(ctx: RunContext, name: str) -> Iterator[None]:
         raise OSError("the disk is full")
 
 
-def register(ctx: RunContext, model: LargeActionModel, folder: Path, **facts: str | None) -> None:
+def register(ctx: RunContext, model: LargeActionModel, folder: Path, **facts: Any) -> None:
     """Register a model as champion, as if trained on the workspace's tables; `facts` replace facts of its card."""
+    from lam_spark.config.definition import model_definition
     from lam_spark.model.artifact import Calibration, save_artifact
-    from lam_spark.model.card import TEST_START, VOCABULARY
+    from lam_spark.model.card import DEFINITION, TEST_START, VOCABULARY
     from lam_spark.sequences.vocabulary import vocabulary_digest
     from lam_spark.training.registry import register_model, set_alias
     from lam_spark.training.tracking import Tracking
 
     known = {
         VOCABULARY: vocabulary_digest(ctx.tables.read("vocabulary"), model.layout.ids_in_use),
-        TEST_START: ctx.config.instant(ctx.config.split.test_start).isoformat(),
+        TEST_START: ctx.config.instant(ctx.config.periods.test_start).isoformat(),
+        DEFINITION: model_definition(ctx.config),
     }
     card = {name: value for name, value in (known | facts).items() if value is not None}
     calibration = {target.name: Calibration(1.0, 0.0) for target in model.layout.targets}

@@ -50,12 +50,18 @@ def customer(
     seed: int = 0,
     split: str | Sequence[str] = "train",
     labels: Sequence[float | Sequence[float]] | None = None,
+    delays: Sequence[int] | int = 0,
     **fields: Sequence[float],
 ) -> Customer:
-    """A customer with events at `times` and queries at `query_times` (microseconds); other fields are random."""
+    """A customer with events known at `times` and queries at `query_times` (microseconds); other fields are random.
+
+    `delays` is how long before they were known the events happened.
+    """
     rng = np.random.default_rng(seed)
+    known_at = np.asarray(times, np.int64)
     events: dict[str, Any] = {
-        "event_time": np.asarray(times, np.int64),
+        "known_at": known_at,
+        "event_time": known_at - np.asarray(delays, np.int64),
         "hour_of_week": rng.integers(0, 168, len(times)).astype(np.int32),
     }
     n_queries = len(query_times)

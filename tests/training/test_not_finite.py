@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # petastorm us
 def with_infinite_amounts(content: list[Block], start: int, end: int) -> list[Block]:
     """Blocks whose amounts in [start, end) are infinite."""
     for block in content:
-        rows = (block["window"] > 0) & (block["event_time"] >= start) & (block["event_time"] < end)
+        rows = (block["window"] > 0) & (block["known_at"] >= start) & (block["known_at"] < end)
         block["event_amount"][rows] = np.inf
     return content
 

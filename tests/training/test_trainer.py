@@ -20,6 +20,7 @@ from lam_spark.training.cost import block_flops, forward_flops
 from lam_spark.training.launch import worker
 from lam_spark.training.process_group import LocalGroup
 from lam_spark.training.spec import TrainingSpec
+from lam_spark.training.state import TrainingState
 from lam_spark.training.trainer import Trainer
 from lam_spark.training_data.layout import SPLIT_IDS
 from lam_spark.training_data.packing import Block
@@ -105,7 +106,7 @@ def test_every_slot_in_use_is_counted_once_an_epoch(trained: tuple[Path, Records
     assert 0 < without_targets < with_targets
     training = len(blocks(PEOPLE)) * (2 * without_targets + (epochs + summary["best_epoch"]) * with_targets)
     without_targets, with_targets = (forward_flops(SHAPE, SIZE, flag) for flag in (False, True))
-    late = sum(block["event_time"].max() >= VALIDATION for block in blocks(PEOPLE))
+    late = sum(block["known_at"].max() >= VALIDATION for block in blocks(PEOPLE))
     queried = sum((block["query_split"] == SPLIT_IDS["validation"]).any() for block in blocks(PEOPLE))
     validation = 3 * late * without_targets + (1 + epochs) * queried * with_targets
     assert 0 < validation < training
@@ -155,7 +156,7 @@ def test_blocks_without_targets_are_not_computed(tmp_path: Path) -> None:
     early = blocks(4)
     late = [{name: values.copy() for name, values in block.items()} for block in blocks(3)]
     for block in late:
-        block["event_time"][block["event_time"] < VALIDATION] = VALIDATION
+        block["known_at"][block["known_at"] < VALIDATION] = VALIDATION
         block["query_split"][block["query_split"] == 1] = 2
     tokens, weights = [], []
     for name, content in (("a", early), ("b", early + late)):
@@ -172,7 +173,7 @@ def test_blocks_without_targets_are_not_computed(tmp_path: Path) -> None:
 def test_a_training_period_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
     content = blocks(3)
     for block in content:
-        block["event_time"][block["event_time"] < VALIDATION] = VALIDATION
+        block["known_at"][block["known_at"] < VALIDATION] = VALIDATION
     with pytest.raises(ModelError) as raised:
         Trainer(specification(tmp_path, [content]), LocalGroup(), lambda record: None).fit()
     assert str(raised.value) == (
@@ -242,7 +243,7 @@ def test_the_test_period_does_not_change_the_weights(tmp_path: Path) -> None:
     for since, split in ((None, None), (TEST, 4), (VALIDATION, 2)):
         content = blocks(9)
         for block in content if since is not None else ():
-            late, queries = block["event_time"] >= since, block["query_split"] == split
+            late, queries = block["known_at"] >= since, block["query_split"] == split
             assert late.any()
             assert queries.any()
             block["event_item"][late] = 3
@@ -261,7 +262,7 @@ def test_only_the_refit_trains_on_the_validation_period(tmp_path: Path) -> None:
     for block in changed:
         queries = block["query_split"] == 2
         block["label_reply"][queries] = 1 - block["label_reply"][queries]
-        late = block["event_time"] >= VALIDATION
+        late = block["known_at"] >= VALIDATION
         block["event_action"][late] = 1
     results = []
     for name, files in (("a", content), ("b", changed)):
@@ -301,7 +302,7 @@ def test_without_next_events_in_the_validation_period_there_is_no_loss_of_them(t
     """A loss of 0 would look like a result. The targets, which select the epoch, are validated as usual."""
     content = blocks(8)
     for block in content:
-        block["is_new"][block["event_time"] >= VALIDATION] = 0
+        block["is_new"][block["known_at"] >= VALIDATION] = 0
     records: Records = []
     Trainer(specification(tmp_path, [content]), LocalGroup(), records.append).fit()
     epochs = [record for record in records if record["event"] == "epoch"]
@@ -310,3 +311,30 @@ def test_without_next_events_in_the_validation_period_there_is_no_loss_of_them(t
     assert not any("validation loss" in record for record in pre_training)
     assert all(loss > 0 for loss in losses(records, "fine-tuning"))
     assert records[-1]["event"] == "done"
+
+
+def test_without_a_validated_target_all_epochs_are_trained_and_nothing_is_calibrated(tmp_path: Path) -> None:
+    """The validation period has too few queries: it selects no epoch, and its labels are not read."""
+    content = blocks(8)
+    for block in content:
+        block["label_reply"][block["query_split"] == 2] = np.nan
+    spec = dataclasses.replace(
+        specification(tmp_path, [content], finetune_epochs=3, patience=1), validated_targets=()
+    )
+    records: Records = []
+    Trainer(spec, LocalGroup(), records.append).fit()
+    summary = records[-1]["summary"]
+    assert (summary["best_epoch"], summary["validation"]) == (3, {})
+    card = json.loads((tmp_path / CARD).read_text())
+    assert card["calibration"] == {"reply": {"slope": 1.0, "intercept": 0.0}}
+
+
+def test_a_target_that_is_not_measured_selects_no_epoch(tmp_path: Path) -> None:
+    spec = specification(tmp_path, [blocks(8)])
+    assert spec.fingerprint() != dataclasses.replace(spec, validated_targets=()).fingerprint()
+    records: Records = []
+    for names in (("reply",), ()):
+        runner = Trainer(
+            dataclasses.replace(spec, validated_targets=names), LocalGroup(), records.append
+        ).validation
+        assert tuple(runner.target_metrics(TrainingState())) == names

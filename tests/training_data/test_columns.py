@@ -43,8 +43,8 @@ def events_of(number: int, future: int) -> list[Row]:
         item = int(rng.integers(3, 9)) if rng.random() < 0.03 else 2
         amount = float(np.float32(rng.normal()))
         rows.append(
-            {"event_time": int(at), "hour_of_week": 5, "action": int(rng.integers(3, 6)), "item": item}
-            | {"amount": amount}
+            {"known_at": int(at), "event_time": int(at) - HOUR, "hour_of_week": 5}
+            | {"action": int(rng.integers(3, 6)), "item": item, "amount": amount}
         )
     return rows
 
@@ -57,13 +57,14 @@ def sequences_of(spark: SparkSession) -> DataFrame:
             events = events_of(number, future)
             kept = events[-ROW_EVENTS:]
             arrays = tuple([row[name] for row in kept] for name in kept[0])
-            first = pd.Timestamp(events[0]["event_time"], unit="us", tz="UTC").to_pydatetime()
+            first = pd.Timestamp(events[0]["known_at"], unit="us", tz="UTC").to_pydatetime()
             rows.append((f"{number}/{future}", *arrays, len(events) - len(kept), first))
     frame = local_frame(
         spark,
         rows,
-        "customer_key STRING, event_time ARRAY<BIGINT>, hour_of_week ARRAY<INT>, action ARRAY<INT>, "
-        "item ARRAY<INT>, amount ARRAY<FLOAT>, truncated_events BIGINT, first_event_time TIMESTAMP",
+        "customer_key STRING, known_at ARRAY<BIGINT>, event_time ARRAY<BIGINT>, hour_of_week ARRAY<INT>, "
+        "action ARRAY<INT>, item ARRAY<INT>, amount ARRAY<FLOAT>, truncated_events BIGINT, "
+        "first_known_at TIMESTAMP",
     )
     return frame.repartition(3)
 
@@ -71,7 +72,7 @@ def sequences_of(spark: SparkSession) -> DataFrame:
 def examples_of(spark: SparkSession) -> DataFrame:
     """Queries at the last events of each history, the same whatever followed."""
     rows = [
-        (f"{number}/{future}", "reply", f"q{place}", row["event_time"], "train", 0.0)
+        (f"{number}/{future}", "reply", f"q{place}", row["known_at"], "train", 0.0)
         for number, count in enumerate(HISTORIES)
         for future in FUTURES
         for place, row in enumerate(events_of(number, 0)[count:])
@@ -101,7 +102,7 @@ def inputs_of_slot(block: Block, slot: int) -> Inputs:
     is_visible = in_window & (np.arange(len(in_window)) < block["query_index"][slot])
     has_initial = block["initial_window"][0] == block["query_window"][slot]
     return {
-        "events": block["event_time"][is_visible],
+        "events": block["known_at"][is_visible],
         "aggregates": block["aggregates"].reshape(SHAPE.queries_per_block, -1)[slot],
         "item": block["query_item"][slot],
         "initial_time": block["initial_time"] * has_initial,

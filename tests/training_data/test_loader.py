@@ -31,7 +31,7 @@ BLOCKS_PER_FILE = (7, 5, 9)  # row groups of 3: the last of a file is smaller
 def numbered_block(shape: Layout, number: int) -> Block:
     """A block with unique values in distinguishable columns."""
     block = empty_block(shape)
-    block["event_time"][:] = number
+    block["known_at"][:] = number
     block["query_time"][:] = number
     block["event_amount"][:] = [number, np.nan, 0, -1]
     block["aggregates"][:] = np.arange(len(block["aggregates"])) + 100 * number
@@ -53,7 +53,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def batches(files: BlockFiles, seed: int | None = 1, epoch: int = 0, size: int = 4) -> list[list[int]]:
     """Numbers of the blocks, by batch."""
     blocks = block_batches(files, SHAPE, size, seed=seed, epoch=epoch)
-    return [batch["event_time"][:, 0].tolist() for batch in blocks]
+    return [batch["known_at"][:, 0].tolist() for batch in blocks]
 
 
 def flat(parts: Sequence[Sequence[int]]) -> list[int]:
@@ -103,13 +103,13 @@ def test_all_batches_but_the_last_are_complete(urls: list[str], size: int, sizes
 @pytest.mark.parametrize("seed", [None, 3])
 def test_a_filter_skips_blocks_and_batches_stay_complete(urls: list[str], seed: int | None) -> None:
     def has_odd_number(block: Block) -> npt.NDArray[np.bool_]:
-        is_odd: npt.NDArray[np.bool_] = block["event_time"][:, 0] % 2 == 1
+        is_odd: npt.NDArray[np.bool_] = block["known_at"][:, 0] % 2 == 1
         return is_odd
 
     files = files_of_rank(urls, 0, 1)
-    assert count_blocks(files, SHAPE, has_odd_number, ["event_time"]) == 10
+    assert count_blocks(files, SHAPE, has_odd_number, ["known_at"]) == 10
     filtered = block_batches(files, SHAPE, 4, seed, block_filter=has_odd_number)
-    numbers = [batch["event_time"][:, 0].tolist() for batch in filtered]
+    numbers = [batch["known_at"][:, 0].tolist() for batch in filtered]
     assert [len(part) for part in numbers] == [4, 4, 2]
     assert sorted(flat(numbers)) == list(range(1, 21, 2))
 
@@ -117,7 +117,7 @@ def test_a_filter_skips_blocks_and_batches_stay_complete(urls: list[str], seed: 
 def test_a_block_is_read_as_it_was_written(urls: list[str]) -> None:
     files = files_of_rank(urls, 0, 1)
     for batch in block_batches(files, SHAPE, 4, seed=3):
-        for row, number in enumerate(batch["event_time"][:, 0].tolist()):
+        for row, number in enumerate(batch["known_at"][:, 0].tolist()):
             expected = numbered_block(SHAPE, number)
             for name, (dtype, _) in SHAPE.columns.items():
                 assert batch[name].dtype == np.dtype(dtype), name
@@ -132,7 +132,7 @@ def test_the_blocks_of_a_batch_are_located_in_the_files(urls: list[str]) -> None
     for batch in block_batches(files, SHAPE, 4, seed=3):
         locations = locate_blocks(files, SHAPE, batch)
         numbers = [first[urls.index(one.url)] + 3 * one.group + one.row for one in locations]
-        assert numbers == sorted(batch["event_time"][:, 0].tolist())
+        assert numbers == sorted(batch["known_at"][:, 0].tolist())
         located += len(numbers)
     assert located == 21
 

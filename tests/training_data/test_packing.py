@@ -74,7 +74,7 @@ def test_a_query_sees_the_latest_events_of_its_own_customer_before_it(
     for block in blocks_of(shape, customers):
         for row, visible in queries_in(block):
             one, query = customers[row // 1000], row % 1000
-            is_earlier = one.events["event_time"] < one.queries["query_time"][query]
+            is_earlier = one.events["known_at"] < one.queries["query_time"][query]
             earlier = one.events["amount"][is_earlier].astype(int).tolist()
             assert visible == earlier[len(earlier) - len(visible) :]
             assert len(visible) >= min(len(earlier), shape.block_events // 2)
@@ -99,7 +99,7 @@ def test_every_column_has_its_shape_and_every_window_one_customer(
             numbers = set(block["event_amount"][slots].astype(int) // 1000)
             numbers |= set(block["query_row"][block["query_window"] == number] // 1000)
             assert len(numbers) == 1
-            assert (np.diff(block["event_time"][slots]) >= 0).all()
+            assert (np.diff(block["known_at"][slots]) >= 0).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -108,18 +108,16 @@ def test_a_block_has_the_initial_counts_of_its_only_window_that_starts_later(
     shape: Layout, histories: list[Any]
 ) -> None:
     customers = numbered_customers(shape, histories)
-    first_times = [
-        one.events["event_time"][0] if len(one.events["event_time"]) else None for one in customers
-    ]
+    first_times = [one.events["known_at"][0] if len(one.events["known_at"]) else None for one in customers]
     for block in blocks_of(shape, customers):
         later_windows = set()
         for number in set(block["window"]) - {0}:
             first_slot = np.flatnonzero(block["window"] == number)[0]
             customer_number, event_number = divmod(int(block["event_amount"][first_slot]), 1000)
             if event_number:
-                later_windows.add((number, block["event_time"][first_slot]))
+                later_windows.add((number, block["known_at"][first_slot]))
             else:
-                assert block["event_time"][first_slot] == first_times[customer_number]
+                assert block["known_at"][first_slot] == first_times[customer_number]
         assert len(later_windows) <= 1
         initial = (block["initial_window"][0], block["initial_time"][0])
         assert later_windows == ({initial} if later_windows else set())

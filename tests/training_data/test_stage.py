@@ -13,10 +13,10 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lam_spark.errors import ConfigError, ModelError
+from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.runtime.context import RunContext
 from lam_spark.storage.time import sql_literal
-from lam_spark.training.preparation import specification
+from lam_spark.training.preparation import require_snapshot, specification
 from lam_spark.training.spec import TrainingSpec
 from lam_spark.training_data.columns import collect_queries, customers, event_columns, layout_of
 from lam_spark.training_data.layout import Layout
@@ -45,18 +45,18 @@ def of_trained_customers(prepared: Prepared, frame: DataFrame) -> DataFrame:
 
 def test_it_holds_the_events_of_eligible_customers_before_the_test_period(prepared: Prepared) -> None:
     tables, config = prepared.ctx.tables, prepared.ctx.config
-    test_start = config.instant(config.split.test_start)
+    test_start = config.instant(config.periods.test_start)
     events = of_trained_customers(prepared, tables.read("events"))
     expected = events.where(F.col("event_time") < F.expr(sql_literal(test_start))).count()
     assert snapshot_result(prepared).events_new == expected
     assert expected < events.count()  # some events are left out
     assert expected < tables.read("events").where(f"event_time < {sql_literal(test_start)}").count()
     latest = tables.read("training_blocks").agg(
-        F.max(F.array_max("event_time")), F.max(F.array_max("query_time"))
+        F.max(F.array_max("known_at")), F.max(F.array_max("query_time"))
     )
     (row,) = latest.collect()
-    assert 0 < row[0] < config.micros(config.split.test_start)
-    assert 0 < row[1] < config.micros(config.split.test_start)
+    assert 0 < row[0] < config.micros(config.periods.test_start)
+    assert 0 < row[1] < config.micros(config.periods.test_start)
 
 
 def test_it_holds_the_examples_before_the_test_period(prepared: Prepared) -> None:
@@ -113,7 +113,7 @@ def test_a_query_does_not_see_an_event_at_its_own_instant(prepared: Prepared) ->
     joined = rows.join(queries, "customer_key").orderBy("customer_key").limit(20).toPandas()
     own_events = 0
     for customer in customers(layout, joined):
-        times, query_times = customer.events["event_time"], customer.queries["query_time"]
+        times, query_times = customer.events["known_at"], customer.queries["query_time"]
         for window in prepare(layout, customer).windows:
             for query, visible in zip(window.queries, window.visible_events, strict=True):
                 assert np.all(times[:visible] < query_times[query])
@@ -150,6 +150,7 @@ def training_spec(ctx: RunContext, folder: Path, layout: Layout) -> TrainingSpec
         ctx.tables,
         ctx.cache,
         ctx.config,
+        require_snapshot(ctx.tables, ctx.cache, ctx.config, ctx.started_at),
         folder=folder,
         layout=layout,
         value_embeddings_digest="",
@@ -158,9 +159,12 @@ def training_spec(ctx: RunContext, folder: Path, layout: Layout) -> TrainingSpec
     )
 
 
-@pytest.mark.parametrize("change", ["model.window_days=[29, 91, 365]", "fields.item.role=who"])
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("model.window_days=[29, 91, 365]", "model.window_days"), ("fields.item.role=who", "fields.item.role")],
+)
 def test_training_refuses_a_snapshot_that_was_packed_for_another_layout(
-    prepared: Prepared, tmp_path: Path, change: str
+    prepared: Prepared, tmp_path: Path, change: str, key: str
 ) -> None:
     """Even where all columns have the same lengths: their content would be misread."""
     build = context_builder(prepared.ctx.spark, prepared.data.root)
@@ -172,7 +176,7 @@ def test_training_refuses_a_snapshot_that_was_packed_for_another_layout(
     assert spec.withholds("MLFLOW_TRACKING_TOKEN")
     assert not spec.withholds("PATH")
     other = build(prepared.data.config(change))
-    with pytest.raises(ModelError, match="was packed for other fields"):
+    with pytest.raises(DataQualityError, match=rf"differs in {key}: run the stage 'snapshot' again"):
         training_spec(other, tmp_path, layout_of(other.config, vocabulary))
 
 

@@ -6,7 +6,15 @@ be measured is ``None``; NaN and infinities are shown as missing too. All interv
 
 from lam_spark.report.content.contacts import Contact, ContactList, HistogramBin, ProposalCount
 from lam_spark.report.content.context import Headline, Nouns, ReportContext, VersionGroup
-from lam_spark.report.content.data import ConsentCount, FunnelStep, Loss, SourceCount, Unit
+from lam_spark.report.content.data import (
+    Arrival,
+    ConsentCount,
+    FunnelStep,
+    Loss,
+    QueryCount,
+    SourceCount,
+    Unit,
+)
 from lam_spark.report.content.evaluation import (
     Calibration,
     CalibrationBin,
@@ -14,10 +22,12 @@ from lam_spark.report.content.evaluation import (
     HeldOut,
     Ranking,
     RankingKind,
+    TargetResult,
 )
 from lam_spark.report.content.training import StageCost, Training
 
 __all__ = [
+    "Arrival",
     "Calibration",
     "CalibrationBin",
     "ConsentCount",
@@ -31,11 +41,13 @@ __all__ = [
     "Loss",
     "Nouns",
     "ProposalCount",
+    "QueryCount",
     "Ranking",
     "RankingKind",
     "ReportContext",
     "SourceCount",
     "StageCost",
+    "TargetResult",
     "Training",
     "Unit",
     "VersionGroup",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from lam_spark.report.content.contacts import ContactList
-from lam_spark.report.content.data import ConsentCount, FunnelStep, SourceCount
-from lam_spark.report.content.evaluation import Calibration, HeldOut
+from lam_spark.report.content.data import Arrival, ConsentCount, FunnelStep, QueryCount, SourceCount
+from lam_spark.report.content.evaluation import Calibration, HeldOut, TargetResult
 from lam_spark.report.content.training import StageCost, Training
 
 
@@ -68,10 +68,15 @@ class ReportContext:
             coupon of the campaign within its running time".
         contact_list: The list that the run delivers.
         headlines: The large numbers at the top; the layout is made for three.
-        held_out: Results on the held-out period, or None if no period was held out.
+        held_out: Results on the held-out period, or None if the model is not measured.
+        not_measured: Why the model is not measured; empty if it is.
+        targets: Every target on the held-out period, the scored one first.
+        queries: What became of all queries of every target.
+        has_offer: Whether a score assumes a proposed event; a question such as churn has none.
         calibration: Calibration of the probabilities, or None if it was not measured.
         funnel: Steps from raw rows to delivered customers.
         sources: Row status counts by source.
+        arrivals: Declared and measured delays of the channels that were measured.
         consent: Customers by consent status, one row per purpose.
         training: How the model was trained, or None if no model was trained.
         stages: Cost of every stage, in the order they ran.
@@ -92,9 +97,14 @@ class ReportContext:
     contact_list: ContactList
     headlines: tuple[Headline, ...] = ()
     held_out: HeldOut | None = None
+    not_measured: str = ""
+    targets: tuple[TargetResult, ...] = ()
+    queries: tuple[QueryCount, ...] = ()
+    has_offer: bool = True
     calibration: Calibration | None = None
     funnel: tuple[FunnelStep, ...] = ()
     sources: tuple[SourceCount, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
     consent: tuple[ConsentCount, ...] = ()
     training: Training | None = None
     stages: tuple[StageCost, ...] = ()

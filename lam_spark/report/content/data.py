@@ -57,6 +57,9 @@ class SourceCount:
         duplicates: Rows dropped because the same event already exists.
         quarantined: Rows moved to quarantine because they violate a data quality check.
         unresolved: Rows set aside because their id (a cookie, a phone number) is unassigned.
+        reassigned: Events that a later link gave to another customer, over all nights.
+        unassigned: Events that a later link took from their customer, over all nights.
+        known_at_changed: Events that a later link made known at another instant, over all nights.
     """
 
     source: str
@@ -65,6 +68,26 @@ class SourceCount:
     duplicates: int
     quarantined: int
     unresolved: int = 0
+    reassigned: int = 0
+    unassigned: int = 0
+    known_at_changed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How long the events of a channel take to arrive.
+
+    Attributes:
+        source: Name of the channel.
+        declared: Delay that the configuration declares, e.g. "6h".
+        proposed: Delay within which 95 % of the new events arrived, e.g. "31h".
+        nights: Nights that were measured; the first load is not.
+    """
+
+    source: str
+    declared: str
+    proposed: str
+    nights: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +107,20 @@ class ConsentCount:
     opted_out: int
     never_asked: int
     unclear: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryCount:
+    """All queries of one target: the examples of each split, and the queries that give no example.
+
+    Attributes:
+        target: Name of the target.
+        queries: All queries; the used and unused ones add up to them.
+        used: (split, examples) in order of time.
+        unused: Queries that give no example, by reason.
+    """
+
+    target: str
+    queries: int
+    used: tuple[tuple[str, int], ...]
+    unused: tuple[Loss, ...]

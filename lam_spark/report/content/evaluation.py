@@ -97,3 +97,30 @@ class Calibration:
     brier: float | None
     brier_of_base_rate: float | None
     expected_calibration_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetResult:
+    """One target on the held-out period.
+
+    Attributes:
+        name: Name of the target.
+        description: The target in plain words.
+        examples: Examples in the period.
+        metric: Name of the metric; empty if the target is not measured.
+        model: The model's value, or None.
+        baseline: The baseline's value, or None where there is none.
+        baseline_name: The baseline in plain words.
+        is_behind: Whether the baseline has the better value.
+        not_measured: Why nothing was measured; empty if the target is measured.
+    """
+
+    name: str
+    description: str
+    examples: int
+    metric: str
+    model: float | None
+    baseline: float | None
+    baseline_name: str
+    is_behind: bool
+    not_measured: str = ""

@@ -7,6 +7,7 @@ from lam_spark.report.text.comparison import Comparison, auc_text, compare_with_
 from lam_spark.report.text.counts import (
     Reconciliation,
     expected_successes,
+    later_links_sentence,
     list_sentence,
     reconcile,
     starts_scale,
@@ -50,6 +51,7 @@ __all__ = [
     "gains_sentence",
     "gib",
     "is_number",
+    "later_links_sentence",
     "lift_sentence",
     "list_sentence",
     "percent",

@@ -29,18 +29,21 @@ class Comparison:
     sentence: str
 
 
-def compare_with_baseline(held_out: HeldOut | None, nouns: Nouns) -> Comparison:
+def compare_with_baseline(held_out: HeldOut | None, nouns: Nouns, not_measured: str = "") -> Comparison:
     """Compare the model with the strongest baseline, by AUC over all held-out examples.
 
     Args:
         held_out: Results on the held-out period.
         nouns: The data set's own words.
+        not_measured: Why there are no results.
 
     Returns:
         "better" or "worse" only if the interval of the paired difference excludes zero or, without that interval,
         if the two AUC intervals do not overlap. Also "worse" if the model is not better than chance.
         "unmeasured" without an AUC, "unclear" otherwise.
     """
+    if held_out is None and not_measured:
+        return _unmeasured(f"{not_measured[0].upper()}{not_measured[1:]}.")
     if held_out is None:
         return _unmeasured("No period was held out, so the model has not been tested.")
     if held_out.examples == 0:

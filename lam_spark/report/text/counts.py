@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lam_spark.report.content import ContactList, FunnelStep, Nouns
+from lam_spark.report.content import ContactList, FunnelStep, Nouns, SourceCount
 from lam_spark.report.text.numbers import MINUS, count, counted, is_number
 
 
@@ -22,8 +22,14 @@ class Reconciliation:
     text: str
 
 
-def list_sentence(contacts: ContactList, nouns: Nouns) -> str:
-    """Say how full the list is and how many successes its scores predict."""
+def list_sentence(contacts: ContactList, nouns: Nouns, has_offer: bool = True) -> str:
+    """Say how full the list is and how many successes its scores predict.
+
+    Args:
+        contacts: The list.
+        nouns: The data set's own words.
+        has_offer: Whether the list proposes something. Otherwise the target, such as churn, is no success.
+    """
     if contacts.customers == 0:
         places = counted(contacts.capacity, "place is", "places are")
         return f"No {nouns.customer} is on the list; {places} free."
@@ -38,6 +44,11 @@ def list_sentence(contacts: ContactList, nouns: Nouns) -> str:
     expected = expected_successes(contacts)
     if expected is None:
         return f"{text}."
+    if not has_offer:
+        return (
+            f"{text}. The predicted probabilities of the "
+            f"{counted(contacts.customers, nouns.customer, nouns.customers)} add up to {count(round(expected))}."
+        )
     return (
         f"{text}. If the predicted probabilities are right, about {count(round(expected))} of the "
         f"{counted(contacts.customers, nouns.customer, nouns.customers)} will reach the target."
@@ -57,6 +68,25 @@ def expected_successes(contacts: ContactList) -> float | None:
         return None
     total = sum(p.customers * p.mean_score for p in contacts.by_proposal if p.customers)
     return total if is_number(total) else None
+
+
+def later_links_sentence(sources: Sequence[SourceCount], nouns: Nouns) -> str:
+    """Say how far past histories differ from what the nights of then saw; empty if they do not."""
+    moved, lost, changed = (
+        sum(getattr(source, name) for source in sources)
+        for name in ("reassigned", "unassigned", "known_at_changed")
+    )
+    parts = []
+    if moved + lost:
+        parts.append(
+            f"Later links gave {counted(moved, 'event', 'events')} to another {nouns.customer} and left "
+            f"{count(lost)} without one: all histories lack them, past ones too, while the nights before had them."
+        )
+    if changed:
+        parts.append(f"Later links changed when {counted(changed, 'event was', 'events were')} known.")
+    return " ".join(
+        [*parts, "To this extent, scores of past nights differ from a new computation."] if parts else []
+    )
 
 
 def starts_scale(steps: Sequence[FunnelStep], index: int) -> bool:

@@ -88,6 +88,17 @@ class TableLog:
                 version -= 1
         return path[::-1] if version == after and after in versions else None
 
+    def has_same_rows_since(self, version: int) -> bool:
+        """Whether no commit above a version changed a row; commits of metadata alone do not."""
+        history = self.history(version)
+        return history is not None and all(self._keeps_rows(commit) for commit in history)
+
+    def _keeps_rows(self, version: int) -> bool:
+        commit = self.commit_info(version)
+        is_append = commit["operation"] == "WRITE" and commit["operationParameters"].get("mode") == "Append"
+        rows = commit.get("operationMetrics", {}).get("numOutputRows")
+        return commit["operation"] in SAME_ROWS or (is_append and rows == "0")
+
     def has_change_feed_since(self, version: int) -> bool:
         """Whether the change feed reports, row by row, all that happened above a version."""
         history = self.history(version)

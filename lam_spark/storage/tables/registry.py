@@ -1,46 +1,14 @@
 """Every table of a workspace, declared once: columns, grain, key, customer column, writer, Delta properties.
 
-Imports nothing of the package, so that the configuration can derive reserved column names from it. The document
-`docs/tables.md` is generated from this module.
+Imports only `declaration.py` of the package, so that the configuration can derive reserved column names from it. The
+document `docs/tables.md` is generated from this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class TableSpec:
-    """Declaration of a table.
-
-    Attributes:
-        writer: Stage that writes it; named in errors.
-        grain: What one row is.
-        key: Columns that identify a row.
-        columns: Fixed columns, name -> (Spark type, meaning).
-        configured_columns: Which further columns follow from the configuration; empty if none.
-        customer_column: Column that identifies a customer, None where rows belong to no single customer.
-        holds_fields: Whether declared fields become columns of this table, so that its fixed names are reserved.
-        stats_columns: Columns whose minimum and maximum go into the transaction log. Never a column that
-            identifies a customer: statistics outlive the rows that an erasure removes.
-        change_data_feed: Whether Delta keeps a change data feed, which a later stage reads.
-        deletion_vectors: Whether a change marks old rows as deleted instead of rewriting their files. Only
-            Delta can read such a table (`Tables.files` refuses it), and deleted rows stay in the files until
-            REORG TABLE ... APPLY (PURGE) and VACUUM: an erasure has to run both.
-    """
-
-    writer: str
-    grain: str
-    key: tuple[str, ...]
-    columns: Mapping[str, tuple[str, str]]
-    configured_columns: str = ""
-    customer_column: str | None = None
-    holds_fields: bool = False
-    stats_columns: tuple[str, ...] = field(default=())
-    change_data_feed: bool = False
-    deletion_vectors: bool = False
-
+from lam_spark.storage.tables.declaration import TableSpec
 
 _CUSTOMER = ("STRING", "pseudonym of the customer (keyed hash)")
 _RUN = ("STRING", "run that wrote the row")
@@ -65,12 +33,13 @@ TABLES: Mapping[str, TableSpec] = {
     ),
     "links": TableSpec(
         writer="ingest",
-        grain="a link of an id to a customer",
-        key=("id_key", "customer_key", "linked_at"),
+        grain="a link of an id to a customer, once per instant at which its sources make it known",
+        key=("id_key", "customer_key", "linked_at", "known_at"),
         columns={
             "id_key": ("STRING", "pseudonym of the id"),
             "customer_key": _CUSTOMER,
             "linked_at": ("TIMESTAMP", "instant from which the id belongs to the customer"),
+            "known_at": ("TIMESTAMP", "linked_at plus the arrival_delay of its source"),
         },
         customer_column="customer_key",
     ),
@@ -82,6 +51,7 @@ TABLES: Mapping[str, TableSpec] = {
             "customer_key": _CUSTOMER,
             "event_id": ("STRING", "hash of source, id, event_time and event_key"),
             "event_time": ("TIMESTAMP", "when it happened (UTC)"),
+            "known_at": ("TIMESTAMP", "when it was known: after arrival_delay and the link that assigns it"),
             "source": ("STRING", "channel"),
             "id_key": ("STRING", "pseudonym of the id where it is not the customer's own, else null"),
             "event_order": ("BIGINT", "first 60 bits of event_id: sorts like it"),
@@ -90,7 +60,7 @@ TABLES: Mapping[str, TableSpec] = {
         configured_columns=_FIELDS,
         customer_column="customer_key",
         holds_fields=True,
-        stats_columns=("event_time", "source"),
+        stats_columns=("event_time", "known_at", "source"),
         change_data_feed=True,
     ),
     "quarantine": TableSpec(
@@ -138,6 +108,8 @@ TABLES: Mapping[str, TableSpec] = {
             "resolved_later": ("BIGINT", "rows of earlier runs whose id has a customer now"),
             "reassigned": ("BIGINT", "events that belong to another customer now"),
             "unassigned": ("BIGINT", "events that belong to no customer any more"),
+            "known_at_changed": ("BIGINT", "events of the same customer whose known_at changed"),
+            "arrival_seconds": ("BIGINT", "event_time to the run, 95th percentile; null on a first load"),
             "recorded_at": ("TIMESTAMP", "start of the run"),
         },
         stats_columns=("recorded_at",),
@@ -166,9 +138,10 @@ TABLES: Mapping[str, TableSpec] = {
             "customer_key": _CUSTOMER,
             "purpose": ("STRING", "what the customer was asked"),
             "state": ("STRING", "opt_in, opt_out or anything else (means no)"),
-            "effective_at": ("TIMESTAMP", "instant from which it holds"),
+            "effective_at": ("TIMESTAMP", "from when an opt-in holds; a withdrawal holds from its recording"),
             "recorded_at": ("TIMESTAMP", "when it was recorded"),
-            "source": ("STRING", "where it was stated"),
+            "source": ("STRING", "where it was stated, or that the source no longer states the consent"),
+            "ingested_at": ("TIMESTAMP", "refresh that first read it"),
         },
         customer_column="customer_key",
         stats_columns=("effective_at",),
@@ -192,7 +165,10 @@ TABLES: Mapping[str, TableSpec] = {
         columns={
             "field": ("STRING", "name of the field"),
             "value": ("STRING", "the value"),
-            "count": ("BIGINT", "events before the vocabulary's cutoff, of customers eligible for training"),
+            "count": (
+                "BIGINT",
+                "events known before the vocabulary's cutoff, of customers eligible for training",
+            ),
         },
         stats_columns=("field",),
     ),
@@ -203,11 +179,15 @@ TABLES: Mapping[str, TableSpec] = {
         columns={
             "customer_key": _CUSTOMER,
             "seq_len": ("INT", "events in the arrays"),
-            "events_seen": ("BIGINT", "events before as_of, truncated ones included"),
-            "first_event_time": ("TIMESTAMP", "of all events seen"),
-            "last_event_time": ("TIMESTAMP", "of the events in the arrays"),
-            "event_time": ("ARRAY<BIGINT>", "microseconds UTC, ascending"),
-            "event_order": ("ARRAY<BIGINT>", "order of events with the same time"),
+            "events_seen": ("BIGINT", "events known before as_of, truncated ones included"),
+            "first_known_at": ("TIMESTAMP", "of all events seen"),
+            "last_known_at": ("TIMESTAMP", "of the events in the arrays"),
+            "known_at": ("ARRAY<BIGINT>", "microseconds UTC, ascending"),
+            "event_time": (
+                "ARRAY<BIGINT>",
+                "microseconds UTC, ascending among events with the same known_at",
+            ),
+            "event_order": ("ARRAY<BIGINT>", "order of events with the same times"),
             "hour_of_week": ("ARRAY<INT>", "0 = Sunday 00:00 local time"),
             "truncated_events": ("BIGINT", "events before those in the arrays"),
             "truncated_counts": ("MAP<INT,BIGINT>", "their number by token id of model.count_by"),
@@ -228,7 +208,10 @@ TABLES: Mapping[str, TableSpec] = {
             "customer_key": _CUSTOMER,
             "target": _TARGET,
             "query_id": ("STRING", "event_id of the query event"),
-            "as_of": ("TIMESTAMP", "time of the query: the history ends before it, the label starts at it"),
+            "as_of": (
+                "TIMESTAMP",
+                "time of the query: known before is the history, happened after the label",
+            ),
             "label_end": ("TIMESTAMP", "end of the horizon"),
             "label": ("DOUBLE", "0 or 1, or an amount; null for targets of kind next"),
             "label_ids": ("ARRAY<INT>", "of kind next: token ids of the values that followed"),
@@ -249,8 +232,9 @@ TABLES: Mapping[str, TableSpec] = {
         columns={
             "window": ("ARRAY<INT>", "event slots: 0 = empty, 1, 2, ... = a window of a customer's events"),
             "customer_index": ("ARRAY<INT>", "event slots: number that distinguishes customers"),
-            "event_time": ("ARRAY<BIGINT>", "event slots: microseconds UTC"),
-            "hour_of_week": ("ARRAY<INT>", "event slots: 0 = Sunday 00:00 local time"),
+            "known_at": ("ARRAY<BIGINT>", "event slots: microseconds UTC"),
+            "log_delay_hours": ("ARRAY<FLOAT>", "event slots: log of 1 + hours from event_time to known_at"),
+            "hour_of_week": ("ARRAY<INT>", "event slots: hour of event_time, 0 = Sunday 00:00 local time"),
             "is_new": ("ARRAY<INT>", "event slots: 0 where an overlapping window holds the event already"),
             "query_window": ("ARRAY<INT>", "query slots: window that the query belongs to"),
             "query_index": ("ARRAY<INT>", "query slots: the query sees event slots below this one"),
@@ -282,6 +266,7 @@ TABLES: Mapping[str, TableSpec] = {
             "probability": ("DOUBLE", "calibrated probability of the target after the proposal"),
             "model_digest": _MODEL,
             "model_version": ("INT", "version in the model registry"),
+            "definition": ("STRING", "JSON: configuration key -> digest of what the scores were made for"),
             "consent_version": _CONSENT,
             "events_version": ("BIGINT", "version of events that the sequences were built from"),
             "run_id": _RUN,
@@ -364,14 +349,15 @@ TABLES: Mapping[str, TableSpec] = {
     ),
     "audit": TableSpec(
         writer="run",
-        grain="a stage of a run; append-only, each entry chained to the one before by its hash",
+        grain="a stage of a run, of `deliver` also its start; append-only, each entry chained to the one before by "
+        "its hash",
         key=("sequence",),
         columns={
             "sequence": ("BIGINT", "0, 1, 2, ..."),
             "run_id": _RUN,
             "stage": ("STRING", "name of the stage"),
-            "status": ("STRING", "done or failed"),
-            "recorded_at": ("TIMESTAMP", "when the stage ended"),
+            "status": ("STRING", "started, done or failed"),
+            "recorded_at": ("TIMESTAMP", "when the stage ended, or started"),
             "entry": ("STRING", "JSON: configuration, table versions, result, cost, error"),
             "previous_hash": ("STRING", "entry_hash of the entry before"),
             "entry_hash": ("STRING", "sha256 of previous_hash and entry"),

@@ -133,9 +133,11 @@ class Tables:
         writer = writer.options(**{"overwriteSchema": "true"} if replaces_all else {"replaceWhere": where})
         return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
 
-    def append(self, frame: DataFrame, name: str) -> int:
-        """Append rows in one commit; returns how many."""
+    def append(self, frame: DataFrame, name: str, metadata: Mapping[str, Any] | None = None) -> int:
+        """Append rows in one commit; returns how many. `metadata` is stored with it (`commit_metadata`)."""
         writer = frame.write.format("delta").mode("append")
+        if metadata is not None:
+            writer = writer.option("userMetadata", json.dumps(metadata))
         if not self.exists(name):
             writer = writer.options(**self._properties(name))
         return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
@@ -146,20 +148,22 @@ class Tables:
         name: str,
         keys: Sequence[str],
         complete: Callable[[DataFrame], DataFrame] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> int:
         """Insert the rows whose key is not in the table yet, in one commit; returns how many.
 
-        No commit is made where nothing is missing.
+        Without `metadata`, no commit is made where nothing is missing.
 
         Args:
             frame: Rows of the table, or their keys.
             name: Name of the table.
             keys: Columns that identify a row; null equals null.
             complete: Makes rows of the missing keys, where `frame` holds keys only.
+            metadata: Stored with the commit (`commit_metadata`), even where no row is inserted.
         """
         fresh = frame.dropDuplicates(list(keys))
         if not self.exists(name):
-            return self.append(complete(fresh) if complete else fresh, name)
+            return self.append(complete(fresh) if complete else fresh, name, metadata)
         existing = self.read(name).select(*(F.col(key).alias(f"_known_{key}") for key in keys))
         same = [F.col(key).eqNullSafe(F.col(f"_known_{key}")) for key in keys]
         fresh = fresh.join(existing, same, "left_anti")
@@ -169,11 +173,15 @@ class Tables:
         fresh = fresh.persist(StorageLevel.DISK_ONLY)
         try:
             if fresh.isEmpty():
+                if metadata is not None:
+                    self.touch_metadata(name, metadata)
                 return 0
             target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
             condition = " AND ".join(f"known.{key} <=> fresh.{key}" for key in keys)
             merge = target.merge(fresh.alias("fresh"), condition).whenNotMatchedInsertAll()
-            return self._commit(merge.execute, name).get("numTargetRowsInserted", 0)
+            settings = {} if metadata is None else {_USER_METADATA: json.dumps(metadata)}
+            with session_settings(self.spark, settings):
+                return self._commit(merge.execute, name).get("numTargetRowsInserted", 0)
         finally:
             fresh.unpersist()
 

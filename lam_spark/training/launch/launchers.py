@@ -27,6 +27,7 @@ from typing import IO, Any
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import ModelError, values_may_be_shown, without_values
+from lam_spark.masking import masked
 from lam_spark.storage.files import drop_torn_line
 from lam_spark.training.launch.worker import DRIVER_VARIABLE, FAILURE_FILE, PROGRESS_FILE, driver_name, main
 from lam_spark.training.process_group import COLLECTIVE_TIMEOUT, run_on_spark
@@ -160,7 +161,7 @@ def _causes(spec: TrainingSpec) -> str:
 def _show(text: str) -> None:
     """Print to stderr if values may be shown: texts of other libraries may quote a customer's row."""
     if values_may_be_shown():
-        print(text, file=sys.stderr, flush=True)
+        print(masked(text), file=sys.stderr, flush=True)
 
 
 def _log_tail(spec: TrainingSpec) -> str:
