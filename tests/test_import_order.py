@@ -221,6 +221,7 @@ BOUNDED = [
     "evaluation/secondary_targets.py _measure_values",  # groups: twenty values, logits of two decimals
     "evaluation/stage.py _intervals",  # a limit just before
     "events/arrival.py arrival_delays",  # groups: channels
+    "events/completeness.py active_days",  # groups: source and day of a year
     "events/reconciliation.py reconcile",  # groups: source and row status
     "events/staging.py count_staged",  # groups: reader and reason, of which each rule has one
     "labels/stage.py _count",  # groups: target and split

@@ -12,8 +12,8 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -92,16 +92,23 @@ def _type(annotation: Any, limits: str) -> str:
     """A type in words with its limits, such as `list of text` or `integer ≥ 1 or null`."""
     arguments, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
-        return _type(arguments[0], limits)
+        parts = [part for part in arguments[1:] if isinstance(part, FieldInfo)]
+        return _type(arguments[0], limits + "".join(_limits(part.metadata) for part in parts))
     if origin is Literal:
         return _code(arguments)
     if origin is tuple:
         return f"list of {_type(arguments[0], limits)}"
-    if arguments[1:] == (type(None),):
-        return f"{_type(arguments[0], limits)} or null"
-    if origin is UnionType:
+    if annotation is NoneType:
+        return "null"
+    if origin in (UnionType, Union):
         return " or ".join(_type(part, limits) for part in arguments)
     return "mapping" if origin is dict or section_of(annotation) else _TYPES[annotation] + limits
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    """Limits of a number in words, with a space before; empty if there are none."""
+    limits = [(name, getattr(part, name, None)) for part in metadata for name in _LIMITS]
+    return ",".join(f" {_LIMITS[name]} {value}" for name, value in limits if value is not None)
 
 
 def _text(value: object) -> str:
@@ -111,12 +118,10 @@ def _text(value: object) -> str:
 
 def _facts(field: FieldInfo) -> tuple[str, str, str]:
     """Type, default and meaning of a key."""
-    limits = [(name, getattr(part, name, None)) for part in field.metadata for name in _LIMITS]
-    limit = ",".join(f" {_LIMITS[name]} {value}" for name, value in limits if value is not None)
     default = ""
     if not field.is_required():
         default = f"`{json.dumps(field.get_default(call_default_factory=True), default=_text)}`"
-    return _type(field.annotation, limit), default, field.description or ""
+    return _type(field.annotation, _limits(field.metadata)), default, field.description or ""
 
 
 def _rows(key: str, field: FieldInfo) -> Iterator[tuple[str, ...]]:

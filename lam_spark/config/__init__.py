@@ -1,7 +1,7 @@
 """Configuration of a data set: one module per section of its YAML file. `load.load_config` reads a file."""
 
 from lam_spark.config.base import Kind, Name, Role, Section, Text, duration_text
-from lam_spark.config.channels import ChannelConfig, ClockConfig
+from lam_spark.config.channels import MEASURED, ChannelConfig, ClockConfig
 from lam_spark.config.consent import ConsentConfig
 from lam_spark.config.dataset import Config
 from lam_spark.config.delivery import DeliveryConfig
@@ -20,6 +20,7 @@ from lam_spark.config.training import TrainingConfig
 from lam_spark.config.words import WordsConfig
 
 __all__ = [
+    "MEASURED",
     "NO_TEST",
     "ChannelConfig",
     "ClockConfig",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, field_validator
 
 from lam_spark.config.base import NO_DELAY, Duration, Name, Section, known_zone
 from lam_spark.config.sql import SqlExpression, SqlQuery
+
+# Value of `max_silence_days`: twice the longest gap of the 90 days before the last event, at least 7.
+MEASURED: Literal["measured"] = "measured"
 
 
 class ClockConfig(Section):
@@ -35,7 +40,7 @@ class ChannelConfig(Section):
     grain: str = Field(description="input whose rows are the raw rows of the channel")
     select: SqlQuery = Field(
         description="SELECT that yields `customer_id, event_time, event_key` and declared fields; "
-        "without `clock`, `event_time` is UTC"
+        "without `clock`, `event_time` is UTC; a DATE is the last microsecond of this local day"
     )
     id: Name = Field(
         default="customer",
@@ -46,6 +51,12 @@ class ChannelConfig(Section):
         default=NO_DELAY,
         description="how long after `event_time` an event becomes known; "
         "contacts that the company makes are known when they are sent: 0",
+    )
+    max_silence_days: Annotated[int, Field(ge=1)] | Literal["measured"] | None = Field(
+        default=MEASURED,
+        description="days without an event after which the channel is stale and labels that need it do not mature; "
+        "`measured`: twice the longest gap of the 90 days before its last event, at least 7; null: never, a silence "
+        "of any length says that nothing happened",
     )
     rules: dict[Name, SqlExpression] = Field(
         default_factory=dict,

@@ -253,6 +253,13 @@ def _counted_fields_are_categorical(config: Config) -> None:
         raise ValueError(f"model.count_by {undeclared(config.model.count_by, config.categorical)}")
 
 
+def _outcome_channels_are_declared(config: Config) -> None:
+    for name, target in config.targets.items():
+        for channel in target.outcome_channels:
+            if channel not in config.channels:
+                raise ValueError(f"targets.{name}.outcome_channels {undeclared(channel, config.channels)}")
+
+
 def _periods_are_not_empty(config: Config) -> None:
     # What depends on `as_of` is checked by `load_config`, or before `examples`: another stage may run for a day on
     # which the test period has not begun.
@@ -277,6 +284,7 @@ _CHECKS: tuple[Callable[[Config], None], ...] = (
     _purposes_are_used,
     _scoring_target_is_binary,
     _counted_fields_are_categorical,
+    _outcome_channels_are_declared,
     _context_fits_sequences,
     _periods_are_not_empty,
 )

@@ -61,6 +61,11 @@ class TargetConfig(Section):
     top_k: int = Field(
         default=64, ge=1, description="next: number of values that are predicted, the commonest of the field"
     )
+    outcome_channels: tuple[str, ...] = Field(
+        default=(),
+        description="channels that show the outcomes: a label matures only when all of them are complete up to its "
+        "`label_end`; none: those with an event in the year before `as_of` that matches `outcome_filter`",
+    )
     horizon_days: Annotated[Text, AfterValidator(checked_expression)] = Field(
         description="days from the query in which outcomes count: a whole number from 1, or SQL over `query` "
         "(null drops the query)"

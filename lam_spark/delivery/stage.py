@@ -44,6 +44,7 @@ class DeliverResult(StageResult):
         manifest: JSON file with the status of the list.
         valid_until: Instant until which the list may be used.
         sha256: Of the CSV file (hex).
+        stale_channels: Channels that were silent for too long when the customers were scored.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -60,6 +61,7 @@ class DeliverResult(StageResult):
     manifest: str
     valid_until: dt.datetime
     sha256: str
+    stale_channels: tuple[str, ...]
 
     @property
     def manifest_facts(self) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class DeliverResult(StageResult):
             "consent_checked_at": self.consent_checked_at.isoformat(),
             "valid_until": self.valid_until.isoformat(),
             "counts": dict(self.counts),
+            "stale_channels": list(self.stale_channels),
             "sha256": self.sha256,
         }
 
@@ -101,7 +104,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
     is_of_day = F.col("as_of") == F.expr(as_of)
     scores = tables.read("scores").where((F.col("target") == config.scoring.target) & is_of_day)
     # A run replaces the scores of its day as a whole.
-    newest = scores.select("run_id", "events_version", "definition").first()
+    newest = scores.select("run_id", "events_version", "definition", "stale_channels").first()
     if newest is None:
         raise ConfigError(f"no scores for as_of {config.as_of}: run the stage 'score' with the same --as-of")
     require_scores(tables, config, newest["definition"])
@@ -146,6 +149,7 @@ def deliver(ctx: RunContext) -> DeliverResult:
         manifest=str(files.manifest),
         valid_until=now + dt.timedelta(hours=config.delivery.valid_hours),
         sha256=sha256,
+        stale_channels=tuple(newest["stale_channels"]),
     )
     facts = {"target": config.scoring.target, "purpose": purpose, "consent_version": consent_version}
     write_manifest(files, VALID, ctx.as_of, ctx.run_id, {**facts, **result.manifest_facts})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import DateType
 
 from lam_spark.config import ChannelConfig, ClockConfig, FieldConfig, LinkConfig
 from lam_spark.errors import ConfigError, did_you_mean, first_line
@@ -27,6 +28,7 @@ from lam_spark.identity.pseudonyms import CUSTOMER, id_column
 from lam_spark.sources.files import Input
 from lam_spark.sources.inputs import Inputs
 from lam_spark.storage.dataframes import require_columns
+from lam_spark.storage.wall_clock import end_of_local_day
 
 _LINK_TYPES = {"id_kind": "string", "id": "string", "customer_id": "string", "linked_at": "timestamp"}
 _TIME_EXISTS = "_time_exists"
@@ -39,9 +41,12 @@ def map_channel(
     fields: Mapping[str, FieldConfig],
     limits: TimeLimits,
     new: Input,
+    time_zone: str,
     fold_case: Sequence[str] = (),
 ) -> DataFrame:
     """Run a channel's select over the new rows of its grain, and apply the rules to each row.
+
+    An `event_time` that is a DATE is the last microsecond of this local day: the event is not known before.
 
     Grain: a row of the channel's `grain` input. Columns: `customer_id` (raw), `event_time` (UTC), `event_key`, the
     declared fields (null if the select does not yield them), `reason` (null: accepted), `raw` (JSON of the selected
@@ -68,7 +73,10 @@ def map_channel(
         ),
     )
     rules = text_rules(selected.schema)
-    if channel.clock is not None:
+    if isinstance(selected.schema["event_time"].dataType, DateType):
+        zone = channel.clock.zone if channel.clock else time_zone
+        rows = rows.withColumn("event_time", end_of_local_day(F.col(f"{SELECTED}.event_time"), zone))
+    elif channel.clock is not None:
         rows, time_exists = _read_clock(rows, name, channel.clock)
         rules.append((F.col("event_time").isNull(), "event_time is missing or not a time"))
         rules.append((~time_exists, f"event_time does not exist in {channel.clock.zone}"))
@@ -85,11 +93,13 @@ def map_links(
     link: LinkConfig,
     limits: TimeLimits,
     new: Input,
+    time_zone: str,
     fold_case: Sequence[str] = (),
 ) -> DataFrame:
     """Run a link statement's select over the new rows of its grain, and apply the rules to each row.
 
-    Grain: a row of its `grain` input. Columns: `id_kind, id, customer_id, linked_at, reason, raw, source`.
+    Grain: a row of its `grain` input. Columns: `id_kind, id, customer_id, linked_at, reason, raw, source`. A
+    `linked_at` that is a DATE is the last microsecond of this local day.
 
     Raises:
         ConfigError: The select does not run, yields other columns, or ids of a floating type.
@@ -107,6 +117,8 @@ def map_links(
         id_column(selected, "customer_id", key, folds=CUSTOMER in fold_case).alias("customer_id"),
         *(F.col(column).try_cast(_LINK_TYPES[column]).alias(column) for column in ("id_kind", "linked_at")),
     )
+    if isinstance(selected.schema["linked_at"].dataType, DateType):
+        rows = rows.withColumn("linked_at", end_of_local_day(F.col(f"{SELECTED}.linked_at"), time_zone))
     rules: Rules = link_rules(limits)
     return with_reason(rows, rules, ["id_kind", "linked_at"], name)
 

@@ -134,12 +134,14 @@ def stage_increments(
 
 
 def _map_rows(inputs: Inputs, config: Config, reader: str, limits: TimeLimits, new: Input) -> DataFrame:
-    fold_case = config.identity.fold_case
+    fold_case, zone = config.identity.fold_case, config.time_zone
     # The types that a select yields are cast, and rules are analysed, as the select itself is.
     with configured_sql(inputs.spark):
         if reader in config.channels:
-            return map_channel(inputs, reader, config.channels[reader], config.fields, limits, new, fold_case)
-        return map_links(inputs, reader, config.identity.links[reader], limits, new, fold_case)
+            return map_channel(
+                inputs, reader, config.channels[reader], config.fields, limits, new, zone, fold_case
+            )
+        return map_links(inputs, reader, config.identity.links[reader], limits, new, zone, fold_case)
 
 
 def count_staged(config: Config, staged: Mapping[str, StagedRows]) -> StagedCounts:

@@ -23,7 +23,7 @@ NO_HORIZON, TOO_EARLY, NOT_OVER, INTO_TEST = "no_horizon", "before_training", "n
 UNUSED = {
     TOO_EARLY: "before the training period",
     NO_HORIZON: "without a horizon",
-    NOT_OVER: "the horizon is not over, or its end was not observed",
+    NOT_OVER: "the horizon is not over, or the channels of the outcomes are not complete up to its end",
     INTO_TEST: "opens before the test period and ends in it",
 }
 # Instead of a split, where the horizon is not a whole number of days: such examples stop the stage.
@@ -43,19 +43,19 @@ class SplitCounts:
     positives: int
 
 
-def split_of(target: TargetConfig, starts: Mapping[str, dt.datetime], observed_until: dt.datetime) -> Column:
+def split_of(target: TargetConfig, starts: Mapping[str, dt.datetime], complete_until: dt.datetime) -> Column:
     """Split of an example, or why it is not used, from the query's columns and `label_end`.
 
     Args:
         target: Defines the horizon.
         starts: Starts of the periods (`Config.period_starts`).
-        observed_until: Instant up to which events are known: a later `label_end` is not observed.
+        complete_until: Instant up to which the channels of the outcomes are complete: a later `label_end` is not over.
     """
     start, validation, test = (
         F.expr(sql_literal(starts[name])) for name in ("train_start", "validation_start", "test_start")
     )
     opens, ends = F.col("event_time"), F.col("label_end")
-    observed_end = F.expr(sql_literal(observed_until))
+    observed_end = F.expr(sql_literal(complete_until))
     horizon, is_whole = horizon_days(target)
     return (
         F.when(horizon.isNotNull() & ~is_whole, _INVALID_HORIZON)

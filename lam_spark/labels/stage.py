@@ -1,8 +1,8 @@
 """Stage `examples`: point-in-time examples of every target, from the targets' SQL predicates.
 
 An example is a query at `as_of` with its label. Its history is what was known before `as_of`, its label what happened
-after it and before `label_end`. Queries whose horizon is not over, or whose last days were not ingested
-(`time_range.observed_until`), give no example.
+after it and before `label_end`. Queries whose horizon is not over, or whose last days are not complete in the channels
+of the outcomes (`events.completeness`), give no example.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lam_spark.consent.eligibility import eligible_customers
 from lam_spark.errors import ConfigError, first_line
 from lam_spark.labels.baselines import baseline_scores
 from lam_spark.labels.freshness import AS_OF, EVENTS_VERSION, PERIODS, VOCABULARY
+from lam_spark.labels.maturity import TargetMaturity, label_maturity
 from lam_spark.labels.outcomes import query_labels
 from lam_spark.labels.queries import target_queries
 from lam_spark.labels.splits import (
@@ -40,7 +41,7 @@ from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
 from lam_spark.sequences.definitions import DEFINITION, require_definition, require_fields
 from lam_spark.sequences.entries import hour_of_week
-from lam_spark.sequences.time_range import observed_until, require_as_of_within, time_range
+from lam_spark.sequences.time_range import require_as_of_within, time_range
 from lam_spark.sequences.vocabulary import encode, numbering, vocabulary_sizes
 from lam_spark.storage.dataframes import union_all
 from lam_spark.storage.session_settings import configured_sql
@@ -56,11 +57,15 @@ class TargetCounts:
         used: Split -> examples.
         unused: Reason (`splits.UNUSED`) -> queries.
         too_few: Period -> why the target cannot be measured or trained there.
+        outcome_channels: Channels that show the outcomes, sorted.
+        complete_until: Instant up to which they are complete: later horizons are not over (ISO 8601).
     """
 
     used: dict[str, SplitCounts]
     unused: dict[str, int]
     too_few: dict[str, str]
+    outcome_channels: tuple[str, ...]
+    complete_until: str
 
     @property
     def queries(self) -> int:
@@ -83,16 +88,18 @@ class ExamplesResult(StageResult):
         scored_target: Target that the message is about.
         targets: Target -> counts.
         periods: First day of each period (ISO 8601).
-        observed_until: Instant up to which events are known (ISO 8601).
+        data_end: Instant up to which there are events (ISO 8601).
+        stale: Channel that is silent for too long -> the silence in words.
     """
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     examples: int
     scored_target: str
     targets: dict[str, TargetCounts]
     periods: dict[str, str]
-    observed_until: str
+    data_end: str
+    stale: dict[str, str]
 
     @property
     def message(self) -> str:
@@ -107,12 +114,18 @@ class ExamplesResult(StageResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Targets that cannot be measured in a period."""
-        return tuple(
+        """Stale channels with the targets that they concern, and targets that cannot be measured in a period."""
+        stale = (f"channel {name}: {silence}{self._concerned(name)}" for name, silence in self.stale.items())
+        few = (
             f"{name}, {period} period: {why}"
             for name, counts in self.targets.items()
             for period, why in counts.too_few.items()
         )
+        return (*stale, *few)
+
+    def _concerned(self, channel: str) -> str:
+        names = [name for name, counts in self.targets.items() if channel in counts.outcome_channels]
+        return f"; labels that need it wait: {', '.join(names)}" if names else ""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -151,13 +164,16 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     # Long after the last event every horizon would seem to be over, without any observed outcome.
     first, last = time_range(ingested)
     require_as_of_within(ctx.as_of, first, last, config.quality, config.time_zone)
-    until = observed_until(ingested, ctx.as_of, last, config.time_zone)
     events = ingested.join(eligible, "customer_key", "left_semi")
     vocabulary = ctx.cache(tables.read("vocabulary"))
     # Cached so that the published rows are the checked rows.
     with configured_sql(ctx.spark):
+        maturity = label_maturity(config, ingested, ctx.as_of)
         examples = ctx.cache(
-            union_all(_target_examples(config, name, events, vocabulary, until) for name in config.targets)
+            union_all(
+                _target_examples(config, name, events, vocabulary, of_target.complete_until)
+                for name, of_target in maturity.targets.items()
+            )
         )
     counts = _count(examples)
     for name, target in config.targets.items():
@@ -174,13 +190,19 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     return ExamplesResult(
         examples=rows,
         scored_target=config.scoring.target,
-        targets={name: _target_counts(config, name, counts[name]) for name in config.targets},
+        targets={
+            name: _target_counts(config, name, counts[name], of_target)
+            for name, of_target in maturity.targets.items()
+        },
         periods=config.periods.to_metadata(),
-        observed_until=until.isoformat(),
+        data_end=maturity.data_end.isoformat(),
+        stale=maturity.stale,
     )
 
 
-def _target_counts(config: Config, name: str, counts: Mapping[str, SplitCounts]) -> TargetCounts:
+def _target_counts(
+    config: Config, name: str, counts: Mapping[str, SplitCounts], maturity: TargetMaturity
+) -> TargetCounts:
     """Counts of one target, with zeros where there are none."""
     used = {split: counts.get(split, _NO_COUNTS) for split in USED}
     kind, least = config.targets[name].kind, config.quality.min_positives
@@ -190,11 +212,13 @@ def _target_counts(config: Config, name: str, counts: Mapping[str, SplitCounts])
         used=used,
         unused={reason: counts.get(reason, _NO_COUNTS).examples for reason in UNUSED},
         too_few={split: why for split, why in few.items() if why},
+        outcome_channels=maturity.channels,
+        complete_until=maturity.complete_until.isoformat(),
     )
 
 
 def _target_examples(
-    config: Config, name: str, events: DataFrame, vocabulary: DataFrame, until: dt.datetime
+    config: Config, name: str, events: DataFrame, vocabulary: DataFrame, complete_until: dt.datetime
 ) -> DataFrame:
     """Examples of one target in all splits, with the columns of the table."""
     target = config.targets[name]
@@ -214,7 +238,7 @@ def _target_examples(
         "label_end",
         label.cast("double").alias("label"),
         label_ids.cast("array<int>").alias("label_ids"),
-        split_of(target, config.period_starts(config.periods), until).alias("split"),
+        split_of(target, config.period_starts(config.periods), complete_until).alias("split"),
         F.coalesce("baseline_score", F.lit(score_without_events).cast("double")).alias("baseline_score"),
         F.unix_micros("event_time").alias("query_time"),
         hour_of_week(F.from_utc_timestamp("event_time", config.time_zone)).alias("query_hour_of_week"),

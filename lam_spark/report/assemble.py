@@ -14,6 +14,7 @@ from lam_spark.report import content as c
 from lam_spark.report import text
 from lam_spark.report.entries import ListEntries
 from lam_spark.runtime.provenance import package_versions
+from lam_spark.scoring.stage import ScoreResult
 from lam_spark.storage.tables.registry import TABLES
 from lam_spark.training.stage import TrainResult
 
@@ -113,6 +114,17 @@ def queries(result: ExamplesResult | None) -> tuple[c.QueryCount, ...]:
             tuple(c.Loss(UNUSED[reason], count) for reason, count in counts.unused.items() if count),
         )
         for name, counts in result.targets.items()
+    )
+
+
+def stale_channels(score: ScoreResult, examples: ExamplesResult | None) -> tuple[c.StaleChannel, ...]:
+    """Channels that were silent for too long at the time of the scores, and the targets that they concern."""
+    targets = {} if examples is None else examples.targets
+    return tuple(
+        c.StaleChannel(
+            name, silence, tuple(t for t, counts in targets.items() if name in counts.outcome_channels)
+        )
+        for name, silence in score.stale.items()
     )
 
 

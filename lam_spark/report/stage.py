@@ -104,6 +104,7 @@ def report(ctx: RunContext) -> ReportResult:
         funnel=assemble.funnel(config, entries, sources, count_rejected_rows(tables, channels)),
         sources=sources,
         arrivals=measured_arrivals(tables, config.channels),
+        stale_channels=assemble.stale_channels(entries.score, entries.examples),
         consent=tuple(
             c.ConsentCount(purpose, **vars(counts)) for purpose, counts in entries.score.consent.items()
         ),

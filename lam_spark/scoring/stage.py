@@ -2,19 +2,21 @@
 
 The proposal-necessity score is the calibrated probability of the target after the proposal. Cost: one pass over the
 eligible customers' sequences, without a shuffle if these are few enough to be broadcast; proposals always are. For the
-funnel, one pass over the keys of `events` and a shuffle of the ledger.
+funnel, one pass over the keys of `events` and a shuffle of the ledger; for stale channels, one over a year of times.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pyspark.sql import functions as F
 
 from lam_spark.config.definition import scores_definition
 from lam_spark.consent.eligibility import StatusCounts, count_by_status, eligible_customers
 from lam_spark.errors import DataQualityError
+from lam_spark.events.completeness import active_days, channel_completeness, stale_channels
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
 from lam_spark.scoring.proposals import as_queries, read_proposals
@@ -35,7 +37,10 @@ class ScoreResult(StageResult):
         proposals: Proposals of each customer.
         scores: Rows written.
         consent: Purpose -> all customers with events by consent status.
+        stale: Channel that is silent for too long -> the silence in words.
     """
+
+    FORMAT: ClassVar[int] = 2
 
     customers_with_events: int
     truncated: int
@@ -45,6 +50,7 @@ class ScoreResult(StageResult):
     consent: dict[str, StatusCounts]
     model_digest: str
     model_version: int
+    stale: dict[str, str]
 
     @property
     def message(self) -> str:
@@ -52,6 +58,11 @@ class ScoreResult(StageResult):
         if self.proposals == 1:
             return f"{self.customers_scored:,} customers scored"
         return f"{self.customers_scored:,} customers x {self.proposals} proposals = {self.scores:,} scores"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Channels whose latest events the scores lack."""
+        return tuple(f"channel {name}: {silence}" for name, silence in self.stale.items())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -81,7 +92,10 @@ def score(ctx: RunContext) -> ScoreResult:
     proposals = read_proposals(Inputs(ctx.spark, config.inputs, config.views), config)
     allowed = eligible_customers(tables, ctx.cache, purpose, ctx.started_at)
     consent_version = tables.read_versions["consent"]
-    all_customers = tables.read("events").select("customer_key").distinct()
+    events = tables.read("events")
+    active = active_days(events, ctx.as_of, config.time_zone)
+    stale = stale_channels(channel_completeness(config.channels, active, ctx.as_of, config.time_zone))
+    all_customers = events.select("customer_key").distinct()
     purposes = (config.consent.training_purpose, purpose)
     consent = count_by_status(tables, purposes, ctx.started_at, all_customers)
     sequences = visible_sequences(
@@ -112,6 +126,7 @@ def score(ctx: RunContext) -> ScoreResult:
         F.lit(model.digest).alias("model_digest"),
         F.lit(model.version).alias("model_version"),
         F.lit(json.dumps(scores_definition(config))).alias("definition"),
+        F.array(*(F.lit(name) for name in stale)).cast("array<string>").alias("stale_channels"),
         F.lit(consent_version).alias("consent_version"),
         F.lit(sequences.events_version).cast("bigint").alias("events_version"),
         F.lit(ctx.run_id).alias("run_id"),
@@ -127,4 +142,5 @@ def score(ctx: RunContext) -> ScoreResult:
         consent=consent,
         model_digest=model.digest,
         model_version=model.version,
+        stale=stale,
     )

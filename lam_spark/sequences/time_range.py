@@ -1,4 +1,4 @@
-"""First and last event, the check of `as_of` against them, and the instant up to which events were ingested."""
+"""First and last event, and the check of `as_of` against them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from lam_spark.config import QualityConfig
 from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.storage.dataframes import one_row
-from lam_spark.storage.time import instant, sql_literal
+from lam_spark.storage.time import instant
 
 
 def time_range(events: DataFrame) -> tuple[int, int]:
@@ -48,26 +48,6 @@ def require_as_of_within(
             f"{instant(last):%Y-%m-%d} (UTC), and as_of may be at most quality.max_staleness_days = "
             f"{staleness.days} days after the last"
         )
-
-
-def observed_until(events: DataFrame, as_of: dt.datetime, last: int, time_zone: str) -> dt.datetime:
-    """Instant up to which events were ingested: `as_of`, or the end of the local day of the last event before it.
-
-    `as_of` may be some days after the last ingested event; whether anything happened in these days is unknown. The
-    last event of any customer and channel counts: the events of one target may be rare, and a quiet week is an
-    observation. Events from `as_of` on do not count, so that a rerun of an earlier day gives the same result.
-
-    Args:
-        events: Events of all customers.
-        as_of: After the first event (`require_as_of_within`).
-        last: Last event (`time_range`); the events are read again only if it is not before `as_of`.
-        time_zone: IANA zone of the data set.
-    """
-    if instant(last) >= as_of:
-        _, last = time_range(events.where(F.col("event_time") < F.expr(sql_literal(as_of))))
-    next_day = _local_day(instant(last), time_zone) + dt.timedelta(days=1)
-    midnight = dt.datetime.combine(next_day, dt.time(), zoneinfo.ZoneInfo(time_zone))
-    return min(as_of, midnight.astimezone(dt.UTC))
 
 
 def _local_day(at: dt.datetime, time_zone: str) -> dt.date:

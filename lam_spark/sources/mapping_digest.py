@@ -27,7 +27,7 @@ def mapping_digest(config: Config, reader: str) -> str:
         for name, field in config.fields.items()
     }
     description = [
-        spec.model_dump(mode="json"),
+        spec.model_dump(mode="json", exclude={"max_silence_days"}),  # says nothing about a row
         views,
         {name: _described(config.inputs[name]) for name in sorted(inputs)},
         fields if is_channel else {},

@@ -26,6 +26,11 @@ def start_of_local_day(day: Column, zone: str) -> Column:
     return F.to_utc_timestamp(midnight, zone)
 
 
+def end_of_local_day(day: Column, zone: str) -> Column:
+    """The last microsecond (TIMESTAMP) of a local day (DATE) in an IANA zone; null stays null."""
+    return F.timestamp_micros(F.unix_micros(start_of_local_day(F.date_add(day, 1), zone)) - 1)
+
+
 def plus_local_days(instant: Column, days: Column, zone: str) -> Column:
     """The instant that many local days later, at the same local time; `days` is an integer, null stays null."""
     local = F.unix_micros(F.from_utc_timestamp(instant, zone)) + days.cast("bigint") * _DAY_MICROS

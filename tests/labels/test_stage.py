@@ -62,7 +62,7 @@ def test_the_counts_are_those_of_the_table(built: Built) -> None:
         f"response: {len(rows) + 4} queries = {sizes['train']} train, {sizes['straddling']} straddling, "
         f"{sizes['validation']} validation, {sizes['test']} test, 4 not used"
     )
-    assert result.observed_until == "2023-12-19T23:00:00+00:00"
+    assert result.data_end == "2023-12-19T23:00:00+00:00"
     assert ExamplesResult.from_json(result.to_json()) == result
 
 

@@ -350,7 +350,7 @@ def test_writing_replaces_the_file(context: ReportContext, tmp_path: Path) -> No
 def test_a_failed_render_leaves_the_old_file(context: ReportContext, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old", encoding="utf-8")
-    broken = replace(context, sources=("not a source",))  # type: ignore[arg-type]
+    broken = replace(context, headlines=("not a headline",))  # type: ignore[arg-type]
     with pytest.raises(UndefinedError):
         write_report(broken, path)
     assert path.read_text(encoding="utf-8") == "old"

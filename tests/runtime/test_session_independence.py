@@ -61,7 +61,7 @@ MORE_CHANNELS = {
         "grain": "calls",
         "select": "SELECT customer AS customer_id, day AS event_time, concat('call ', at) AS event_key, 'phone' AS "
         "touchpoint, 'call' AS action, CAST(hour(at) AS STRING) AS item FROM calls",
-        "rules": {"in_this_year": "event_time < TIMESTAMP '2023-12-17 00:00:00' AND hour(event_time) = 0"},
+        "rules": {"in_this_year": "event_time < TIMESTAMP '2023-12-17 00:00:00' AND minute(event_time) = 59"},
     },
     "visit": {
         "grain": "visits",

@@ -161,8 +161,10 @@ def settings(root: Path) -> Row:
                     "FROM purchases LEFT JOIN products USING (product)"
                 ),
             },
+            # The shop mails now and then: a quiet month is no outage.
             "mailing": {
                 "grain": "mailings",
+                "max_silence_days": None,
                 "select": (
                     f"SELECT customer AS customer_id, to_utc_timestamp(day, '{ZONE}') AS event_time, "
                     "mailing AS event_key, 'mail' AS touchpoint, kind AS item, 'propose' AS action, "
@@ -171,6 +173,7 @@ def settings(root: Path) -> Row:
             },
             "response": {
                 "grain": "responses",
+                "max_silence_days": None,
                 "select": (
                     "SELECT customer AS customer_id, "
                     f"to_utc_timestamp(day + INTERVAL '12:00:00' HOUR TO SECOND, '{ZONE}') AS event_time, "

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+# Action -> channel of the small shop.
+_CHANNELS = {"propose": "mailing", "respond": "response"}
 _LEDGER = (
     "customer_key STRING, purpose STRING, state STRING, effective_at TIMESTAMP, recorded_at TIMESTAMP, "
     "source STRING, ingested_at TIMESTAMP"
@@ -35,7 +37,8 @@ def utc(text: str) -> dt.datetime:
 def event(customer: str, at: str, event_id: str, known_at: str | None = None, **fields: Any) -> Row:
     """A row of `events`, by default known when it happens; fields that are left out are null."""
     times = {"event_time": utc(at), "known_at": utc(known_at or at)}
-    return {"customer_key": customer, **times, "event_id": event_id, **fields}
+    source = _CHANNELS.get(str(fields.get("action")), "shop")
+    return {"customer_key": customer, **times, "event_id": event_id, "source": source, **fields}
 
 
 def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
@@ -54,7 +57,7 @@ def events_frame(ctx: RunContext, rows: list[Row]) -> DataFrame:
         **kinds,
         "ingested_at": "timestamp",
     }
-    defaults = {"source": "by hand", "ingested_at": STARTED_AT}
+    defaults = {"ingested_at": STARTED_AT}
 
     def cell(row: Row, name: str) -> Any:
         value = (defaults | row).get(name)

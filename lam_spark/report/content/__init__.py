@@ -13,6 +13,7 @@ from lam_spark.report.content.data import (
     Loss,
     QueryCount,
     SourceCount,
+    StaleChannel,
     Unit,
 )
 from lam_spark.report.content.evaluation import (
@@ -47,6 +48,7 @@ __all__ = [
     "ReportContext",
     "SourceCount",
     "StageCost",
+    "StaleChannel",
     "TargetResult",
     "Training",
     "Unit",

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from lam_spark.report.content.contacts import ContactList
-from lam_spark.report.content.data import Arrival, ConsentCount, FunnelStep, QueryCount, SourceCount
+from lam_spark.report.content.data import (
+    Arrival,
+    ConsentCount,
+    FunnelStep,
+    QueryCount,
+    SourceCount,
+    StaleChannel,
+)
 from lam_spark.report.content.evaluation import Calibration, HeldOut, TargetResult
 from lam_spark.report.content.training import StageCost, Training
 
@@ -77,6 +84,7 @@ class ReportContext:
         funnel: Steps from raw rows to delivered customers.
         sources: Row status counts by source.
         arrivals: Declared and measured delays of the channels that were measured.
+        stale_channels: Channels that were silent for too long when the customers were scored.
         consent: Customers by consent status, one row per purpose.
         training: How the model was trained, or None if no model was trained.
         stages: Cost of every stage, in the order they ran.
@@ -105,6 +113,7 @@ class ReportContext:
     funnel: tuple[FunnelStep, ...] = ()
     sources: tuple[SourceCount, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
+    stale_channels: tuple[StaleChannel, ...] = ()
     consent: tuple[ConsentCount, ...] = ()
     training: Training | None = None
     stages: tuple[StageCost, ...] = ()

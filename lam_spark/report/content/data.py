@@ -91,6 +91,21 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class StaleChannel:
+    """A channel that is silent for longer than is usual for it.
+
+    Attributes:
+        source: Name of the channel.
+        silence: The silence in words, e.g. "no event since 2024-11-17, which is 41 days ...".
+        targets: Targets whose labels wait for it.
+    """
+
+    source: str
+    silence: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ConsentCount:
     """Customers by consent status for one purpose; every customer has exactly one status.
 

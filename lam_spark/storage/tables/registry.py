@@ -267,6 +267,7 @@ TABLES: Mapping[str, TableSpec] = {
             "model_digest": _MODEL,
             "model_version": ("INT", "version in the model registry"),
             "definition": ("STRING", "JSON: configuration key -> digest of what the scores were made for"),
+            "stale_channels": ("ARRAY<STRING>", "channels that were silent for too long"),
             "consent_version": _CONSENT,
             "events_version": ("BIGINT", "version of events that the sequences were built from"),
             "run_id": _RUN,
