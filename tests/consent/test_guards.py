@@ -35,7 +35,7 @@ from lam_spark.training.stage import train
 from lam_spark.training_data.columns import layout_of
 from lam_spark.training_data.layout import Layout
 from lam_spark.training_data.stage import build_snapshot
-from tests.support.shop import ONE_TARGET, STARTED_AT, context_builder
+from tests.support.shop import ONE_TARGET, STARTED_AT, context_builder, settings
 from tests.support.tables import event, events_frame, ledger_frame, publish, register, rolled_back
 from tests.support.tiny import random_model
 
@@ -406,6 +406,18 @@ def test_sequences_without_commit_metadata_are_refused(build: Build) -> None:
         DataQualityError, match=r"does not record up to when they hold events, .*: run the stage 'sequences'"
     ):
         score(ctx)
+
+
+def test_channels_that_are_silent_are_named_with_the_scores(build: Build) -> None:
+    channels = settings(Path("shop"))["channels"]
+    channels["kiosk"] = {"grain": "purchases", "select": "SELECT 1"}
+    ctx = build(channels=channels)
+    result = score(ctx)
+    assert result.warnings[0].startswith(
+        "channel kiosk: no event in the 365 days before as_of, silent for 365 days"
+    )
+    assert list(result.stale) == ["kiosk"]
+    assert ctx.tables.read("scores").where("stale_channels != array('kiosk')").isEmpty()
 
 
 def test_customers_with_a_fully_truncated_history_are_not_scored(build: Build) -> None:

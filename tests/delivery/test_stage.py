@@ -63,6 +63,7 @@ def ctx(make_context: Callable[..., RunContext], tmp_path: Path) -> RunContext:
             "'digest' AS model_digest",
             f"{ctx.tables.version('events')} AS events_version",
             f"'{json.dumps(scores_definition(ctx.config))}' AS definition",
+            "array('shop') AS stale_channels",
             f"'{ctx.run_id}' AS run_id",
         )
     )
@@ -161,6 +162,7 @@ def test_the_manifest_describes_the_list(ctx: RunContext) -> None:
         "consent_checked_at": at.isoformat(),
         "valid_until": (at + dt.timedelta(hours=24)).isoformat(),
         "counts": dict(result.counts),
+        "stale_channels": ["shop"],
         "sha256": hashlib.sha256(Path(result.path).read_bytes()).hexdigest(),
     }
 

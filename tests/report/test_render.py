@@ -27,6 +27,7 @@ from lam_spark.report.content import (
     QueryCount,
     ReportContext,
     StageCost,
+    StaleChannel,
     TargetResult,
     Training,
 )
@@ -86,6 +87,17 @@ def test_arrival_delays_and_what_later_links_changed_are_shown(context: ReportCo
     ) in text
     assert "95% arrived within" in text
     assert "coupon redemptions 6h 31h 14" in " ".join(text.split())
+
+
+def test_silent_channels_are_shown_with_the_targets_that_wait(context: ReportContext) -> None:
+    assert "Silent channels" not in page_of(context).text
+    stale = (
+        StaleChannel("shop", "no event since 2024-11-17", ("buys_again", "lapse")),
+        StaleChannel("<kiosk>", "no event in the 365 days before as_of", ()),
+    )
+    text = " ".join(assert_sound(replace(context, stale_channels=stale)).text.split())
+    assert "no event since 2024-11-17. Labels that need it wait: buys_again, lapse." in text
+    assert "<kiosk>" in text
 
 
 def test_an_unexplained_loss_is_shown(context: ReportContext) -> None:
