@@ -20,7 +20,7 @@ from lam_spark.evaluation.results import EvaluateResult
 from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.runner import run_stages
 from tests.support.runs import rows
-from tests.support.shop import MORE_TARGETS, ONE_TARGET, STARTED_AT, draw_data_set, raw_id, settings
+from tests.support.shop import ONE_TARGET, STARTED_AT, draw_data_set, raw_id, settings
 
 # Three workspaces: on a busy machine they take longer than the default of a test.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
@@ -116,7 +116,7 @@ def make_config(root: Path) -> Config:
     content["inputs"] |= MORE_INPUTS
     content["channels"] |= MORE_CHANNELS
     content |= {"identity": IDENTITY, "quality": {"max_quarantine_share": 0.5}}
-    content["targets"] = {**ONE_TARGET, "spend": MORE_TARGETS["spend"]}
+    content["targets"] = ONE_TARGET
     content["training"] |= {"launcher": "in_process", "world_size": 1, "finetune_epochs": 1}
     conf = root.with_suffix(".yaml")
     conf.write_text(yaml.safe_dump(content, sort_keys=False))
