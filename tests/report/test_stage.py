@@ -82,12 +82,12 @@ class Nights:
         self, run_id: str, digest: str, version: int, target: str = "response", day: dt.date = DAY
     ) -> None:
         self.publish("scores", run_id, target, day)
-        self.append("score", run_id, ScoreResult(1, 0, 1, 1, 1, {}, digest, version), target, day)
+        self.append("score", run_id, ScoreResult(1, 0, 1, 1, 1, {}, digest, version, {}), target, day)
 
     def deliver(self, run_id: str, scores: str, target: str = "response", day: dt.date = DAY) -> None:
         self.publish("contact_list", run_id, target, day)
         now = dt.datetime(2023, 12, 2, tzinfo=dt.UTC)
-        result = DeliverResult(0, 0, 1, 0, 0, 1, "list.csv", now, scores, "list.json", now, "")
+        result = DeliverResult(0, 0, 1, 0, 0, 1, "list.csv", now, scores, "list.json", now, "", ())
         self.append("deliver", run_id, result, target, day)
 
     def entries(self, target: str = "response", day: dt.date = DAY) -> ListEntries:
