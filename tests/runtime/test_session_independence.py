@@ -25,11 +25,8 @@ from tests.support.shop import ONE_TARGET, STARTED_AT, draw_data_set, raw_id, se
 # Three workspaces: on a busy machine they take longer than the default of a test.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 
-# All stages with the model that they train, and those that a model of another workspace is used for.
-ALL = (
-    "ingest", "consent", "sequences", "examples", "snapshot", "train", "score", "evaluate", "deliver", "report",
-    "embed",
-)  # fmt: skip
+# Stages up to the model, and those that use it.
+TO_MODEL = ("ingest", "consent", "sequences", "examples", "snapshot", "train")
 BY_MODEL = ("score", "evaluate", "deliver", "embed")
 # The session that the package makes itself, and two that a platform might bring: time zone, ANSI mode.
 REFERENCE = ("UTC", "true")
@@ -46,7 +43,7 @@ NEAR = {
     "contact_list": ("customer_key", "as_of"),
     "embeddings": ("customer_key", "as_of"),
 }
-_OF_RUN = ("run_id", "ingested_at", "mapping")
+_OF_RUN = ("run_id", "ingested_at", "mapping", "consent_version")
 
 # Texts without a zone, local days and local times, at which the session's zone could take effect.
 MORE_INPUTS = {
@@ -140,24 +137,24 @@ def run(
 def workspaces(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workspace]:
     """Time zone -> the workspace that a session of it made.
 
-    Each trains a model of its own; then all are scored with the model of the first, because trained weights depend on
-    the order of additions. The process of the last has another time zone than its session.
+    Each trains a model of its own; then all use the model of the first, because trained weights depend on the order of
+    additions. All sessions report on the first. The process of the last has another time zone than its session.
     """
     folder = tmp_path_factory.mktemp("sessions")
-    made = {}
+    made: dict[str, Workspace] = {}
+    first: Config | None = None
     with pytest.MonkeyPatch.context() as patch:
         for zone, ansi in [REFERENCE, *OTHERS]:
             config = make_config(folder / zone.replace("/", "_"))
             if zone == OTHERS[-1][0]:
                 patch.setitem(os.environ, "TZ", "Asia/Kathmandu")
                 time.tzset()
-            results = run(spark, config, ALL, zone, ansi)
-            if not made:
-                uri = f"sqlite:///{config.workspace / 'mlflow' / 'mlflow.db'}"
-            else:
-                with patch.context() as scoring:
-                    scoring.setenv("MLFLOW_TRACKING_URI", uri)
-                    results |= run(spark, config, BY_MODEL, zone, ansi)
+            results = run(spark, config, TO_MODEL, zone, ansi)
+            first = first or config
+            with patch.context() as using:
+                using.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{first.workspace / 'mlflow' / 'mlflow.db'}")
+                results |= run(spark, config, BY_MODEL, zone, ansi)
+                results |= run(spark, first, ("report",), zone, ansi)
             made[zone] = Workspace(config.workspace, results)
     time.tzset()
     return made
@@ -211,7 +208,7 @@ def assert_near(left: Any, right: Any) -> None:
 @pytest.mark.parametrize("zone", [zone for zone, _ in OTHERS])
 def test_results_are_equal(workspaces: dict[str, Workspace], zone: str) -> None:
     expected, actual = workspaces[REFERENCE[0]].results, workspaces[zone].results
-    counted = [name for name in ALL if name not in ("train", "report")]
+    counted = [name for name in (*TO_MODEL, *BY_MODEL, "report") if name != "train"]
     assert {name: dict(actual[name].counts) for name in counted} == {
         name: dict(expected[name].counts) for name in counted
     }
