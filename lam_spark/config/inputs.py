@@ -76,8 +76,8 @@ class InputConfig(Section):
     )
     keep_versions: bool = Field(
         default=True,
-        description="look-up: keep each content as a version in the table `lookups`; false: its rows are only added and "
-        "never change, so that every content gives the same events",
+        description="look-up: keep each content as a version in the table `lookups`; false: its rows are only added "
+        "and never change, so that every content gives the same events",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Every table of a workspace, declared once: columns, grain, key, customer column, writer, Delta properties.
 
-Imports only `declaration.py` of the package, so that the configuration can derive reserved column names from it. The
-document `docs/tables.md` is generated from this module.
+Imports only `declaration.py` of the package, so that the configuration can derive reserved column names from it
+(`reserved.py`). The document `docs/tables.md` is generated from this module.
 """
 
 from __future__ import annotations
@@ -394,20 +394,3 @@ TABLES: Mapping[str, TableSpec] = {
         stats_columns=("recorded_at",),
     ),
 }
-
-# Columns other than fields that the selects of channels, link statements and proposals yield.
-INPUT_COLUMNS = ("customer_id", "event_key", "id", "linked_at", "proposal_id", "description")
-
-# Training blocks have the columns `event_FIELD` and `query_FIELD`.
-_FIELD_PREFIXES = ("event_", "query_")
-
-# Names that fields may not have, because a table has both columns. Training blocks add a prefix to fields.
-RESERVED_COLUMNS = frozenset(INPUT_COLUMNS).union(
-    *(spec.columns for spec in TABLES.values() if spec.holds_fields),
-    (
-        name.removeprefix(prefix)
-        for name in TABLES["training_blocks"].columns
-        for prefix in _FIELD_PREFIXES
-        if name.startswith(prefix)
-    ),
-)
