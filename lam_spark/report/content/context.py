@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from lam_spark.report.content.contacts import ContactList
-from lam_spark.report.content.data import Arrival, ConsentCount, FunnelStep, QueryCount, SourceCount
+from lam_spark.report.content.data import Arrival, ConsentCount, FunnelStep, Lookup, QueryCount, SourceCount
 from lam_spark.report.content.evaluation import Calibration, HeldOut, TargetResult
 from lam_spark.report.content.training import StageCost, Training
 
@@ -77,6 +77,7 @@ class ReportContext:
         funnel: Steps from raw rows to delivered customers.
         sources: Row status counts by source.
         arrivals: Declared and measured delays of the channels that were measured.
+        lookups: Versions of the look-ups that map raw rows.
         consent: Customers by consent status, one row per purpose.
         training: How the model was trained, or None if no model was trained.
         stages: Cost of every stage, in the order they ran.
@@ -105,6 +106,7 @@ class ReportContext:
     funnel: tuple[FunnelStep, ...] = ()
     sources: tuple[SourceCount, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
     consent: tuple[ConsentCount, ...] = ()
     training: Training | None = None
     stages: tuple[StageCost, ...] = ()
