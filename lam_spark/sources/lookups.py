@@ -44,6 +44,7 @@ class RecordedVersion:
     """A row of the table `lookup_versions`."""
 
     schema: StructType
+    customer_id: str | None
     rows: int
     recorded_at: dt.datetime
 
@@ -78,7 +79,7 @@ def recorded_versions(tables: Tables) -> dict[str, dict[int, RecordedVersion]]:
         micros = F.unix_micros("recorded_at").alias("_micros")
         for row in table.select("*", micros).orderBy("lookup", "version").toLocalIterator():
             schema = StructType.fromJson(json.loads(row["columns"]))
-            version = RecordedVersion(schema, row["rows"], instant(row["_micros"]))
+            version = RecordedVersion(schema, row["customer_id"], row["rows"], instant(row["_micros"]))
             versions.setdefault(row["lookup"], {})[row["version"]] = version
     return versions
 
@@ -116,6 +117,7 @@ class Lookups:
         self._copies = self._copy_where_different()
         self._new: dict[str, int] = {}  # look-up -> version that this run records
         self._changes: DataFrame | None = None
+        self._rekeyed: DataFrame | None = None  # earlier rows whose customer is known now
         self._contents: dict[tuple[str, int], DataFrame] = {}
         self._inputs: tuple[dict[str, int], Inputs] | None = None
         if self._copies:
@@ -149,7 +151,10 @@ class Lookups:
         return {_FINGERPRINTS: self._fingerprints}
 
     def with_customers(self, secret: Secret) -> None:
-        """Add the pseudonyms of customers to the new rows; new ids are registered. Before the transaction."""
+        """Add the pseudonyms of customers to the new rows; new ids are registered. Before the transaction.
+
+        Where `customer_id` is another column than before, also to the rows of all earlier versions.
+        """
         if self._changes is None:
             return
         plain = self._changes.withColumn("customer_key", F.lit(None).cast("string"))
@@ -160,6 +165,19 @@ class Lookups:
             for name in names
         ]
         self._changes = union_all([plain.where(~of_customers), *keyed]) if keyed else plain
+        declared_since = [
+            name
+            for name in names
+            if self._new[name] > 1
+            and self.recorded[name][self._new[name] - 1].customer_id != self._config.inputs[name].customer_id
+        ]
+        if declared_since:
+            earlier = self._tables.read("lookups").select("lookup", "row").distinct()
+            rows = [
+                self._with_keys(earlier.where(F.col("lookup") == name), name, secret)
+                for name in declared_since
+            ]
+            self._rekeyed = union_all(rows)
 
     def record(self) -> None:
         """Write the new versions; called inside a transaction. Without a new version nothing is committed."""
@@ -175,6 +193,9 @@ class Lookups:
             )
             holds_now = "known.lookup = fresh.lookup AND known.last_version IS NULL"
             tables.update(gone, "lookups", "row", columns=["last_version"], where=holds_now)
+        if self._rekeyed is not None:
+            same = "known.lookup = fresh.lookup"
+            tables.update(self._rekeyed, "lookups", "row", columns=["customer_key"], where=same)
         new = changes.where("_is_new").select(
             *_ROW,
             "customer_key",
@@ -185,7 +206,7 @@ class Lookups:
         tables.append(new, "lookups")
         columns = TABLES["lookup_versions"].columns
         rows = [
-            (name, number, of.schema.json(), of.rows, of.recorded_at)
+            (name, number, of.schema.json(), of.customer_id, of.rows, of.recorded_at)
             for name, number in self._new.items()
             for of in [self.recorded[name][number]]
         ]
@@ -198,14 +219,18 @@ class Lookups:
         for name, schema in self._schemas.items():
             spec = self._config.inputs[name]
             fingerprint = _fingerprint(self._tables, name, spec)
-            newest = self.recorded.get(name, {}).get(self.newest[name])
             is_same = fingerprint is not None and fingerprint == self._fingerprints.get(name)
-            if newest is None or newest.schema != schema or not is_same:
+            if not (is_same and self._is_declared_as_recorded(name)):
                 copies[name] = self._copy(name, spec, schema)
             self._fingerprints.pop(name, None)
             if fingerprint is not None:
                 self._fingerprints[name] = fingerprint
         return copies
+
+    def _is_declared_as_recorded(self, name: str) -> bool:
+        newest = self.recorded.get(name, {}).get(self.newest[name])
+        declared = (self._schemas[name], self._config.inputs[name].customer_id)
+        return newest is not None and (newest.schema, newest.customer_id) == declared
 
     def _copy(self, name: str, spec: InputConfig, schema: StructType) -> DataFrame:
         """Read a look-up once."""
@@ -238,13 +263,13 @@ class Lookups:
         differences = _counts(self._changes)
         rows = _counts(union_all(named))
         for name in self._copies:
-            known_version = self.recorded.get(name, {}).get(self.newest[name])
-            schema = self._schemas[name]
-            if known_version is not None and known_version.schema == schema and not differences.get(name):
+            if self._is_declared_as_recorded(name) and not differences.get(name):
                 continue
+            schema = self._schemas[name]
             self.newest[name] += 1
             self._new[name] = self.newest[name]
-            version = RecordedVersion(schema, rows.get(name, 0), self._started_at)
+            customer_id = self._config.inputs[name].customer_id
+            version = RecordedVersion(schema, customer_id, rows.get(name, 0), self._started_at)
             self.recorded.setdefault(name, {})[self.newest[name]] = version
 
     def _content(self, name: str, version: int) -> DataFrame:
@@ -278,7 +303,8 @@ class Lookups:
     def _with_keys(self, rows: DataFrame, name: str, secret: Secret) -> DataFrame:
         column = str(self._config.inputs[name].customer_id)
         with configured_sql(rows.sparkSession):
-            parsed = rows.select("*", parsed_row(self._schemas[name])[column].alias("_id"))
+            only = StructType([self._schemas[name][column]])
+            parsed = rows.select("*", parsed_row(only)[column].alias("_id"))
             folds = CUSTOMER in self._config.identity.fold_case
             text = id_column(parsed, "_id", f"inputs.{name}.customer_id", folds=folds)
             selected = parsed.select(*rows.columns, F.nullif(text, F.lit("")).alias("_id"))

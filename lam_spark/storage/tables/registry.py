@@ -155,6 +155,7 @@ TABLES: Mapping[str, TableSpec] = {
             "lookup": ("STRING", "name of the input"),
             "version": ("BIGINT", "1, 2, ...: a number for each content that differs from the one before"),
             "columns": ("STRING", "JSON of the names and types of its columns"),
+            "customer_id": ("STRING", "the column that holds a customer's id; null without one"),
             "rows": ("BIGINT", "rows of this version"),
             "recorded_at": ("TIMESTAMP", "start of the run that read it first"),
         },
