@@ -14,6 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lam_spark.errors import DataQualityError
+from lam_spark.events import stage
 from lam_spark.events.stage import IngestResult, ingest
 from lam_spark.runtime.context import RunContext
 from lam_spark.sources.lookup_rows import lookup_rows, row_text
@@ -23,6 +24,8 @@ from tests.support.shop import context_builder, key_of, raw_id, settings
 
 FIRST = dt.datetime(2023, 3, 20, tzinfo=dt.UTC)
 OWNER = raw_id(7)
+SALE = (raw_id(1), "2023-03-01T11:00:00Z", "1", "ink")
+LOOKUP_TABLES = ("lookups", "lookup_versions")
 
 # Per night: the shops (shop, region, owner), the prices (product, price class) and the new sales (shop, product).
 # Shop 1 moves from north to south and back; the prices stay as they are from the second night on.
@@ -110,7 +113,7 @@ def build(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Call
 def run(ctx: RunContext) -> Night:
     result = ingest(ctx)
     events = ctx.tables.read("events").orderBy("event_time").collect()
-    commits = {name: ctx.tables.version(name) for name in ("lookups", "lookup_versions")}
+    commits = {name: ctx.tables.version(name) for name in LOOKUP_TABLES}
     return Night(result, [event["item"] for event in events], [event["product"] for event in events], commits)
 
 
@@ -182,14 +185,49 @@ def test_only_rows_that_changed_are_written_and_they_carry_their_customer(
     }
 
 
-def test_a_look_up_without_versions_maps_all_rows_as_it_is_now(
-    nights: list[Night], build: Callable[..., RunContext]
+@pytest.fixture(scope="module")
+def changed(nights: list[Night], build: Callable[..., RunContext]) -> Night:
+    """A rebuild without versions of the shops, and with products as ids of customers in the prices."""
+    plain = sections(build(9).config.workspace)["inputs"]
+    inputs = plain | {
+        "shops": plain["shops"] | {"keep_versions": False},
+        "prices": plain["prices"] | {"customer_id": "product"},
+    }
+    return run(build(10, inputs=inputs, ingest={"rebuild": True}))
+
+
+def test_a_look_up_without_versions_maps_all_rows_as_it_is_now(changed: Night) -> None:
+    assert (changed.regions, changed.prices) == (["north"] * 4, PRICES)
+    assert list(changed.result.lookups) == ["prices"]
+
+
+def test_rows_of_earlier_versions_get_the_customer_that_is_declared_later(
+    changed: Night, build: Callable[..., RunContext]
 ) -> None:
-    plain = sections(build(9).config.workspace)
-    inputs = plain["inputs"] | {"shops": plain["inputs"]["shops"] | {"keep_versions": False}}
-    rebuilt = run(build(10, inputs=inputs, ingest={"rebuild": True}))
-    assert (rebuilt.regions, rebuilt.prices) == (["north"] * 4, PRICES)
-    assert list(rebuilt.result.lookups) == ["prices"]
+    table = build(9).tables.read("lookups").where("lookup = 'prices'")
+    found = {
+        (json.loads(row["row"])["product"], row["last_version"], row["customer_key"])
+        for row in table.collect()
+    }
+    assert found == {("pen", None, key_of("pen")), ("ink", 1, key_of("ink")), ("ink", None, key_of("ink"))}
+    assert changed.result.lookups["prices"].version == 3
+
+
+def test_a_run_that_fails_records_no_version(
+    changed: Night, build: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = build(11)
+    before = {name: sorted(map(str, ctx.tables.read(name).collect())) for name in LOOKUP_TABLES}
+    write_csv(ctx.config.workspace / "raw" / "shops.csv", "shop region owner", [("1", "west", OWNER)])
+    write_csv(ctx.config.workspace / "raw" / "sales" / "9.csv", "customer at shop product", [SALE])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage, "update_ingestion_state", full)
+    with pytest.raises(OSError, match="No space left"):
+        ingest(ctx)
+    assert {name: sorted(map(str, ctx.tables.read(name).collect())) for name in LOOKUP_TABLES} == before
 
 
 def test_rows_are_the_same_after_they_were_kept_as_text(spark: SparkSession) -> None:
@@ -216,9 +254,7 @@ def test_rows_are_the_same_after_they_were_kept_as_text(spark: SparkSession) -> 
     assert [repr(row) for row in again.collect()] == expected
 
 
-def test_a_version_that_is_lost_stops_the_rebuild(
-    nights: list[Night], build: Callable[..., RunContext]
-) -> None:
+def test_a_version_that_is_lost_stops_the_rebuild(changed: Night, build: Callable[..., RunContext]) -> None:
     ctx = build(11, ingest={"rebuild": True})
     gone = ctx.tables.read("lookups").where("lookup = 'prices' AND last_version = 1").select("row")
     ctx.tables.update(gone, "lookups", "row", delete_where="true", where="known.lookup = 'prices'")
