@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from lam_spark.errors import DataQualityError
+from lam_spark.config import InputConfig
+from lam_spark.errors import ConfigError, DataQualityError
 from lam_spark.events import stage
 from lam_spark.events.stage import IngestResult, ingest
 from lam_spark.runtime.context import RunContext
-from lam_spark.sources.lookup_rows import lookup_rows, row_text
+from lam_spark.sources.lookup_rows import lookup_rows, lookup_schema, row_text
 from lam_spark.sources.lookups import LookupVersion
 from lam_spark.storage.session_settings import configured_sql
 from tests.support.shop import context_builder, key_of, raw_id, settings
@@ -252,6 +253,25 @@ def test_rows_are_the_same_after_they_were_kept_as_text(spark: SparkSession) -> 
     assert kinds[0] == kinds[1]
     expected = [repr(row) for row in frame.collect() for _ in range(2)]
     assert [repr(row) for row in again.collect()] == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "customer_id", "message"),
+    [
+        ("shop INT, owner STRING", "owners", r"inputs\.shops\.customer_id: no column 'owners': .*owner"),
+        (
+            "sizes MAP<INT, STRING>",
+            None,
+            r"the column sizes is map<int,string>, which the versions .* cannot keep",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused(
+    spark: SparkSession, columns: str, customer_id: str | None, message: str
+) -> None:
+    spec = InputConfig(format="parquet", path="shops", columns=columns, customer_id=customer_id)
+    with pytest.raises(ConfigError, match=message):
+        lookup_schema("shops", spec)
 
 
 def test_a_version_that_is_lost_stops_the_rebuild(changed: Night, build: Callable[..., RunContext]) -> None:
