@@ -65,6 +65,8 @@ STAGES: Mapping[str, Stage] = {
             "unresolved",
             "reconciliation",
             "ingestion_state",
+            "lookups",
+            "lookup_versions",
         ),
         needs_secret=True,
     ),

@@ -240,6 +240,9 @@ BOUNDED = [
     "sources/files.py new_files",  # one per new file, whose names Spark's own listing holds on the driver, too
     "sources/ingestion_state.py _states",  # groups: readers
     "sources/inputs.py count_lines",  # groups: inputs
+    "sources/lookups.py _counts",  # groups: look-ups
+    "sources/lookups.py recorded_versions",  # one per look-up, and one per night on which it changed
+    "sources/slices.py _recorded_parts",  # one per ingested file, all of which a rebuild lists
     "training/cost_command.py _passes_of_tables",  # groups: two kinds of blocks
     "training_data/value_embeddings.py _table",  # at most one per value of the vocabulary, or it raises
 ]

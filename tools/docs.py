@@ -21,7 +21,8 @@ from lam_spark.config import Config, Section, duration_text
 from lam_spark.config.dataset import RESERVED_PREFIXES
 from lam_spark.stages import STAGES
 from lam_spark.storage.tables.declaration import TableSpec
-from lam_spark.storage.tables.registry import RESERVED_COLUMNS, TABLES
+from lam_spark.storage.tables.registry import TABLES
+from lam_spark.storage.tables.reserved import RESERVED_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARKS = ("<!-- stages -->\n", "<!-- /stages -->")

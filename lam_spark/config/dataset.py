@@ -29,7 +29,7 @@ from lam_spark.config.sql import SqlQuery
 from lam_spark.config.targets import TargetConfig
 from lam_spark.config.training import TrainingConfig
 from lam_spark.config.words import WordsConfig
-from lam_spark.storage.tables.registry import RESERVED_COLUMNS
+from lam_spark.storage.tables.reserved import RESERVED_COLUMNS
 
 # Training blocks and examples have columns `query_FIELD` and `label_TARGET`.
 RESERVED_PREFIXES = ("query_", "label_")

@@ -70,6 +70,15 @@ class InputConfig(Section):
     watermark: str | None = Field(
         default=None, description="jdbc: column whose values only grow (a number, date or timestamp)"
     )
+    customer_id: str | None = Field(
+        default=None,
+        description="look-up: column that holds a customer's id; the versions of the row are kept under its pseudonym",
+    )
+    keep_versions: bool = Field(
+        default=True,
+        description="look-up: keep each content as a version in the table `lookups`; false: its rows are only added "
+        "and never change, so that every content gives the same events",
+    )
 
     @model_validator(mode="after")
     def _location_fits_format(self) -> InputConfig:

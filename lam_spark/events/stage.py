@@ -26,10 +26,20 @@ from lam_spark.identity.pseudonyms import matching_secret
 from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.results import StageResult
 from lam_spark.sources.ingestion_state import find_increments, update_ingestion_state
-from lam_spark.sources.inputs import Inputs
+from lam_spark.sources.lookups import Lookups, LookupVersion
+from lam_spark.sources.slices import kept_lookups, slice_increments, watermark_metadata
 from lam_spark.storage.tables.publish import transaction
 
-_PUBLISHED = ("links", "events", "quarantine", "unresolved", "reconciliation", "ingestion_state")
+_PUBLISHED = (
+    "links",
+    "events",
+    "quarantine",
+    "unresolved",
+    "reconciliation",
+    "ingestion_state",
+    "lookups",
+    "lookup_versions",
+)
 # Counts that the message names only where they are not zero.
 _FURTHER_COUNTS = {
     "links": "links",
@@ -50,13 +60,17 @@ class IngestResult(StageResult):
         sources: Reconciliation counts by source; empty if nothing was new.
         refused: Refused rows by reader and reason.
         arrival_delays: Declared and proposed delay by channel, from the nights after its first load.
+        lookups: Version that maps new rows, by look-up of the readers that had new rows.
+        remapped: Reader -> why a rebuild mapped some of its earlier rows with the newest versions of its look-ups.
     """
 
-    FORMAT = 2
+    FORMAT = 3
 
     sources: dict[str, ReconciliationCounts]
     refused: dict[str, dict[str, int]]
     arrival_delays: dict[str, ArrivalDelay]
+    lookups: dict[str, LookupVersion]
+    remapped: dict[str, str]
 
     @property
     def total(self) -> ReconciliationCounts:
@@ -80,25 +94,37 @@ class IngestResult(StageResult):
 
     @property
     def details(self) -> tuple[str, ...]:
-        """A line for each channel whose events arrive later than it declares."""
-        return tuple(
+        """Channels whose events arrive later than declared, look-ups that changed, rows without their own version."""
+        late = (
             f"channels.{name}.arrival_delay is {delay.declared}; 95 % of the new events arrived within "
             f"{delay.proposed} (nights measured: {delay.nights})"
             for name, delay in self.arrival_delays.items()
             if delay.is_exceeded
         )
+        changed = (
+            f"look-up {name}: version {lookup.version}; new rows are mapped with it, earlier ones keep theirs"
+            for name, lookup in self.lookups.items()
+            if lookup.has_changed
+        )
+        remapped = (
+            f"{reader}: some earlier rows are mapped with the newest look-ups: {reason}"
+            for reader, reason in self.remapped.items()
+        )
+        return (*late, *changed, *remapped)
 
 
 @stage
 def ingest(ctx: RunContext) -> IngestResult:
     """Publish `events` (grain: an event), `links`, `unresolved` (rows whose id has no customer yet), `quarantine`.
 
+    Look-ups whose content changed get a new version in `lookups` and `lookup_versions`; new rows are mapped with it.
     `events` has the columns `known_at` (`events.known_at`) and `event_order BIGINT`, which sorts like `event_id`.
 
     Raises:
         ConfigError: An input, a select, a rule or the secret is wrong.
         DataQualityError: A first load without rows, a select that multiplies or drops rows, or more refused or
-            unresolved rows than `quality` allows; nothing is published.
+            unresolved rows than `quality` allows; or a version of a look-up that a rebuild needs was deleted.
+            Nothing is published.
     """
     config, tables = ctx.config, ctx.tables
     secret = matching_secret(tables, config.identity)  # before the work, not after it
@@ -111,12 +137,14 @@ def ingest(ctx: RunContext) -> IngestResult:
         if increment.parts or increment.is_first
     ]
     if not increments:
-        return IngestResult({}, {}, {})
+        return IngestResult({}, {}, {}, {}, {})
     staging.mkdir(parents=True)  # before Spark does, with permissions of its own
     rebuild = config.ingest.rebuild
     try:
-        inputs = Inputs(ctx.spark, config.inputs, config.views)
-        staged = stage_increments(inputs, config, increments, ctx.started_at, staging, ctx.log)
+        names = {name for each in increments if each.parts for name in kept_lookups(config, each.reader)}
+        lookups = Lookups(tables, config, sorted(names), staging, ctx.started_at)
+        slices = slice_increments(tables, config, increments, lookups)
+        staged = stage_increments(lookups, config, slices.by_reader, ctx.started_at, staging, ctx.log)
         counts = count_staged(config, staged)
         _require_few_refused(config.quality, staged, counts.refused)
         frames = {reader: rows.frame for reader, rows in staged.items()}
@@ -131,12 +159,16 @@ def ingest(ctx: RunContext) -> IngestResult:
         _require_few_unresolved(config.quality, sources)
         quarantine = quarantine_rows(frames.values(), ctx.run_id)
         publication = Publication(sources, arrival_seconds, assigned, quarantine, tuple(config.fields))
+        lookups.with_customers(secret)
+        metadata = lookups.metadata() | watermark_metadata(tables, config, increments)
         with transaction(tables, *_PUBLISHED):
             publish(tables, publication, ctx.run_id, ctx.started_at, rebuild)
-            update_ingestion_state(tables, increments, ctx.run_id, ctx.started_at, rebuild)
+            lookups.record()
+            update_ingestion_state(tables, slices.all, ctx.run_id, ctx.started_at, rebuild, metadata)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return IngestResult(sources, counts.refused, arrival_delays(tables, config.channels))
+    delays = arrival_delays(tables, config.channels)
+    return IngestResult(sources, counts.refused, delays, lookups.results(), slices.remapped)
 
 
 def _require_few_refused(

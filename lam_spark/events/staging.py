@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from lam_spark.runtime.log import RunLog
 from lam_spark.sources.files import Input
 from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.inputs import Inputs, count_lines
+from lam_spark.sources.lookups import Lookups
 from lam_spark.storage.dataframes import union_all
 from lam_spark.storage.session_settings import configured_sql
 from lam_spark.storage.time import instant, sql_literal
@@ -77,60 +78,78 @@ def materialize(frame: DataFrame, folder: Path) -> DataFrame:
     return frame.sparkSession.read.schema(frame.schema).parquet(str(folder))
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """An opened slice and the name of its folder."""
+
+    name: str
+    slice: SourceIncrement
+    input: Input
+
+
 def stage_increments(
-    inputs: Inputs,
+    lookups: Lookups,
     config: Config,
-    increments: Iterable[SourceIncrement],
+    slices: Mapping[str, Sequence[SourceIncrement]],
     started_at: dt.datetime,
     staging: Path,
     log: RunLog,
 ) -> dict[str, StagedRows]:
-    """Map the new rows of each reader into a folder of its own.
+    """Map the new rows of each reader, each slice with its versions of the look-ups into a folder of its own.
 
     Args:
-        inputs: Inputs of the stage.
+        lookups: Look-ups of the run.
         config: Configuration of the data set.
-        increments: New rows of the readers.
+        slices: New rows of the readers (`slice_increments`).
         started_at: Start of the run (UTC).
         staging: Folder of this run.
         log: Gets one event per reader.
 
     Raises:
         ConfigError: An input, a select or a rule is wrong.
-        DataQualityError: The first load of a reader has no rows.
+        DataQualityError: The first load of a reader has no rows, or rows of a look-up's version were deleted.
     """
-    increments = list(increments)
-    opened = {
-        increment.reader: inputs.open_increment(increment, staging / f"{increment.reader}.landed")
-        for increment in increments
-        if increment.parts
-    }
-    line_counts = count_lines(opened)
+    opened = {reader: _open(lookups, reader, of_reader, staging) for reader, of_reader in slices.items()}
+    line_counts = count_lines({each.name: each.input for parts in opened.values() for each in parts})
     limits = TimeLimits.of(config, started_at)
     staged = {}
-    for increment in increments:
-        reader = increment.reader
-        well_formed, malformed = line_counts.get(reader, (0, 0))
-        if increment.is_first and not well_formed + malformed:
-            path = config.inputs[increment.input].path or "a table"
+    for reader, parts in opened.items():
+        counts = [line_counts.get(each.name, (0, 0)) for each in parts]
+        well_formed, malformed = sum(rows for rows, _ in counts), sum(lines for _, lines in counts)
+        if slices[reader][0].is_first and not well_formed + malformed:
+            name = slices[reader][0].input
+            path = config.inputs[name].path or "a table"
             raise DataQualityError(
-                f"{_section(config, reader)}: its input {increment.input!r} ({path}) has no rows. An empty first "
+                f"{_section(config, reader)}: its input {name!r} ({path}) has no rows. An empty first "
                 "load is refused, because a wrong path is more likely than a channel without rows. Check the path"
             )
-        mapped = _map_rows(inputs, config, reader, limits, opened[reader])
-        lines = opened[reader].malformed
-        if lines is not None and malformed:
-            mapped = mapped.union(malformed_rows(mapped, lines, reader))
-        staged[reader] = StagedRows(materialize(mapped, staging / reader), well_formed, malformed)
+        frames = []
+        for each, (_, lines) in zip(parts, counts, strict=True):
+            mapped = _map_rows(lookups.inputs(each.slice.lookups), config, reader, limits, each.input)
+            if each.input.malformed is not None and lines:
+                mapped = mapped.union(malformed_rows(mapped, each.input.malformed, reader))
+            frames.append(materialize(mapped, staging / each.name))
+        staged[reader] = StagedRows(union_all(frames), well_formed, malformed)
         log.event(
             "staged",
             reader=reader,
-            parts=len(increment.parts),
+            parts=sum(len(each.slice.parts) for each in parts),
             rows=well_formed,
             malformed=malformed,
-            undeclared_columns=list(opened[reader].undeclared),
+            undeclared_columns=sorted({column for each in parts for column in each.input.undeclared}),
         )
     return staged
+
+
+def _open(lookups: Lookups, reader: str, slices: Sequence[SourceIncrement], staging: Path) -> list[_Opened]:
+    """The slices of a reader that have rows to read."""
+    inputs = lookups.inputs({})
+    opened = []
+    for number, each in enumerate(slices):
+        if each.parts:
+            name = f"{reader}.{number}" if number else reader
+            opened.append(_Opened(name, each, inputs.open_increment(each, staging / f"{name}.landed")))
+    return opened
 
 
 def _map_rows(inputs: Inputs, config: Config, reader: str, limits: TimeLimits, new: Input) -> DataFrame:

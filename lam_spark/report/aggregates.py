@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -15,9 +15,11 @@ from lam_spark.report.content import (
     Contact,
     ContactList,
     HistogramBin,
+    Lookup,
     ProposalCount,
     SourceCount,
 )
+from lam_spark.sources.lookups import latest_lookups
 from lam_spark.storage.dataframes import one_row
 from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import sql_literal
@@ -68,6 +70,19 @@ def measured_arrivals(tables: Tables, channels: Mapping[str, ChannelConfig]) -> 
     delays = arrival_delays(tables, channels)
     return tuple(
         Arrival(name, delay.declared, delay.proposed, delay.nights) for name, delay in delays.items()
+    )
+
+
+def recorded_lookups(tables: Tables, names: Iterable[str]) -> tuple[Lookup, ...]:
+    """The newest version of these look-ups; those without a version are left out."""
+    return tuple(
+        Lookup(
+            name,
+            of.version,
+            dt.datetime.fromisoformat(of.since),
+            dt.datetime.fromisoformat(of.first_recorded),
+        )
+        for name, of in latest_lookups(tables, names).items()
     )
 
 

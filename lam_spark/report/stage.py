@@ -19,6 +19,7 @@ from lam_spark.report.aggregates import (
     count_rows_by_channel,
     measured_arrivals,
     read_contact_list,
+    recorded_lookups,
 )
 from lam_spark.report.entries import entries_of_list
 from lam_spark.report.render import write_report
@@ -27,6 +28,7 @@ from lam_spark.runtime.context import RunContext, stage
 from lam_spark.runtime.jvm import java_version
 from lam_spark.runtime.results import StageResult
 from lam_spark.scoring.freshness import require_scores
+from lam_spark.sources.slices import all_kept_lookups
 from lam_spark.storage.dataframes import one_row
 from lam_spark.storage.time import sql_literal
 
@@ -105,6 +107,7 @@ def report(ctx: RunContext) -> ReportResult:
         sources=sources,
         arrivals=measured_arrivals(tables, config.channels),
         stale_channels=assemble.stale_channels(entries.score, entries.examples),
+        lookups=recorded_lookups(tables, all_kept_lookups(config)),
         consent=tuple(
             c.ConsentCount(purpose, **vars(counts)) for purpose, counts in entries.score.consent.items()
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,11 +15,13 @@ class Part:
         name: Path, version or watermark.
         size: Bytes of a file, rows at a watermark.
         modified: Modification time of a file, microseconds since 1970.
+        ingested_at: When it was ingested first, where a rebuild reads it again; None: now.
     """
 
     name: str
     size: int | None = None
     modified: int | None = None
+    ingested_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class SourceIncrement:
         is_first: Whether the reader has never ingested anything.
         has_change_feed: Whether a Delta table's change feed reports all changes after `after`.
         includes_after: Whether the database now has more rows at the watermark `after` than were ingested.
+        lookups: Look-up -> version that maps the rows.
     """
 
     reader: str
@@ -43,3 +48,4 @@ class SourceIncrement:
     is_first: bool
     has_change_feed: bool = False
     includes_after: bool = False
+    lookups: Mapping[str, int] = field(default_factory=dict)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -66,9 +67,14 @@ def find_increments(
 
 
 def update_ingestion_state(
-    tables: Tables, increments: Iterable[SourceIncrement], run_id: str, started_at: dt.datetime, rebuild: bool
+    tables: Tables,
+    increments: Iterable[SourceIncrement],
+    run_id: str,
+    started_at: dt.datetime,
+    rebuild: bool,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record increments as ingested; a rebuild drops all earlier records."""
+    """Record increments as ingested; a rebuild drops all earlier records. `metadata` is stored with the commit."""
     rows = [
         (
             increment.reader,
@@ -77,8 +83,9 @@ def update_ingestion_state(
             part.size,
             part.modified,
             increment.mapping,
+            list(increment.lookups.items()),
             run_id,
-            started_at,
+            part.ingested_at or started_at,
         )
         for increment in increments
         for part in increment.parts
@@ -87,9 +94,9 @@ def update_ingestion_state(
     schema = ", ".join(f"{name} {kind}" for name, (kind, _) in columns.items())
     frame = local_frame(tables.spark, rows, schema)
     if rebuild:
-        tables.overwrite(frame, "ingestion_state")
+        tables.overwrite(frame, "ingestion_state", metadata=metadata)
     elif rows:
-        tables.append(frame, "ingestion_state")
+        tables.append(frame, "ingestion_state", metadata)
 
 
 def _states(ingested: DataFrame) -> dict[str, IngestionState]:

@@ -89,24 +89,33 @@ class Inputs:
         spark: Active session.
         inputs: Configuration of the inputs.
         views: Named selects of the configuration.
+        contents: Rows that stand for whole inputs: versions of look-ups.
 
     Attributes:
         spark: The session.
     """
 
     def __init__(
-        self, spark: SparkSession, inputs: Mapping[str, InputConfig], views: Mapping[str, str]
+        self,
+        spark: SparkSession,
+        inputs: Mapping[str, InputConfig],
+        views: Mapping[str, str],
+        contents: Mapping[str, DataFrame] | None = None,
     ) -> None:
         self.spark = spark
         self._inputs = inputs
         self._views = views
+        self._contents = contents or {}
         self._opened: dict[str, Input] = {}
         self._registered_views: set[str] = set()
 
     def __getitem__(self, name: str) -> Input:
         """Open a whole input, register its rows as a view, and keep it open."""
         if name not in self._opened:
-            self._opened[name] = open_input(self.spark, name, self._inputs[name])
+            content = self._contents.get(name)
+            self._opened[name] = (
+                open_input(self.spark, name, self._inputs[name]) if content is None else Input(content, None)
+            )
             self._opened[name].rows.createOrReplaceTempView(name)
         return self._opened[name]
 

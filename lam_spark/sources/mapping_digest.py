@@ -57,6 +57,19 @@ def inputs_behind(config: Config, statement: str) -> list[str]:
     return sorted(_named([statement, *views.values()], config.inputs))
 
 
+def lookups_behind(config: Config, reader: str) -> list[str]:
+    """Inputs that a reader's select looks up: all that it reads other than as its own new rows, sorted.
+
+    The grain is one of them where a view names it: a view is always complete.
+    """
+    spec = config.reader(reader)
+    views = _views_behind(config, spec.select)
+    by_views = _named(views.values(), config.inputs)
+    return [
+        name for name in inputs_behind(config, spec.select) if name != spec.grain or spec.grain in by_views
+    ]
+
+
 def _described(spec: InputConfig) -> list[Any]:
     """The part of an input's configuration that decides the content of its rows."""
     # The address of a database and the way it is read do not change its rows.

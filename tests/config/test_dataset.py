@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lam_spark.config.load import load_config
-from lam_spark.storage.tables.registry import RESERVED_COLUMNS
+from lam_spark.storage.tables.reserved import RESERVED_COLUMNS
 from tests.config.shipped import SHIPPED, Write, error_text
 
 

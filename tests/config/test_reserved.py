@@ -28,7 +28,7 @@ from lam_spark.scoring.stage import score
 from lam_spark.sequences import incremental
 from lam_spark.sequences.stage import build_sequences
 from lam_spark.sequences.vocabulary import MISSING
-from lam_spark.storage.tables.registry import RESERVED_COLUMNS
+from lam_spark.storage.tables.reserved import RESERVED_COLUMNS
 from lam_spark.training_data.columns import layout_of
 from lam_spark.training_data.stage import build_snapshot
 from tests.support.shop import PURPOSES, STARTED_AT, context_builder, raw_id, settings

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from lam_spark.config import Config, Section, duration_text
-from lam_spark.storage.tables.registry import RESERVED_COLUMNS
+from lam_spark.storage.tables.reserved import RESERVED_COLUMNS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 

@@ -37,6 +37,8 @@ COMPARED = (
     "unresolved",
     "reconciliation",
     "ingestion_state",
+    "lookups",
+    "lookup_versions",
     "consent",
     "vocabulary",
     "value_counts",

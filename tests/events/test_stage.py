@@ -19,6 +19,7 @@ from lam_spark.events.quarantine import MALFORMED_REASON
 from lam_spark.events.reconciliation import ReconciliationCounts
 from lam_spark.events.stage import IngestResult, ingest
 from lam_spark.runtime.context import RunContext
+from lam_spark.sources.lookups import LookupVersion
 from tests.support.shop import (
     SECRET,
     context_builder,
@@ -313,9 +314,19 @@ def test_the_message_names_all_counts_that_are_not_zero() -> None:
     late = ReconciliationCounts(resolved_later=4, reassigned=5, unassigned=6, known_at_changed=7)
     refused = {"web": {"customer_id is missing": 1}, "shop": {}}
     delays = {"web": ArrivalDelay("0h", "31h", 4, is_exceeded=True)}
-    result = IngestResult({"web": counts, "shop": late}, refused, delays)
+    lookups = {
+        "shops": LookupVersion(3, True, "2023-05-06T00:00:00+00:00", "2023-01-02T00:00:00+00:00"),
+        "prices": LookupVersion(1, False, "2023-01-02T00:00:00+00:00", "2023-01-02T00:00:00+00:00"),
+    }
+    remapped = {"web": "the Delta table visits does not say which row came when"}
+    result = IngestResult({"web": counts, "shop": late}, refused, delays, lookups, remapped)
     assert result.message == (
         "1,010 new raw rows: 1,000 events, 6 duplicates, 1 quarantined, 1 links, 2 unresolved, 4 resolved later, "
         "5 reassigned to another customer, 6 no longer assigned to a customer, 7 known at another time, 3 conflicting"
+    )
+    assert result.details[1:] == (
+        "look-up shops: version 3; new rows are mapped with it, earlier ones keep theirs",
+        "web: some earlier rows are mapped with the newest look-ups: the Delta table visits does not say which row "
+        "came when",
     )
     assert IngestResult.from_json(json.loads(json.dumps(result.to_json()))) == result

@@ -22,6 +22,7 @@ from lam_spark.report.content import (
     FunnelStep,
     HeldOut,
     HistogramBin,
+    Lookup,
     Loss,
     ProposalCount,
     QueryCount,
@@ -98,6 +99,14 @@ def test_silent_channels_are_shown_with_the_targets_that_wait(context: ReportCon
     text = " ".join(assert_sound(replace(context, stale_channels=stale)).text.split())
     assert "no event since 2024-11-17. Labels that need it wait: buys_again, lapse." in text
     assert "<kiosk>" in text
+
+
+def test_versions_of_look_ups_and_what_mapped_the_first_load_are_shown(context: ReportContext) -> None:
+    first, since = datetime(2023, 1, 2, 3, tzinfo=UTC), datetime(2023, 5, 6, 7, tzinfo=UTC)
+    text = assert_sound(replace(context, lookups=(Lookup("shops", 3, since, first),))).text
+    assert "the history of the first load was mapped with version 1" in text.lower()
+    row = f"shops 3 {words.timestamp(since)} {words.timestamp(first)}"
+    assert row in " ".join(text.split())
 
 
 def test_an_unexplained_loss_is_shown(context: ReportContext) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,37 @@ def test_a_table_is_ingested_and_the_next_night_only_changed_rows(
     # A contract whose fields differ from before: the first row stays, and the difference is counted.
     assert counts_of(ctx) == {"rows_in": 2, "events": 1, "duplicates": 1, "conflicting": 1}
     assert ctx.tables.read("events").where("item = 'another'").isEmpty()
+
+
+def test_a_rebuild_maps_the_rows_of_a_night_with_the_look_up_of_that_night(
+    crm: Postgres, make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.csv"
+    select = SELECT.replace("tariff AS item", "class AS item") + " CROSS JOIN prices"
+    look_up = {"format": "csv", "path": str(prices), "columns": "class STRING"}
+
+    def mapped(
+        night: int, watermark: str | None = "id", rebuild: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """Looked up values by contract after a run, and readers whose earlier rows have the newest."""
+        ctx = make_context(
+            started_at=STARTED_AT + dt.timedelta(days=night),
+            inputs={"contracts": source(crm, watermark=watermark), "prices": look_up},
+            channels={"contract": {"grain": "contracts", "select": select}},
+            ingest={"rebuild": rebuild},
+        )
+        result = ingest(ctx)
+        events = ctx.tables.read("events")
+        return sorted(row["item"] for row in events.select("item").collect()), list(result.remapped)
+
+    prices.write_text("class\nlow\n")
+    assert mapped(1) == (["low"] * 3, [])
+    prices.write_text("class\nhigh\n")
+    crm.sql(contract(4, "2023-03-04 12:00"))
+    assert mapped(2) == (["high"] + ["low"] * 3, [])
+    assert mapped(3, rebuild=True) == (["high"] + ["low"] * 3, [])
+    # Without its watermark nothing says which row came when.
+    assert mapped(4, watermark=None, rebuild=True) == (["high"] * 4, ["contract"])
 
 
 def test_a_table_that_changes_between_reads_is_read_once(crm: Postgres, night: Night) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lam_spark.config import Config
 from lam_spark.config.load import load_config
-from lam_spark.sources.mapping_digest import mapping_digest
+from lam_spark.sources.mapping_digest import lookups_behind, mapping_digest
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "complete_journey.yaml"
 BASE = load_config(SHIPPED).model_dump(mode="json") | {
@@ -73,3 +73,12 @@ def test_a_mapping_changes_only_with_what_decides_its_rows(
 ) -> None:
     now = digests(*keys, value=value)
     assert tuple(a != b for a, b in zip(now, BEFORE, strict=True)) == changed
+
+
+def test_a_look_up_is_an_input_that_a_select_reads_other_than_as_its_own_new_rows() -> None:
+    config = Config.model_validate(BASE)
+    assert lookups_behind(config, "calls") == ["days"]  # through two views
+    assert lookups_behind(config, "crm") == ["names"]
+    # A view of the grain is complete, while the grain itself is the new rows.
+    of_grain = BASE | {"views": BASE["views"] | {"recent": "SELECT day, count(*) FROM calls GROUP BY day"}}
+    assert lookups_behind(Config.model_validate(of_grain), "calls") == ["calls"]

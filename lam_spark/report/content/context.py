@@ -10,6 +10,7 @@ from lam_spark.report.content.data import (
     Arrival,
     ConsentCount,
     FunnelStep,
+    Lookup,
     QueryCount,
     SourceCount,
     StaleChannel,
@@ -85,6 +86,7 @@ class ReportContext:
         sources: Row status counts by source.
         arrivals: Declared and measured delays of the channels that were measured.
         stale_channels: Channels that were silent for too long when the customers were scored.
+        lookups: Versions of the look-ups that map raw rows.
         consent: Customers by consent status, one row per purpose.
         training: How the model was trained, or None if no model was trained.
         stages: Cost of every stage, in the order they ran.
@@ -114,6 +116,7 @@ class ReportContext:
     sources: tuple[SourceCount, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
     stale_channels: tuple[StaleChannel, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
     consent: tuple[ConsentCount, ...] = ()
     training: Training | None = None
     stages: tuple[StageCost, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 Unit = Literal["rows", "events", "customers", "proposals"]
@@ -103,6 +104,23 @@ class StaleChannel:
     source: str
     silence: str
     targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The newest content of an input that selects look values up in.
+
+    Attributes:
+        name: Name of the input.
+        version: Number of the content; 1 mapped the history of the first load.
+        since: When this content was read first (UTC).
+        first_recorded: When version 1 was read (UTC).
+    """
+
+    name: str
+    version: int
+    since: datetime
+    first_recorded: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Every table of a workspace, declared once: columns, grain, key, customer column, writer, Delta properties.
 
-Imports only `declaration.py` of the package, so that the configuration can derive reserved column names from it. The
-document `docs/tables.md` is generated from this module.
+Imports only `declaration.py` of the package, so that the configuration can derive reserved column names from it
+(`reserved.py`). The document `docs/tables.md` is generated from this module.
 """
 
 from __future__ import annotations
@@ -125,10 +125,40 @@ TABLES: Mapping[str, TableSpec] = {
             "size": ("BIGINT", "bytes of a file, rows at a watermark"),
             "modified": ("BIGINT", "modification time of a file, microseconds since 1970"),
             "mapping": ("STRING", "sha256 of the configuration that mapped its rows"),
+            "lookups": ("MAP<STRING,BIGINT>", "look-up -> version that mapped its rows"),
             "run_id": _RUN,
-            "ingested_at": ("TIMESTAMP", "start of the run"),
+            "ingested_at": ("TIMESTAMP", "start of the run that ingested it first"),
         },
         stats_columns=("reader",),
+    ),
+    "lookups": TableSpec(
+        writer="ingest",
+        grain="a distinct row of a look-up and the versions in which it holds",
+        key=("lookup", "row", "first_version"),
+        columns={
+            "lookup": ("STRING", "name of the input"),
+            "row": ("STRING", "JSON of the declared columns: restrict access"),
+            "copies": ("BIGINT", "how often the look-up holds the row"),
+            "customer_key": ("STRING", "pseudonym of inputs.NAME.customer_id; null without one"),
+            "first_version": ("BIGINT", "first version that holds the row"),
+            "last_version": ("BIGINT", "last version that holds the row; null: the newest holds it"),
+            "recorded_at": ("TIMESTAMP", "start of the run that recorded the row"),
+        },
+        customer_column="customer_key",
+        stats_columns=("lookup", "first_version", "last_version"),
+    ),
+    "lookup_versions": TableSpec(
+        writer="ingest",
+        grain="a version of a look-up; append-only",
+        key=("lookup", "version"),
+        columns={
+            "lookup": ("STRING", "name of the input"),
+            "version": ("BIGINT", "1, 2, ...: a number for each content that differs from the one before"),
+            "columns": ("STRING", "JSON of the names and types of its columns"),
+            "customer_id": ("STRING", "the column that holds a customer's id; null without one"),
+            "rows": ("BIGINT", "rows of this version"),
+            "recorded_at": ("TIMESTAMP", "start of the run that read it first"),
+        },
     ),
     "consent": TableSpec(
         writer="consent",
@@ -366,20 +396,3 @@ TABLES: Mapping[str, TableSpec] = {
         stats_columns=("recorded_at",),
     ),
 }
-
-# Columns other than fields that the selects of channels, link statements and proposals yield.
-INPUT_COLUMNS = ("customer_id", "event_key", "id", "linked_at", "proposal_id", "description")
-
-# Training blocks have the columns `event_FIELD` and `query_FIELD`.
-_FIELD_PREFIXES = ("event_", "query_")
-
-# Names that fields may not have, because a table has both columns. Training blocks add a prefix to fields.
-RESERVED_COLUMNS = frozenset(INPUT_COLUMNS).union(
-    *(spec.columns for spec in TABLES.values() if spec.holds_fields),
-    (
-        name.removeprefix(prefix)
-        for name in TABLES["training_blocks"].columns
-        for prefix in _FIELD_PREFIXES
-        if name.startswith(prefix)
-    ),
-)

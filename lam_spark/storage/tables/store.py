@@ -192,6 +192,7 @@ class Tables:
         key: str,
         columns: Sequence[str] = (),
         delete_where: str | None = None,
+        where: str = "true",
     ) -> dict[str, int]:
         """Update or delete existing rows whose `key` is in `frame`, in one commit.
 
@@ -201,12 +202,13 @@ class Tables:
             key: Column that identifies a row.
             columns: Columns that take the frame's values.
             delete_where: Condition on the frame (alias `fresh`) under which the row is deleted instead.
+            where: Further condition on the existing row (alias `known`) and the frame's row (alias `fresh`).
 
         Returns:
             Delta's metrics of the commit; empty where no row has such a key.
         """
         target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
-        merge = target.merge(frame.alias("fresh"), f"known.{key} = fresh.{key}")
+        merge = target.merge(frame.alias("fresh"), f"known.{key} = fresh.{key} AND ({where})")
         if delete_where is not None:
             merge = merge.whenMatchedDelete(condition=delete_where)
         if columns:
