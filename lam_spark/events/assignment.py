@@ -13,10 +13,10 @@ from lam_spark.config import ChannelConfig, Config, LinkConfig
 from lam_spark.events.deduplication import EVENT, UNRESOLVED, mark_duplicates, with_event_id
 from lam_spark.events.known_at import delayed, event_known_at
 from lam_spark.events.quarantine import RAW, REASON
-from lam_spark.events.staging import TimeSpan, materialize
+from lam_spark.events.staging import TimeSpan
 from lam_spark.identity.links import LINK_COLUMNS, assignment_at, assignments, changed_assignments
 from lam_spark.identity.pseudonyms import CUSTOMER, Secret, register_ids, with_pseudonyms
-from lam_spark.storage.dataframes import one_row, union_all
+from lam_spark.storage.dataframes import materialize, one_row, union_all
 from lam_spark.storage.tables.store import Tables
 
 # Columns of the table `unresolved`; the declared fields follow.

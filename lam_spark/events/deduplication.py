@@ -12,7 +12,8 @@ from pathlib import Path
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from lam_spark.events.staging import TimeSpan, materialize
+from lam_spark.events.staging import TimeSpan
+from lam_spark.storage.dataframes import materialize
 
 # Status of an accepted row.
 EVENT, UNRESOLVED, DUPLICATE = "event", "unresolved", "duplicate"

@@ -20,7 +20,7 @@ from lam_spark.sources.files import Input
 from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.inputs import Inputs, count_lines
 from lam_spark.sources.lookups import Lookups
-from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.dataframes import materialize, union_all
 from lam_spark.storage.session_settings import configured_sql
 from lam_spark.storage.time import instant, sql_literal
 
@@ -70,12 +70,6 @@ class StagedCounts:
 
     refused: dict[str, dict[str, int]]
     span: TimeSpan
-
-
-def materialize(frame: DataFrame, folder: Path) -> DataFrame:
-    """Compute a DataFrame once into a folder and read it from there, without inferring its schema."""
-    frame.write.mode("overwrite").parquet(str(folder))
-    return frame.sparkSession.read.schema(frame.schema).parquet(str(folder))
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,12 @@ def update_ingestion_state(
         tables.append(frame, "ingestion_state", metadata)
 
 
+def recorded_metadata(tables: Tables, key: str) -> dict[str, Any]:
+    """What the commit of the present rows says under a key (`update_ingestion_state`); empty if nothing."""
+    metadata = tables.commit_metadata("ingestion_state") if tables.exists("ingestion_state") else None
+    return dict((metadata or {}).get(key, {}))
+
+
 def _states(ingested: DataFrame) -> dict[str, IngestionState]:
     """State of each reader in the table."""
     states = ingested.groupBy("reader").agg(

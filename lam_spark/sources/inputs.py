@@ -18,7 +18,7 @@ from lam_spark.sources.files import MALFORMED, Input, header_errors, literal_pat
 from lam_spark.sources.increment import SourceIncrement
 from lam_spark.sources.jdbc import jdbc_rows, place_of
 from lam_spark.sources.schema_checks import declared_schema, undeclared_columns
-from lam_spark.storage.dataframes import union_all
+from lam_spark.storage.dataframes import materialize, union_all
 from lam_spark.storage.session_settings import configured_sql
 
 
@@ -127,9 +127,7 @@ class Inputs:
         spec = self._inputs[increment.input]
         source = open_input(self.spark, increment.input, spec, increment)
         if spec.format == "jdbc":
-            source.rows.write.mode("overwrite").parquet(str(landing))
-            copy = self.spark.read.schema(source.rows.schema).parquet(str(landing))
-            source = dataclasses.replace(source, rows=copy)
+            source = dataclasses.replace(source, rows=materialize(source.rows, landing))
         return source
 
     def select(

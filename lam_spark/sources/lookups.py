@@ -27,9 +27,10 @@ from lam_spark.errors import DataQualityError
 from lam_spark.identity.pseudonyms import CUSTOMER, Secret, id_column, register_ids, with_pseudonyms
 from lam_spark.sources.files import MALFORMED, Input, header_errors
 from lam_spark.sources.fingerprint import input_fingerprint
+from lam_spark.sources.ingestion_state import recorded_metadata
 from lam_spark.sources.inputs import Inputs, open_input, refuse_malformed
 from lam_spark.sources.lookup_rows import lookup_rows, lookup_schema, parsed_row, row_text
-from lam_spark.storage.dataframes import local_frame, one_row, union_all
+from lam_spark.storage.dataframes import local_frame, materialize, one_row, union_all
 from lam_spark.storage.session_settings import configured_sql
 from lam_spark.storage.tables.registry import TABLES
 from lam_spark.storage.tables.store import Tables
@@ -113,7 +114,7 @@ class Lookups:
         self._schemas = {name: lookup_schema(name, config.inputs[name]) for name in names}
         self.recorded = recorded_versions(tables)
         self.newest = {name: max(self.recorded.get(name, {}), default=0) for name in self._schemas}
-        self._fingerprints = _recorded_fingerprints(tables)
+        self._fingerprints = recorded_metadata(tables, _FINGERPRINTS)
         self._copies = self._copy_where_different()
         self._new: dict[str, int] = {}  # look-up -> version that this run records
         self._changes: DataFrame | None = None
@@ -240,7 +241,7 @@ class Lookups:
             rows = source.rows if source.lines is None else source.lines
             texts = rows.select(row_text(schema).alias("row"), malformed.alias("raw"))
         with header_errors():
-            copy = self._materialize(texts, f"{name}.lookup")
+            copy = materialize(texts, self._folder / f"{name}.lookup")
         if source.lines is not None:
             refuse_malformed(name, Input(copy, copy.where(F.col("raw").isNotNull())))
         return copy.select("row")
@@ -259,7 +260,7 @@ class Lookups:
             changes = differing.select(*_ROW, F.col("_is_known").isNull().alias("_is_new"))
         else:
             changes = fresh.select(*_ROW, F.lit(True).alias("_is_new"))
-        self._changes = self._materialize(changes, "lookups.changes")
+        self._changes = materialize(changes, self._folder / "lookups.changes")
         differences = _counts(self._changes)
         rows = _counts(union_all(named))
         for name in self._copies:
@@ -315,11 +316,6 @@ class Lookups:
         without = selected.where(F.col("_id").isNull()).drop("_id")
         return keyed.unionByName(without.withColumn("customer_key", F.lit(None).cast("string")))
 
-    def _materialize(self, frame: DataFrame, name: str) -> DataFrame:
-        folder = str(self._folder / name)
-        frame.write.mode("overwrite").parquet(folder)
-        return frame.sparkSession.read.schema(frame.schema).parquet(folder)
-
 
 def latest_lookups(tables: Tables, names: Iterable[str]) -> dict[str, LookupVersion]:
     """The newest version of look-ups; those without a version are left out."""
@@ -345,11 +341,6 @@ def _result(versions: Mapping[int, RecordedVersion], *, has_changed: bool) -> Lo
     newest, first = max(versions), min(versions)
     since, first_recorded = (versions[number].recorded_at.isoformat() for number in (newest, first))
     return LookupVersion(newest, has_changed, since, first_recorded)
-
-
-def _recorded_fingerprints(tables: Tables) -> dict[str, str]:
-    metadata = tables.commit_metadata("ingestion_state") if tables.exists("ingestion_state") else None
-    return dict((metadata or {}).get(_FINGERPRINTS, {}))
 
 
 def _fingerprint(tables: Tables, name: str, spec: InputConfig) -> str | None:

@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 
 from lam_spark.config import Config
 from lam_spark.sources.increment import Part, SourceIncrement
+from lam_spark.sources.ingestion_state import recorded_metadata
 from lam_spark.sources.lookups import Lookups, incomplete
 from lam_spark.sources.mapping_digest import lookups_behind
 from lam_spark.storage.tables.store import Tables
@@ -81,14 +82,13 @@ def slice_increments(
         DataQualityError: A version that mapped rows is not recorded any more.
     """
     recorded = _recorded_parts(tables) if config.ingest.rebuild else {}
-    watermarks = _recorded_watermarks(tables)
+    watermarks = recorded_metadata(tables, _WATERMARKS)
     slices = Slices()
     for increment in increments:
         reader = increment.reader
         newest = {name: lookups.newest[name] for name in kept_lookups(config, reader) if increment.parts}
         earlier, lost = _with_usable_versions(recorded.get(reader, ()), newest, lookups)
         spec = config.inputs[increment.input]
-        reasons = [lost] if lost else []
         if spec.format in _FILES:
             slices.by_reader[reader], reason = slice_files(increment, earlier, newest)
         elif spec.watermark is not None and watermarks.get(reader) == [increment.input, spec.watermark]:
@@ -96,13 +96,10 @@ def slice_increments(
         else:
             slices.by_reader[reader] = [dataclasses.replace(increment, lookups=newest)]
             differs = any(each.lookups != newest for each in earlier)
-            reason = (
-                f"{_PLACES[spec.format]} {increment.input} does not say which row came when"
-                if differs
-                else ""
-            )
-        if reasons := [*reasons, reason] if reason else reasons:
-            slices.remapped[reader] = "; ".join(reasons)
+            place = f"{_PLACES[spec.format]} {increment.input}"
+            reason = f"{place} does not say which row came when" if differs else ""
+        if lost or reason:
+            slices.remapped[reader] = "; ".join(filter(None, (lost, reason)))
     return slices
 
 
@@ -115,12 +112,7 @@ def watermark_metadata(
         for each in increments
         if config.inputs[each.input].watermark is not None
     }
-    return {_WATERMARKS: _recorded_watermarks(tables) | present}
-
-
-def _recorded_watermarks(tables: Tables) -> dict[str, Any]:
-    metadata = tables.commit_metadata("ingestion_state") if tables.exists("ingestion_state") else None
-    return dict((metadata or {}).get(_WATERMARKS, {}))
+    return {_WATERMARKS: recorded_metadata(tables, _WATERMARKS) | present}
 
 
 def _recorded_parts(tables: Tables) -> dict[str, list[RecordedPart]]:

@@ -1,10 +1,11 @@
-"""Small helpers for DataFrames: local rows, single-row results, unions, required columns, caching."""
+"""Small helpers for DataFrames: local rows, single-row results, unions, copies, required columns, caching."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +44,12 @@ def one_row(frame: DataFrame) -> Row:
 def union_all(frames: Iterable[DataFrame]) -> DataFrame:
     """Union of at least one DataFrame by column name; duplicates stay."""
     return functools.reduce(DataFrame.unionByName, frames)
+
+
+def materialize(frame: DataFrame, folder: Path) -> DataFrame:
+    """Compute a DataFrame once into a folder and read it from there, without inferring its schema."""
+    frame.write.mode("overwrite").parquet(str(folder))
+    return frame.sparkSession.read.schema(frame.schema).parquet(str(folder))
 
 
 def require_columns(frame: DataFrame, columns: Iterable[str], statement: str) -> None:
