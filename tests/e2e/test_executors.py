@@ -23,6 +23,7 @@ from pyspark.sql import SparkSession
 
 from lam_spark.cli import run_job
 from tests.support.runs import rows
+from tests.support.shop import ONE_TARGET
 
 if TYPE_CHECKING:
     from tests.support.shop import DataSet
@@ -75,7 +76,7 @@ def local(
     make_data_set: Callable[..., DataSet], spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> DataSet:
     """The small shop, processed in local mode."""
-    data = make_data_set(tmp_path_factory.mktemp("local") / "shop", customers=200)
+    data = make_data_set(tmp_path_factory.mktemp("local") / "shop", customers=120, targets=ONE_TARGET)
     for stage in STAGES:
         assert run_job(stage, ["--conf", str(data.conf)]) == 0
     return data

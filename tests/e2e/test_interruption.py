@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.runs import rows, start, stop_when
+from tests.support.shop import ONE_TARGET
 
 if TYPE_CHECKING:
     from tests.support.shop import DataSet
@@ -55,7 +56,7 @@ def test_a_run_interrupted_during_a_spark_job_exits_with_130(
 def test_a_run_interrupted_during_training_exits_with_130_and_ends_its_processes(
     make_data_set: Callable[..., DataSet], tmp_path: Path
 ) -> None:
-    data = make_data_set(tmp_path / "shop")
+    data = make_data_set(tmp_path / "shop", customers=120, targets=ONE_TARGET)
     code, summary, stderr = interrupt_when(lambda: logged(data.root, "epoch"), "run", data)
     assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
     assert LAST_LINE.format("run") in stderr.splitlines()

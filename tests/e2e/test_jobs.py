@@ -10,6 +10,7 @@ import pytest
 
 from lam_spark.stages import NIGHTLY, STAGES
 from tests.support.runs import REPOSITORY
+from tests.support.shop import ONE_TARGET
 from tests.support.submit import submit
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def test_a_job_is_at_most_five_lines_around_the_same_call(name: str) -> None:
 @pytest.fixture(scope="module")
 def data(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """The small shop, after the nightly job."""
-    data = make_data_set(tmp_path_factory.mktemp("jobs") / "shop", customers=160)
+    data = make_data_set(tmp_path_factory.mktemp("jobs") / "shop", customers=120, targets=ONE_TARGET)
     summary = submit("run", data.conf, *FLAGS)
     assert (summary["status"], tuple(summary["stages"])) == ("done", NIGHTLY)
     assert Path(summary["report"]).is_file()
