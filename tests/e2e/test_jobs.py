@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lam_spark.stages import NIGHTLY, STAGES
-from tests.support.runs import REPOSITORY
+from tests.support.runs import REPOSITORY, rows_without_run, versions
 from tests.support.shop import ONE_TARGET
 from tests.support.submit import submit
 
 if TYPE_CHECKING:
     from tests.support.shop import DataSet
 
-MAIN = ("ingest", "consent", "sequences", "train", "score", "evaluate", "deliver")
+# The jobs `run` and `deliver` have tests of their own.
+MAIN = ("ingest", "consent", "sequences", "train", "score", "evaluate")
 QUICK_TRAINING = ("training.launcher=in_process", "training.world_size=1", "training.finetune_epochs=1")
 FLAGS = [flag for setting in QUICK_TRAINING for flag in ("--set", setting)]
 
@@ -42,6 +43,16 @@ def data(make_data_set: Callable[..., DataSet], tmp_path_factory: pytest.TempPat
     assert (summary["status"], tuple(summary["stages"])) == ("done", NIGHTLY)
     assert Path(summary["report"]).is_file()
     return data
+
+
+@pytest.mark.long
+def test_a_submitted_delivery_writes_the_same_list(data: DataSet) -> None:
+    before, version = rows_without_run(data.root, "contact_list"), versions(data.root)["contact_list"]
+    summary = submit("deliver", data.conf)
+    assert (summary["stage"], summary["stages"]["deliver"]["delivered"]) == ("deliver", len(before))
+    # One commit withdraws the list of before, one writes the new list.
+    assert versions(data.root)["contact_list"] == version + 2
+    assert rows_without_run(data.root, "contact_list") == before != []
 
 
 @pytest.mark.long

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,10 +25,18 @@ from pyspark.sql import SparkSession
 from lam_spark.cli import run_job
 from lam_spark.runtime.context import RunContext
 from lam_spark.runtime.results import StageResult
-from lam_spark.runtime.session import DELTA_PACKAGE, cached_jars
 from lam_spark.storage.tables import maintenance
-from tests.support.runs import REPOSITORY, Finished, commit_info, files, rows, start, stop_when, versions
-from tests.support.shop import QUICK, key_of, keys_of, statement
+from tests.support.runs import (
+    Finished,
+    commit_info,
+    files,
+    rows,
+    rows_without_run,
+    start,
+    stop_when,
+    versions,
+)
+from tests.support.shop import key_of, keys_of, statement
 
 REBUILD = ("--set", "ingest.rebuild=true")
 # Spark quotes a row in the error of this select: raw ids are not numbers.
@@ -85,17 +91,11 @@ def last_entry(root: Path) -> dict[str, Any]:
     return max(rows(root, "audit"), key=lambda row: row["sequence"])
 
 
-def without_run(root: Path, name: str) -> list[tuple[Any, ...]]:
-    """Sorted rows of a table, without the columns that a rerun may change."""
-    excluded = ("run_id", "ingested_at", "consent_version")
-    return sorted(tuple(v for k, v in row.items() if k not in excluded) for row in rows(root, name))
-
-
 def test_scoring_again_gives_the_same_scores(finished: Finished, stage: Stage) -> None:
-    before = without_run(finished.root, "scores")
+    before = rows_without_run(finished.root, "scores")
     code, summary = stage("score")
     assert code == 0
-    assert without_run(finished.root, "scores") == before
+    assert rows_without_run(finished.root, "scores") == before
     assert {row["run_id"] for row in rows(finished.root, "scores")} == {summary["run_id"]}
 
 
@@ -143,38 +143,6 @@ def test_a_customer_who_opts_out_after_scoring_is_withheld(finished: Finished, s
     text = (finished.root / "delivery" / "contact_list_2023-12-20.csv").read_text()
     assert first not in text
     assert new_list[-1]["customer_key"] in text
-
-
-def test_spark_submit_writes_the_same_list(finished: Finished, stage: Stage) -> None:
-    before = without_run(finished.root, "contact_list")
-    version = versions(finished.root)["contact_list"]
-    jars = cached_jars()
-    delta = ["--jars", ",".join(map(str, jars))] if jars else ["--packages", DELTA_PACKAGE]
-    settings = {
-        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-        "spark.sql.shuffle.partitions": "2",
-        "spark.ui.enabled": "false",
-        # lam_spark does not change sizes of a session that it did not start.
-        "spark.databricks.delta.snapshotPartitions": "2",
-        **QUICK,
-    }
-    conf = [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
-    submit, job = str(Path(sys.executable).with_name("spark-submit")), str(REPOSITORY / "jobs" / "deliver.py")
-    completed = subprocess.run(
-        [submit, "--master", "local[2]", *delta, *conf, job, "--conf", str(finished.data.conf)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
-    )
-    assert completed.returncode == 0, completed.stderr[-2000:]
-    summary = json.loads(completed.stdout.splitlines()[-1])
-    assert (summary["stage"], summary["stages"]["deliver"]["delivered"]) == ("deliver", 50)
-    # One commit withdraws the list of before, one writes the new list.
-    assert versions(finished.root)["contact_list"] == version + 2
-    assert without_run(finished.root, "contact_list") == before
 
 
 def test_a_concurrent_run_is_refused(finished: Finished, stage: Stage) -> None:
@@ -360,16 +328,16 @@ def kill_when(condition: Callable[[], bool], conf: Path) -> None:
 
 def test_a_run_killed_while_staging_does_not_change_the_tables(finished: Finished, stage: Stage) -> None:
     before = versions(finished.root)
-    rows_before = without_run(finished.root, "events")
+    rows_before = rows_without_run(finished.root, "events")
     staging = finished.root / "staging"
     kill_when(lambda: bool(list(staging.glob("*/*.parquet"))), finished.data.conf)
     assert staging.exists()  # it was killed while staging
     assert versions(finished.root) == before
-    assert without_run(finished.root, "events") == rows_before
+    assert rows_without_run(finished.root, "events") == rows_before
     code, summary = stage("ingest", *REBUILD)
     assert code == 0
     assert summary["stages"]["ingest"].items() >= finished.data.expected.items()
-    assert without_run(finished.root, "events") == rows_before
+    assert rows_without_run(finished.root, "events") == rows_before
     assert not staging.exists()
 
 

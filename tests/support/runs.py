@@ -58,6 +58,12 @@ def rows(root: Path, name: str) -> list[dict[str, Any]]:
     return table(root, name).to_pylist()
 
 
+def rows_without_run(root: Path, name: str) -> list[tuple[Any, ...]]:
+    """Sorted rows of a table, without the columns that a rerun may change."""
+    excluded = ("run_id", "ingested_at", "consent_version")
+    return sorted(tuple(v for k, v in row.items() if k not in excluded) for row in rows(root, name))
+
+
 def versions(root: Path) -> dict[str, int]:
     """Table -> newest version."""
     folders = (path for path in (root / "tables").iterdir() if path.is_dir())  # not `publication.json`
