@@ -169,12 +169,12 @@ def build_examples(ctx: RunContext) -> ExamplesResult:
     # Cached so that the published rows are the checked rows.
     with configured_sql(ctx.spark):
         maturity = label_maturity(config, ingested, ctx.as_of)
-        examples = ctx.cache(
-            union_all(
-                _target_examples(config, name, events, vocabulary, of_target.complete_until)
-                for name, of_target in maturity.targets.items()
-            )
+        examples = union_all(
+            _target_examples(config, name, events, vocabulary, of_target.complete_until)
+            for name, of_target in maturity.targets.items()
         )
+        # Encoded together: the joins with the vocabulary do not grow with the targets.
+        examples = ctx.cache(encode(examples, vocabulary, config.categorical))
     counts = _count(examples)
     for name, target in config.targets.items():
         require_queries(name, target, counts.get(name, {}))
@@ -220,7 +220,7 @@ def _target_counts(
 def _target_examples(
     config: Config, name: str, events: DataFrame, vocabulary: DataFrame, complete_until: dt.datetime
 ) -> DataFrame:
-    """Examples of one target in all splits, with the columns of the table."""
+    """Examples of one target in all splits, with the columns of the table; categorical fields not yet encoded."""
     target = config.targets[name]
     try:
         joined, score_without_events = _labelled_queries(config, target, events, vocabulary)
@@ -230,7 +230,7 @@ def _target_examples(
     label_ids = F.lit(None)
     if target.kind == "next":
         label, label_ids = F.lit(None), F.coalesce("_label", F.array().cast("array<int>"))
-    examples = joined.select(
+    return joined.select(
         "customer_key",
         F.lit(name).alias("target"),
         F.col("event_id").alias("query_id"),
@@ -246,7 +246,6 @@ def _target_examples(
         *(F.col(field).cast("float").alias(field) for field in config.numeric),
         *config.reference,
     )
-    return encode(examples, vocabulary, config.categorical)
 
 
 def _labelled_queries(
