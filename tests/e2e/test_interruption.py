@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lam_spark.cli import run_job
 from tests.support.runs import rows, start, stop_when
 from tests.support.shop import ONE_TARGET
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from tests.support.shop import DataSet
 
 pytestmark = pytest.mark.long
@@ -54,11 +57,13 @@ def test_a_run_interrupted_during_a_spark_job_exits_with_130(
 
 
 def test_a_run_interrupted_during_training_exits_with_130_and_ends_its_processes(
-    make_data_set: Callable[..., DataSet], tmp_path: Path
+    make_data_set: Callable[..., DataSet], spark: SparkSession, tmp_path: Path
 ) -> None:
     data = make_data_set(tmp_path / "shop", customers=120, targets=ONE_TARGET)
-    code, summary, stderr = interrupt_when(lambda: logged(data.root, "epoch"), "run", data)
+    for stage in ("ingest", "consent", "sequences", "examples", "snapshot"):
+        assert run_job(stage, ["--conf", str(data.conf)]) == 0
+    code, summary, stderr = interrupt_when(lambda: logged(data.root, "epoch"), "train", data)
     assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
-    assert LAST_LINE.format("run") in stderr.splitlines()
+    assert LAST_LINE.format("train") in stderr.splitlines()
     last = max(rows(data.root, "audit"), key=lambda entry: entry["sequence"])
     assert (last["stage"], last["status"]) == ("train", "failed")
