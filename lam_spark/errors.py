@@ -9,6 +9,7 @@ import difflib
 import os
 from collections.abc import Iterable
 
+from lam_spark.foreign_errors import describe
 from lam_spark.masking import masked
 
 
@@ -66,14 +67,14 @@ def first_line(error: BaseException) -> str:
 
 
 def without_values(error: BaseException) -> str:
-    """Text of an error that may be stored: our own messages in full, of others only class and error condition.
+    """Text of an error that may be stored: our own messages in full; of others classes, conditions and advice.
 
-    The text of a Spark or Python error may quote a row (`The value 'C-1234' cannot be cast`).
+    The text of a Spark or Python error may quote a row (`The value 'C-1234' cannot be cast`). See
+    `foreign_errors.describe` for what is shown of it.
     """
     if isinstance(error, LamSparkError):
         return masked(f"{type(error).__name__}: {error}")
-    condition = getattr(error, "getCondition", lambda: None)()
-    return type(error).__name__ + (f" [{condition}]" if condition else "")
+    return masked(describe(error))
 
 
 def values_may_be_shown() -> bool:

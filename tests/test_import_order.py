@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "lam_spark"
 # Each part may import those before it and itself.
 ORDER = [
     "masking",
+    "foreign_errors",
     "errors",
     "storage",
     "config",
@@ -151,7 +152,9 @@ def test_training_processes_and_the_packer_know_no_spark() -> None:
 
 def test_the_configuration_knows_no_spark() -> None:
     assert [
-        module for module in users_of("pyspark") if module.startswith(("config/", "errors", "stages"))
+        module
+        for module in users_of("pyspark")
+        if module.startswith(("config/", "errors", "foreign_errors", "stages"))
     ] == []
 
 
