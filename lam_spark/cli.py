@@ -18,6 +18,8 @@ from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, values_ma
 from lam_spark.masking import masked
 from lam_spark.stages import NIGHTLY, STAGES
 
+_SHOW_HINT = "The text of this error may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows it"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `lam-spark`; returns the exit code."""
@@ -83,13 +85,15 @@ def _summarise(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
         summary |= {"status": "interrupted", "exit_code": 130}
         print(f"lam-spark {stage}: interrupted; the last good tables are unchanged", file=sys.stderr)
     except Exception as error:
-        summary |= {"status": "failed", "exit_code": 1, "error": without_values(error)}
+        description = without_values(error)
+        summary |= {"status": "failed", "exit_code": 1, "error": description}
         if values_may_be_shown():
             print(masked(traceback.format_exc()), end="", file=sys.stderr)
         else:
             print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
-            hint = "its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it"
-            print(f"lam-spark {stage}: {without_values(error)} ({hint})", file=sys.stderr)
+        print(f"lam-spark {stage}: {description}", file=sys.stderr)
+        if not values_may_be_shown():
+            print(_SHOW_HINT, file=sys.stderr)
     print(json.dumps(summary, default=str), flush=True)
     return int(summary["exit_code"])
 

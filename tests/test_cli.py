@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -159,6 +160,26 @@ def test_an_interrupted_run_exits_with_130(capsys: Capture, monkeypatch: pytest.
     code, summary, err = call(capsys, "run", "--conf", SHIPPED)
     assert (code, summary["status"], "error" in summary) == (130, "interrupted", False)
     assert err == "lam-spark run: interrupted; the last good tables are unchanged\n"
+
+
+@pytest.mark.parametrize("show_values", ["", "1"], ids=["by default", "with values shown"])
+def test_an_unexpected_error_ends_with_what_to_do_and_how_to_see_its_text(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, show_values: str
+) -> None:
+    text = "No space left on device: customer 17"
+
+    def full(*arguments: Any) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, text)
+
+    monkeypatch.setattr(cli, "_run", full)
+    monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", show_values)
+    code, summary, err = call(capsys, "run", "--conf", SHIPPED)
+    assert (code, summary["status"]) == (1, "failed")
+    assert summary["error"].startswith("OSError [ENOSPC]. A disk is full: free space below root")
+    assert ("customer 17" in err) is bool(show_values)
+    error = f"lam-spark run: {summary['error']}\n"
+    hint = "The text of this error may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows it\n"
+    assert err.endswith(error if show_values else error + hint)
 
 
 def test_warnings_are_printed_and_are_in_the_summary(

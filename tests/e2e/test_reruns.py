@@ -228,7 +228,7 @@ def test_errors_store_no_raw_id_and_show_one_only_on_request(
 ) -> None:
     monkeypatch.setenv("LAM_SPARK_SHOW_VALUES", show_values)
     code, summary = stage("ingest", *REBUILD, "--set", QUOTING)
-    error = "NumberFormatException [CAST_INVALID_INPUT]"
+    error = "NumberFormatException [CAST_INVALID_INPUT] (sourceType: STRING, targetType: DOUBLE)"
     assert (code, summary["status"], summary["error"]) == (1, "failed", error)
     assert "RAW-CUSTOMER" not in stage.stdout
     assert error in log_text(finished.root, summary)
@@ -239,7 +239,8 @@ def test_errors_store_no_raw_id_and_show_one_only_on_request(
     # The stack trace is always shown.
     assert re.search(r'File ".*/lam_spark/events/stage\.py", line \d+, in ingest', stage.stderr)
     hint = (
-        f"lam-spark ingest: {error} (its text may quote a customer's row; LAM_SPARK_SHOW_VALUES=1 shows it)\n"
+        f"lam-spark ingest: {error}\n"
+        "The text of this error may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows it\n"
     )
     assert ("RAW-CUSTOMER" in stage.stderr, stage.stderr.endswith(hint)) == (
         bool(show_values),
