@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from lam_spark.errors import ConfigError, DataQualityError
+from lam_spark.errors import ConfigError, DataQualityError, without_values
 from lam_spark.events.arrival import ArrivalDelay
 from lam_spark.events.quarantine import MALFORMED_REASON
 from lam_spark.events.reconciliation import ReconciliationCounts
@@ -305,6 +306,39 @@ def test_a_malformed_line_in_a_look_up_stops_the_run(
         file.write("books 9,books,one column too many\n")
     with pytest.raises(DataQualityError, match=r"inputs\.products: 1 lines do not parse"):
         ingest(make_context())
+
+
+def shop_with_mailings(root: Path, **spec: Any) -> Row:
+    """Sections of the shop whose input of mailings has another specification."""
+    sections = settings(root)
+    return {"inputs": sections["inputs"] | {"mailings": sections["inputs"]["mailings"] | spec}}
+
+
+def test_the_error_for_a_compressed_file_that_is_cut_off_names_the_reason(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
+    root = tmp_path / "shop"
+    write_inputs(root / "raw", GOOD, [mailing(raw_id(n), "2023-03-20") for n in range(2_000)])
+    compressed = gzip.compress((root / "raw" / "mailings.csv").read_bytes())
+    (root / "raw" / "mailings.csv.gz").write_bytes(compressed[: len(compressed) // 2])
+    ctx = make_context(**shop_with_mailings(root, path=str(root / "raw" / "mailings.csv.gz")))
+    with pytest.raises(Exception, match="EOFException") as caught:
+        ingest(ctx)
+    shown = without_values(caught.value)
+    assert "java.io.EOFException" in shown
+    assert shown.endswith("A compressed file is cut off or damaged: replace it by a complete copy")
+    assert "RAW-CUSTOMER" not in shown
+
+
+def test_the_error_for_an_unknown_charset_names_the_reason(
+    make_context: Callable[..., RunContext], tmp_path: Path
+) -> None:
+    root = tmp_path / "shop"
+    write_inputs(root / "raw", GOOD, MAILINGS)
+    ctx = make_context(**shop_with_mailings(root, options={"encoding": "utf-99"}))
+    with pytest.raises(Exception, match="utf-99") as caught:
+        ingest(ctx)
+    assert "A charset is unknown: set the option encoding of the input" in without_values(caught.value)
 
 
 def test_the_message_names_all_counts_that_are_not_zero() -> None:
