@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,17 @@ from lam_spark import __version__
 from lam_spark.config import Config
 from lam_spark.config.flags import FlagParser
 from lam_spark.config.load import load_config
-from lam_spark.errors import ConfigError, LamSparkError, did_you_mean, values_may_be_shown, without_values
+from lam_spark.errors import (
+    EXIT_CODES,
+    ConfigError,
+    LamSparkError,
+    did_you_mean,
+    exit_code_of,
+    values_may_be_shown,
+    without_values,
+)
 from lam_spark.masking import masked
+from lam_spark.runtime.signals import interruptible
 from lam_spark.stages import NIGHTLY, STAGES
 
 
@@ -54,11 +64,9 @@ def run_job(name: str, arguments: Sequence[str] | None = None) -> int:
 def _run(config: Config, names: Sequence[str], summary: dict[str, Any]) -> dict[str, Any]:
     # Imported late: help, --dry-run and a wrong configuration answer without pyspark.
     from lam_spark.runtime.runner import new_run_id, run_stages
-    from lam_spark.runtime.signals import interruptible
 
     summary["run_id"] = new_run_id()
-    with interruptible():
-        results = run_stages(config, names, run_id=summary["run_id"])
+    results = run_stages(config, names, run_id=summary["run_id"])
     warnings = [f"{name}: {warning}" for name, result in results.items() for warning in result.warnings]
     for warning in warnings:
         print(warning)
@@ -74,16 +82,17 @@ def _summarise(summary: dict[str, Any], work: Callable[[], dict[str, Any]]) -> i
     """Do the work; errors go to stderr, the summary to the last line of stdout, the exit code to the caller."""
     stage = summary["stage"]
     try:
-        summary |= work()
+        with interruptible():
+            summary |= work()
         summary |= {"status": "done", "exit_code": 0}
     except LamSparkError as error:
-        summary |= {"status": "failed", "exit_code": error.exit_code, "error": masked(str(error))}
+        summary |= {"status": "failed", "exit_code": exit_code_of(error), "error": masked(str(error))}
         print(f"lam-spark {stage}: {without_values(error)}", file=sys.stderr)
-    except KeyboardInterrupt:
-        summary |= {"status": "interrupted", "exit_code": 130}
+    except KeyboardInterrupt as error:
+        summary |= {"status": "interrupted", "exit_code": exit_code_of(error)}
         print(f"lam-spark {stage}: interrupted; the last good tables are unchanged", file=sys.stderr)
     except Exception as error:
-        summary |= {"status": "failed", "exit_code": 1, "error": without_values(error)}
+        summary |= {"status": "failed", "exit_code": exit_code_of(error), "error": without_values(error)}
         if values_may_be_shown():
             print(masked(traceback.format_exc()), end="", file=sys.stderr)
         else:
@@ -126,14 +135,14 @@ def _usage() -> str:
         )
         for is_nightly in (True, False)
     )
+    codes = ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
     return (
         "usage: lam-spark run|STAGE --conf FILE [--as-of DATE] [--set key=value]... [--dry-run]\n"
         "       lam-spark plan --train --conf FILE [--size NAME] [--customers N --events N] ...: estimate the cost\n"
         "       lam-spark --version\n\n"
         f"stages, in order ('run' includes them all):\n{nightly}\n\n"
         f"on request only:\n{on_request}\n\n"
-        "exit codes: 0 done, 1 unexpected, 2 configuration, 3 data quality, 4 consent, 5 model,\n"
-        "            6 another run holds the workspace, 130 interrupted"
+        + textwrap.fill(f"exit codes: {codes}", width=88, subsequent_indent=" " * 12)
     )
 
 

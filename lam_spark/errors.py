@@ -1,15 +1,31 @@
 """Every error that lam_spark raises on purpose: one root class, one exit code per kind.
 
-A message says what was expected, what arrived and what to do next.
+A message says what was expected, what arrived and what to do next. A signal that ends the run is no error of that
+kind, but has an exit code too.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import signal
 from collections.abc import Iterable
 
 from lam_spark.masking import masked
+
+# All exit codes. A run that a signal ends has 128 plus the signal's number, as shells report it.
+EXIT_CODES = {
+    0: "done",
+    1: "unexpected",
+    2: "configuration",
+    3: "data quality",
+    4: "consent",
+    5: "model",
+    6: "another run holds the workspace",
+    129: "terminal closed (SIGHUP)",
+    130: "interrupted (Ctrl-C)",
+    143: "terminated (SIGTERM)",
+}
 
 
 class LamSparkError(Exception):
@@ -52,6 +68,28 @@ class AuditError(LamSparkError):
     """The audit chain is broken, or an entry was written by another version."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run. Code that expects Ctrl-C, also of other libraries, treats it like Ctrl-C.
+
+    Args:
+        number: The signal.
+
+    Attributes:
+        exit_code: Exit code of the run.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Exit code of a run that ends with this error."""
+    if isinstance(error, LamSparkError | Interrupted):
+        return error.exit_code
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Hint for an unknown name: the nearest known name, else `otherwise`, else all known names."""
     names = sorted(known)
@@ -72,6 +110,8 @@ def without_values(error: BaseException) -> str:
     """
     if isinstance(error, LamSparkError):
         return masked(f"{type(error).__name__}: {error}")
+    if isinstance(error, Interrupted):
+        return str(error)
     condition = getattr(error, "getCondition", lambda: None)()
     return type(error).__name__ + (f" [{condition}]" if condition else "")
 

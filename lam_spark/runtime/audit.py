@@ -1,12 +1,15 @@
 """The table `audit`: one entry per stage and run, chained by sha256 so that a change or a gap is detected.
 
-A stage whose output people act on (`Stage.publishes`) has a further entry, `started`, before it runs. An entry holds
+A stage whose output people act on (`Stage.publishes`) has a further entry, `started`, before it runs. The entry of a
+stage whose run was killed is appended by the next run, from the file `running_stage.json`. An entry holds
 the resolved configuration, the versions of the tables read and written, the stage's typed result, the code's git
 commit, seconds and memory. It holds no customer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime as dt
 import hashlib
 import json
@@ -22,6 +25,7 @@ from lam_spark.config import Config
 from lam_spark.errors import AuditError
 from lam_spark.runtime.provenance import git_commit
 from lam_spark.runtime.results import StageResult
+from lam_spark.runtime.running import RunningStage
 from lam_spark.storage.dataframes import local_frame
 from lam_spark.storage.tables.store import Tables
 from lam_spark.storage.time import micros
@@ -112,32 +116,104 @@ class AuditChain:
         self._tables, self._config, self._run_id = tables, config, run_id
         self._last = (-1, _GENESIS)
         self._version: int | None = None
+        self._running: RunningStage | None = None
+        self._running_file = tables.folder / "running_stage.json"
+
+    def begin(self, stage: str) -> None:
+        """Write to a file that a stage runs, until its entry is appended: the next run sees whether this was killed."""
+        self._running = self._described(stage)
+        self._running.write(self._running_file)
 
     def append(
         self, stage: str, result: StageResult | None, cost: StageCost, error: str | None = None
     ) -> None:
-        """Append the entry of one stage; `result` is None for one that failed."""
-        self._append(stage, "failed" if error else "done", result, cost, error)
+        """Append the entry of one stage; `result` is None for one that failed.
+
+        Raises:
+            Exception: The entry cannot be written. The next run appends the one of a stage that failed.
+        """
+        try:
+            self._append(self._described(stage), "failed" if error else "done", result, cost, error)
+        except Exception:
+            if error:
+                with contextlib.suppress(OSError):  # raises the first error
+                    dataclasses.replace(self._described(stage), error=error).write(self._running_file)
+            raise
+        self._running_file.unlink(missing_ok=True)
+        self._running = None
 
     def start(self, stage: str) -> None:
         """Append an entry before a stage runs, so that a list that was published has one even if the run is killed."""
-        self._append(stage, "started", None, StageCost(0.0, None), None)
+        self._append(self._described(stage), "started", None, StageCost(0.0, None), None)
+
+    def append_killed(self) -> RunningStage | None:
+        """Append the entry of the stage during which the last run was killed, unless it has one.
+
+        Call it before a stage of this run begins.
+
+        Returns:
+            The stage whose entry was missing; None if there is none.
+
+        Raises:
+            AuditError: Another version of lam_spark wrote the file of the running stage.
+        """
+        killed = RunningStage.read(self._running_file)
+        if killed is None:
+            return None
+        is_missing = not self._has_entry(killed)
+        if is_missing:
+            self._append(killed, "failed", None, StageCost(0.0, None), killed.error)
+        self._running_file.unlink()
+        return killed if is_missing else None
+
+    def _has_entry(self, running: RunningStage) -> bool:
+        """Whether a stage has the entry of its end: its run may have been killed just after that was written."""
+        if not self._tables.exists("audit"):
+            return False
+        ends = self._tables.read("audit").where(
+            (F.col("run_id") == running.run_id)
+            & (F.col("stage") == running.stage)
+            & (F.col("status") != "started")
+            & (F.col("recorded_at") >= F.lit(dt.datetime.fromisoformat(running.started_at)))
+        )
+        return not ends.isEmpty()
+
+    def _described(self, stage: str) -> RunningStage:
+        """The stage of this run as its entry describes it."""
+        if self._running is not None and self._running.stage == stage:
+            return self._running
+        return RunningStage(
+            run_id=self._run_id,
+            stage=stage,
+            started_at=dt.datetime.now(dt.UTC).isoformat(),
+            as_of=self._config.as_of.isoformat(),
+            lam_spark=__version__,
+            git_commit=git_commit(),
+            config_digest=self._config.digest(),
+            config=self._config.model_dump(mode="json"),
+        )
 
     def _append(
-        self, stage: str, status: str, result: StageResult | None, cost: StageCost, error: str | None
+        self,
+        running: RunningStage,
+        status: str,
+        result: StageResult | None,
+        cost: StageCost,
+        error: str | None,
     ) -> None:
         now = dt.datetime.now(dt.UTC)
+        run_id, stage = running.run_id, running.stage
         values = {
             "format": ENTRY_FORMAT,
-            "run_id": self._run_id,
+            "run_id": run_id,
             "recorded_at": now.isoformat(),
             "stage": stage,
             "status": status,
-            "as_of": self._config.as_of.isoformat(),
-            "lam_spark": __version__,
-            "git_commit": git_commit(),
-            "config_digest": self._config.digest(),
-            "config": self._config.model_dump(mode="json"),
+            "as_of": running.as_of,
+            "lam_spark": running.lam_spark,
+            "git_commit": running.git_commit,
+            "config_digest": running.config_digest,
+            "config": running.config,
             "tables_read": {k: v for k, v in self._tables.read_versions.items() if k != "audit"},
             "tables_written": dict(self._tables.written_versions),
             "result": result.to_json() if result else None,
@@ -148,7 +224,7 @@ class AuditChain:
         entry = json.dumps(values, sort_keys=True, default=str)
         number, previous = self._newest()
         last = (number + 1, chain_hash(previous, entry))
-        row = (last[0], self._run_id, stage, status, now, entry, previous, last[1])
+        row = (last[0], run_id, stage, status, now, entry, previous, last[1])
         self._tables.append(local_frame(self._tables.spark, [row], _SCHEMA), "audit")
         self._last, self._version = last, self._tables.written_versions["audit"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from typing import Any, Generic, TypeVar
 
+import psutil
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.sql import SparkSession
 
 Value = TypeVar("Value")
@@ -35,6 +39,35 @@ def java_version(spark: SparkSession) -> str:
     return str(context._jvm.System.getProperty("java.version"))
 
 
+def jvm_pid(spark: SparkSession) -> int | None:
+    """Process id of the session's JVM if it ends with this process; None for a platform's, which may live on."""
+    context: Any = spark.sparkContext
+    launched = getattr(context._gateway, "proc", None)
+    if launched is not None:
+        return int(launched.pid)
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return None
+    with contextlib.suppress(psutil.Error):  # spark-submit: the JVM has started this process
+        parent = psutil.Process().parent()
+        if parent is not None and parent.name() == "java":
+            return int(parent.pid)
+    return None
+
+
+def ignore_signals(spark: SparkSession) -> None:
+    """Let the JVM that this process started ignore SIGTERM and SIGHUP, which a service or a terminal sends to both.
+
+    The run needs the JVM for its audit entry; the JVM ends with this process. PySpark does so for SIGINT.
+    """
+    context: Any = spark.sparkContext
+    if getattr(context._gateway, "proc", None) is None:
+        return
+    java = context._jvm.sun.misc
+    with contextlib.suppress(Py4JError):  # the option -Xrs reserves the signals
+        for name in ("TERM", "HUP"):
+            java.Signal.handle(java.Signal(name), java.SignalHandler.SIG_IGN)
+
+
 def task_progress(spark: SparkSession) -> tuple[int, int]:
     """Completed tasks and all tasks of Spark's active stages; (0, 0) where none is active."""
     tracker = spark.sparkContext.statusTracker()
@@ -59,12 +92,18 @@ class MainThreadCall:
         """Cancel all jobs until the JVM's call has ended: afterwards no call can commit anything.
 
         Then waits up to 30 seconds for threads and tasks that could still write to a folder that the caller deletes.
+        A JVM that has ended, or ends while this waits, has nothing to cancel.
         """
+        with contextlib.suppress(Py4JError, OSError):
+            self._cancel()
+
+    def _cancel(self) -> None:
         connection = self._client.get_thread_connection()
         if connection is not None:
             connection.close()  # the next call opens a new one instead of reading the answer to the old
         while self._thread.isAlive():
-            self._context.cancelAllJobs()
+            with contextlib.suppress(Py4JJavaError):  # the context was stopped; the call may still run
+                self._context.cancelAllJobs()
             self._thread.join(_BETWEEN_CANCELLATIONS)
         end = time.monotonic() + _WAIT_FOR_THE_REST
         while (self._running_tasks() or self._has_busy_query()) and time.monotonic() < end:

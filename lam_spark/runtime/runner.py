@@ -1,6 +1,6 @@
 """Runs stages for any caller: command line, jobs, notebooks, schedulers, tests.
 
-Holds the workspace's lock, rolls back what a killed run left, appends an audit entry per stage.
+Holds the workspace's lock, rolls back and records what a killed run left, appends an audit entry per stage.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from lam_spark.errors import ConfigError, did_you_mean, without_values
 from lam_spark.identity.pseudonyms import secret_from_environment
 from lam_spark.runtime.audit import AuditChain, StageCost
 from lam_spark.runtime.context import RunContext, utc_now
+from lam_spark.runtime.jvm import MainThreadCall, ignore_signals, jvm_pid
 from lam_spark.runtime.lock import workspace_lock
 from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.monitor import Monitor
 from lam_spark.runtime.results import StageResult
 from lam_spark.runtime.session import active_session, spark_session
-from lam_spark.runtime.signals import tracked
+from lam_spark.runtime.signals import are_handled, ended_by_signals
 from lam_spark.stages import STAGES
 from lam_spark.storage.files import private_files, share_with_group
 from lam_spark.storage.tables.maintenance import compact
@@ -60,7 +61,7 @@ def run_stages(
 
     Raises:
         ConfigError: An unknown stage, a missing secret, a folder that cannot be written, an unknown group.
-        ConcurrentRunError: Another run holds the workspace.
+        ConcurrentRunError: Another run holds the workspace, or the JVM of one that was killed does not end.
         LamSparkError: Whatever stopped a stage; it is in the audit and in the log.
     """
     for name in names:
@@ -73,24 +74,37 @@ def run_stages(
     config = config.model_copy(update={"root": str(workspace)})
     with contextlib.ExitStack() as stack:
         stack.enter_context(private_files(config.file_permissions))
-        stack.enter_context(workspace_lock(workspace, run_id))
+        lock = stack.enter_context(workspace_lock(workspace, run_id))
         if config.files_group is not None:
             share_with_group(workspace, config.files_group)
         log = RunLog(run_id, workspace / "logs")
         stack.callback(log.close)
         log.event("run started", stages=list(names), config_digest=config.digest(), root=str(workspace))
+        lock.wait_for_killed_run(log)
         spark = stack.enter_context(_session(config, session))
-        stack.enter_context(tracked(spark))
+        lock.record_jvm(jvm_pid(spark))
+        stack.enter_context(ended_by_signals(MainThreadCall(spark).cancel))
+        if are_handled():
+            ignore_signals(spark)
         # Spark would create it with permissions of its own.
         (workspace / "tables").mkdir(exist_ok=True)
         tables = Tables(spark, workspace / "tables")
         ctx = RunContext(config, run_id, clock(), spark, tables, log, clock)
-        changed = roll_back(tables)
-        if changed:
-            log.event("unfinished publication rolled back", level="warning", tables=changed)
         chain = AuditChain(tables, config, run_id)
+        _recover(tables, chain, log)
         checked_stage = _first_to_check_ledger(names)
         return {name: _run_stage(ctx, chain, name, checks_ledger=name == checked_stage) for name in names}
+
+
+def _recover(tables: Tables, chain: AuditChain, log: RunLog) -> None:
+    """Roll back what a killed run published in part, and record its stage as failed."""
+    changed = roll_back(tables)
+    if changed:
+        log.event("unfinished publication rolled back", level="warning", tables=changed)
+    killed = chain.append_killed()
+    if killed is not None:
+        facts = {"killed_run": killed.run_id, "stage": killed.stage, "error": killed.error}
+        log.event("audit entry of an earlier run appended", level="warning", **facts)
 
 
 def _first_to_check_ledger(names: Sequence[str]) -> str | None:
@@ -150,6 +164,7 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: 
     def cost() -> StageCost:
         return StageCost(monitor.seconds, round(monitor.peak_memory_gib, 2))
 
+    chain.begin(name)
     if STAGES[name].publishes:
         chain.start(name)
         _forget_versions(ctx)  # of the audit itself

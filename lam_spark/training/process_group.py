@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lam_spark.errors import ModelError
+from lam_spark.runtime.signals import ended_by_signals
 
 Shared = TypeVar("Shared")
 # Timeout of a collective call: a process with more files may join late. Dead processes are noticed by the launcher
@@ -234,9 +237,32 @@ def run_on_spark(
     """
     import horovod.spark
 
-    horovod.spark.run(
-        work, num_proc=world_size, use_gloo=True, env=dict(environment), stdout=log, stderr=log, verbose=0
-    )
+    with _without_horovods_handlers():
+        horovod.spark.run(
+            work, num_proc=world_size, use_gloo=True, env=dict(environment), stdout=log, stderr=log, verbose=0
+        )
+
+
+@contextlib.contextmanager
+def _without_horovods_handlers() -> Iterator[None]:
+    """Within it, Horovod's launcher leaves the signal handlers of this process as they are.
+
+    Its own handlers of SIGINT and SIGTERM only set an event that ends the workers, and stay after the training: the
+    run would end as a failed training, or not at all. The event is set when a signal ends the run.
+    """
+    from horovod.runner import gloo_run
+
+    stopped = threading.Event()
+    register = gloo_run.register_shutdown_event
+    gloo_run.register_shutdown_event = lambda: stopped
+    try:
+        with ended_by_signals(stopped.set):
+            yield
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        gloo_run.register_shutdown_event = register
 
 
 def sum_gradients(

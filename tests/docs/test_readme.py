@@ -90,7 +90,13 @@ def test_the_exit_codes_are_the_documented_ones() -> None:
         "LamSparkError": 1,
     }
     assert {name: getattr(errors, name).exit_code for name in codes} == codes
-    assert "2 configuration, 3 data quality, 4 consent, 5 model, 6 another run" in " ".join(README.split())
+    assert {*codes.values(), *(128 + number for number in (1, 2, 15)), 0} == errors.EXIT_CODES.keys()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_the_exit_codes_are_listed_with_their_meanings(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert ", ".join(f"{code} {meaning}" for code, meaning in errors.EXIT_CODES.items()) in text
 
 
 @pytest.mark.parametrize("page", LIMITS)

@@ -1,4 +1,4 @@
-"""Ctrl-C, sent as by a terminal to the process group of a run, ends the run with exit code 130."""
+"""Ctrl-C and SIGTERM, sent as by a terminal or a service to the process group of a run, end it in order."""
 
 from __future__ import annotations
 
@@ -31,29 +31,32 @@ def logged(root: Path, event: str) -> bool:
 
 
 def interrupt_when(
-    condition: Callable[[], bool], stage: str, data: DataSet
+    condition: Callable[[], bool], stage: str, data: DataSet, number: signal.Signals = signal.SIGINT
 ) -> tuple[int, dict[str, Any], str]:
-    """Send SIGINT to a run once a condition holds. Returns exit code, summary and stderr.
+    """Send a signal to the processes of a run, its JVM included, once a condition holds.
 
-    Asserts that all processes of the run have ended.
+    Returns exit code, summary and stderr. Asserts that all processes of the run have ended.
     """
     process = start(stage, "--conf", str(data.conf), start_new_session=True)
-    stdout, stderr = stop_when(condition, process, lambda: os.killpg(process.pid, signal.SIGINT), timeout=400)
+    stdout, stderr = stop_when(condition, process, lambda: os.killpg(process.pid, number), timeout=400)
     return process.returncode, json.loads(stdout.splitlines()[-1]), stderr
 
 
-def test_a_run_interrupted_during_a_spark_job_exits_with_130(
-    make_data_set: Callable[..., DataSet], tmp_path: Path
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_a_spark_job_ends_the_run_with_an_audit_entry(
+    make_data_set: Callable[..., DataSet], tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     data = make_data_set(tmp_path / "shop", customers=20)
-    code, summary, stderr = interrupt_when((data.root / "staging").exists, "ingest", data)
-    assert (code, summary["exit_code"], summary["status"]) == (130, 130, "interrupted")
+    code, summary, stderr = interrupt_when((data.root / "staging").exists, "ingest", data, number)
+    assert (code, summary["exit_code"], summary["status"]) == (exit_code, exit_code, "interrupted")
     assert LAST_LINE.format("ingest") in stderr.splitlines()
     assert not (data.root / "tables" / "events").exists()  # the interruption came before publication
     (entry,) = rows(data.root, "audit")
     assert (entry["stage"], entry["status"]) == ("ingest", "failed")
-    assert json.loads(entry["entry"])["error"] == "KeyboardInterrupt"
+    assert json.loads(entry["entry"])["error"] == f"interrupted by {number.name}"
     assert not (data.root / "staging").exists()
+    assert not (data.root / "tables" / "running_stage.json").exists()
+    assert (data.root / ".lock").read_text() == ""  # the next run has no JVM to wait for
 
 
 def test_a_run_interrupted_during_training_exits_with_130_and_ends_its_processes(

@@ -318,18 +318,36 @@ def test_after_a_training_process_is_killed_no_model_is_registered_and_the_next_
     assert not folder.exists()
 
 
-def kill_when(condition: Callable[[], bool], conf: Path) -> None:
-    """Start a rebuild of the events in its own process, and kill it once a condition holds."""
-    process = start("ingest", "--conf", str(conf), *REBUILD)
-    stop_when(condition, process, process.kill, timeout=120)
+def kill_when(condition: Callable[[], bool], finished: Finished) -> str:
+    """Start a rebuild of the events in its own process, and kill it once a condition holds. Returns its run id.
+
+    Asserts that its lock names its JVM.
+    """
+    process = start("ingest", "--conf", str(finished.data.conf), *REBUILD)
+    children: dict[int, str] = {}
+
+    def kill() -> None:
+        children.update({child.pid: child.name() for child in psutil.Process(process.pid).children()})
+        process.kill()
+
+    stop_when(condition, process, kill, timeout=120)
     assert process.returncode == -signal.SIGKILL
+    holder = json.loads((finished.root / ".lock").read_text())
+    assert children[holder["jvm"]["pid"]] == "java"
+    return str(holder["run_id"])
+
+
+def killed_entries(root: Path, run_id: str) -> list[tuple[str, str, str]]:
+    """Stage, status and first word of the error of all audit entries of a killed run."""
+    entries = [row for row in rows(root, "audit") if row["run_id"] == run_id]
+    return [(row["stage"], row["status"], json.loads(row["entry"])["error"].split(":")[0]) for row in entries]
 
 
 def test_a_run_killed_while_staging_does_not_change_the_tables(finished: Finished, stage: Stage) -> None:
     before = versions(finished.root)
     rows_before = rows_without_run(finished.root, "events")
     staging = finished.root / "staging"
-    kill_when(lambda: bool(list(staging.glob("*/*.parquet"))), finished.data.conf)
+    killed_run = kill_when(lambda: bool(list(staging.glob("*/*.parquet"))), finished)
     assert staging.exists()  # it was killed while staging
     assert versions(finished.root) == before
     assert rows_without_run(finished.root, "events") == rows_before
@@ -338,6 +356,7 @@ def test_a_run_killed_while_staging_does_not_change_the_tables(finished: Finishe
     assert summary["stages"]["ingest"].items() >= finished.data.expected.items()
     assert rows_without_run(finished.root, "events") == rows_before
     assert not staging.exists()
+    assert killed_entries(finished.root, killed_run) == [("ingest", "failed", "killed")]
 
 
 def test_a_run_killed_while_publishing_is_rolled_back(finished: Finished, stage: Stage) -> None:
@@ -348,7 +367,7 @@ def test_a_run_killed_while_publishing_is_rolled_back(finished: Finished, stage:
     def publishing() -> bool:
         return marker.exists() and versions(finished.root)["events"] > good_versions["events"]
 
-    kill_when(publishing, finished.data.conf)
+    killed_run = kill_when(publishing, finished)
     assert marker.exists()
     partial_versions = versions(finished.root)
     changed = [name for name in published if partial_versions[name] > good_versions[name]]
@@ -360,10 +379,11 @@ def test_a_run_killed_while_publishing_is_rolled_back(finished: Finished, stage:
     assert not marker.exists()
     (record,) = events(finished.root, summary, "unfinished publication rolled back")
     assert sorted(record["tables"]) == sorted(changed)
-    # Each changed table has one more commit, the RESTORE. No new rows were ingested.
+    assert killed_entries(finished.root, killed_run) == [("ingest", "failed", "killed")]
+    # Each changed table has one more commit, the RESTORE. No new rows were ingested. The audit has an entry of each run.
     assert versions(finished.root) == partial_versions | {
-        name: partial_versions[name] + 1 for name in (*changed, "audit")
-    }
+        name: partial_versions[name] + 1 for name in changed
+    } | {"audit": partial_versions["audit"] + 2}
     for name in changed:
         restored = commit_info(finished.root, name)
         assert (restored["operation"], int(restored["operationParameters"]["version"])) == (

@@ -78,6 +78,25 @@ def test_a_started_entry_is_part_of_the_chain_and_no_result(spark: SparkSession,
     assert latest_entries(ctx.tables)["deliver"].result_of(Counted) == Counted(5)
 
 
+def test_a_killed_stage_has_one_entry_wherever_its_run_was_killed(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    ctx = context_builder(spark, tmp_path / "shop")()
+    killed = AuditChain(ctx.tables, ctx.config, "killed")
+    killed.begin("train")
+    file = tmp_path / "shop" / "tables" / "running_stage.json"
+    content = file.read_text()
+    next_run = AuditChain(ctx.tables, ctx.config, "next")
+    assert next_run.append_killed() is not None
+    file.write_text(content)  # killed again, after the commit of the entry
+    assert next_run.append_killed() is None
+    assert not file.exists()
+    next_run.append("consent", Counted(5), StageCost(1.0, None))
+    assert verify_chain(ctx.tables) == 2
+    rows = ctx.tables.read("audit").orderBy("sequence").select("run_id", "stage", "status").collect()
+    assert [tuple(row) for row in rows] == [("killed", "train", "failed"), ("next", "consent", "done")]
+
+
 @pytest.mark.parametrize(
     ("change", "first_broken"),
     [

@@ -53,6 +53,9 @@ class FakeTables:
         self.written_versions: dict[str, int] = {"three": 3}
         self.actions: list[str] = []
 
+    def begin(self, stage: str) -> None:
+        """Remember the running stage."""
+
     def start(self, stage: str) -> None:
         """Append an audit entry before the stage."""
         self.actions.append(f"start of {stage}")

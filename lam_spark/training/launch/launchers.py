@@ -46,6 +46,8 @@ _WORKER = ("-m", "lam_spark.training.launch.worker")
 # Programs of launchers, installed next to the Python interpreter.
 _PROGRAMS = {"horovod": "horovodrun", "torch": "torchrun"}
 _POLL_SECONDS = 0.5
+# Time that a launcher has to end its processes.
+_END_SECONDS = 30
 _LOG_TAIL_LINES = 30
 _TORCHRUN_REPORT = "failed (exitcode: "
 _SHOW_HINT = "The end of the log may quote a customer's row: LAM_SPARK_SHOW_VALUES=1 shows it"
@@ -143,7 +145,11 @@ def _run_processes(
         finally:
             if process.poll() is None:
                 process.terminate()
-                process.wait(timeout=30)
+                try:
+                    process.wait(timeout=_END_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()  # workers end with this process at the latest
+                    process.wait()
     if process.returncode != 0:
         _show(_log_tail(spec))
         raise ModelError(f"training stopped with exit code {process.returncode}{_causes(spec)}")
@@ -196,8 +202,7 @@ def _torch_spark(spec: TrainingSpec, environment: Mapping[str, str], follow: Cal
 def _run_tasks(run: Callable[[str], None], spec: TrainingSpec, follow: Callable[[], None]) -> None:
     """Run the processes as tasks of a Spark job, which ends with the session.
 
-    The job runs in this thread, because Horovod sets signal handlers, and only the main thread may; another thread
-    follows the progress.
+    The job runs in this thread, whose call to the JVM a signal ends; another thread follows the progress.
     """
     finished, failures = threading.Event(), []
 
