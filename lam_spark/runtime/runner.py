@@ -19,7 +19,7 @@ from lam_spark.errors import ConfigError, did_you_mean, without_values
 from lam_spark.identity.pseudonyms import secret_from_environment
 from lam_spark.runtime.audit import AuditChain, StageCost
 from lam_spark.runtime.context import RunContext, utc_now
-from lam_spark.runtime.jvm import MainThreadCall, ignore_signals
+from lam_spark.runtime.jvm import MainThreadCall, ignore_signals, jvm_pid
 from lam_spark.runtime.lock import workspace_lock
 from lam_spark.runtime.log import RunLog
 from lam_spark.runtime.monitor import Monitor
@@ -74,13 +74,15 @@ def run_stages(
     config = config.model_copy(update={"root": str(workspace)})
     with contextlib.ExitStack() as stack:
         stack.enter_context(private_files(config.file_permissions))
-        stack.enter_context(workspace_lock(workspace, run_id))
+        lock = stack.enter_context(workspace_lock(workspace, run_id))
         if config.files_group is not None:
             share_with_group(workspace, config.files_group)
         log = RunLog(run_id, workspace / "logs")
         stack.callback(log.close)
         log.event("run started", stages=list(names), config_digest=config.digest(), root=str(workspace))
+        lock.wait_for_killed_run(log)
         spark = stack.enter_context(_session(config, session))
+        lock.record_jvm(jvm_pid(spark))
         stack.enter_context(ended_by_signals(MainThreadCall(spark).cancel))
         if are_handled():
             ignore_signals(spark)
@@ -99,6 +101,10 @@ def _recover(tables: Tables, chain: AuditChain, log: RunLog) -> None:
     changed = roll_back(tables)
     if changed:
         log.event("unfinished publication rolled back", level="warning", tables=changed)
+    killed = chain.append_killed()
+    if killed is not None:
+        facts = {"killed_run": killed.run_id, "stage": killed.stage, "error": killed.error}
+        log.event("audit entry of an earlier run appended", level="warning", **facts)
 
 
 def _first_to_check_ledger(names: Sequence[str]) -> str | None:
@@ -158,6 +164,7 @@ def _run_stage(ctx: RunContext, chain: AuditChain, name: str, *, checks_ledger: 
     def cost() -> StageCost:
         return StageCost(monitor.seconds, round(monitor.peak_memory_gib, 2))
 
+    chain.begin(name)
     if STAGES[name].publishes:
         chain.start(name)
         _forget_versions(ctx)  # of the audit itself
