@@ -380,7 +380,7 @@ def test_a_run_killed_while_publishing_is_rolled_back(finished: Finished, stage:
     (record,) = events(finished.root, summary, "unfinished publication rolled back")
     assert sorted(record["tables"]) == sorted(changed)
     assert killed_entries(finished.root, killed_run) == [("ingest", "failed", "killed")]
-    # Each changed table has one more commit, the RESTORE. No new rows were ingested. The audit has an entry of each run.
+    # Each changed table has one more commit, the RESTORE, and the audit an entry of each run. No rows were ingested.
     assert versions(finished.root) == partial_versions | {
         name: partial_versions[name] + 1 for name in changed
     } | {"audit": partial_versions["audit"] + 2}
