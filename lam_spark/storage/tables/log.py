@@ -7,15 +7,57 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lam_spark.errors import DataQualityError
 
+# Commits that change properties and no row.
+PROPERTIES = (
+    "SET TBLPROPERTIES",
+    "UNSET TBLPROPERTIES",
+    "ADD CONSTRAINT",
+    "DROP CONSTRAINT",
+    "CHANGE COLUMN",
+    "UPGRADE PROTOCOL",
+    "CLUSTER BY",
+    "COMPUTE STATS",
+)
 # Commits that leave a table's rows as they are.
-SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END")
+SAME_ROWS = ("OPTIMIZE", "REORG", "VACUUM START", "VACUUM END", *PROPERTIES)
 # Commits whose changes the change feed reports row by row, or that change no row.
 _IN_CHANGE_FEED = ("WRITE", "MERGE", "UPDATE", "DELETE", *SAME_ROWS)
+_CHANGE_FEED = "delta.enableChangeDataFeed"
+_TOKEN, _METADATA = "lam_spark_commit", "metadata"
+
+
+@dataclass(frozen=True)
+class OwnCommit:
+    """What this package stores with each of its commits, as Delta's user metadata.
+
+    Attributes:
+        token: Unique text of the write.
+        metadata: What the stage stores with it; None: nothing.
+    """
+
+    token: str
+    metadata: dict[str, Any] | None
+
+    def to_text(self) -> str:
+        """As Delta's user metadata."""
+        return json.dumps({_TOKEN: self.token, _METADATA: self.metadata})
+
+    @classmethod
+    def from_text(cls, text: str | None) -> OwnCommit | None:
+        """The inverse; None for user metadata of another program, whatever it holds."""
+        try:
+            content = json.loads(text or "null")
+        except ValueError:
+            return None
+        if not isinstance(content, dict) or content.keys() != {_TOKEN, _METADATA}:
+            return None
+        return cls(content[_TOKEN], content[_METADATA])
 
 
 class TableLog:
@@ -53,21 +95,43 @@ class TableLog:
         """Delta's counts of a commit (rows, files)."""
         return {name: int(count) for name, count in self.commit_info(version)["operationMetrics"].items()}
 
-    def metadata(self) -> dict[str, Any] | None:
-        """Our metadata of the commit that made the present rows; None where another change came after it."""
+    def own_commit(self, version: int) -> OwnCommit | None:
+        """What this package stored with a commit; None for a commit of another program."""
+        return OwnCommit.from_text(self.commit_info(version).get("userMetadata"))
+
+    def is_foreign_write(self, version: int) -> bool:
+        """Whether another program changed rows in a commit."""
+        return self.own_commit(version) is None and self.commit_info(version)["operation"] not in SAME_ROWS
+
+    def version_of(self, token: str, after: int) -> int | None:
+        """The first version above `after` with this token; None: the write made no commit.
+
+        Not simply the newest: other programs may have committed since. An automatic compaction that follows a write
+        of ours bears its token too.
+        """
+        for version in sorted(version for version in self.versions() if version > after):
+            own = self.own_commit(version)
+            if own is not None and own.token == token:
+                return version
+        return None
+
+    def metadata(self, version: int | None = None) -> dict[str, Any] | None:
+        """Our metadata of the commit that made the rows of a version, by default the newest.
+
+        Maintenance, changed properties and deletions of another program leave the remaining rows what they were. None:
+        another program has written rows since, or our commit has no metadata.
+        """
         versions = set(self.versions())
-        version = max(versions, default=-1)
+        version = max(versions, default=-1) if version is None else version
         while version in versions:
             commit = self.commit_info(version)
-            if "userMetadata" in commit:
-                metadata: dict[str, Any] = json.loads(commit["userMetadata"])
-                return metadata
+            own = OwnCommit.from_text(commit.get("userMetadata"))
             if commit["operation"] == "RESTORE":
                 version = _restored_version(commit)
-            elif commit["operation"] in SAME_ROWS:
+            elif commit["operation"] in SAME_ROWS or (own is None and only_deletes(commit)):
                 version -= 1
             else:
-                return None
+                return None if own is None else own.metadata
         return None
 
     def history(self, after: int) -> list[int] | None:
@@ -107,7 +171,8 @@ class TableLog:
     def _is_in_change_feed(self, version: int) -> bool:
         commit = self.commit_info(version)
         replaced = commit["operation"] == "WRITE" and commit["operationParameters"].get("mode") != "Append"
-        return commit["operation"] in _IN_CHANGE_FEED and not replaced
+        switched = commit["operation"] in PROPERTIES and _CHANGE_FEED in str(commit["operationParameters"])
+        return commit["operation"] in _IN_CHANGE_FEED and not replaced and not switched
 
     def leaves_no_small_files(self, version: int) -> bool:
         """Whether a commit left no small files of earlier ones: it compacted or overwrote the whole table."""
@@ -115,6 +180,15 @@ class TableLog:
         parameters = commit["operationParameters"]
         overwrote = parameters.get("mode") == "Overwrite" and parameters.get("predicate", "[]") in ("[]", "")
         return commit["operation"] == "OPTIMIZE" or overwrote
+
+
+def only_deletes(commit: Mapping[str, Any]) -> bool:
+    """Whether a commit did nothing but delete rows."""
+    if commit["operation"] == "DELETE":
+        return True
+    counts = commit.get("operationMetrics", {})
+    written = ("numTargetRowsInserted", "numTargetRowsUpdated")
+    return commit["operation"] == "MERGE" and all(counts.get(name) == "0" for name in written)
 
 
 def _restored_version(commit: Mapping[str, Any]) -> int:

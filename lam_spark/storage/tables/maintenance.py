@@ -5,7 +5,7 @@ from __future__ import annotations
 from delta.tables import DeltaTable
 
 from lam_spark.storage.session_settings import session_settings
-from lam_spark.storage.tables.store import Tables, translate_errors
+from lam_spark.storage.tables.store import Tables
 
 # Every night leaves small files in every table that it writes, and each read opens them all.
 _COMMITS_BETWEEN_COMPACTIONS = 32
@@ -31,7 +31,7 @@ def compact(tables: Tables, name: str) -> int:
     recent = range(newest, newest - _COMMITS_BETWEEN_COMPACTIONS, -1)
     if recent[-1] < 0 or any(log.leaves_no_small_files(version) for version in recent if version in versions):
         return 0
-    with session_settings(tables.spark, _COMPACTION), translate_errors(name):
-        DeltaTable.forPath(tables.spark, tables.path(name)).optimize().executeCompaction()
-    version = tables.version(name)
-    return 0 if version == newest else log.metrics(version)["numRemovedFiles"]
+    optimize = DeltaTable.forPath(tables.spark, tables.path(name)).optimize()
+    with session_settings(tables.spark, _COMPACTION):
+        version = tables.committed_version(optimize.executeCompaction, name)
+    return 0 if version is None else log.metrics(version)["numRemovedFiles"]

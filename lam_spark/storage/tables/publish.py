@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
 
+from lam_spark.errors import DataQualityError, first_line
 from lam_spark.storage.files import write_atomically
-from lam_spark.storage.tables.store import Tables
+from lam_spark.storage.tables.log import only_deletes
+from lam_spark.storage.tables.registry import TABLES
+from lam_spark.storage.tables.store import FILES_VACUUMED, Tables
 
 
 @contextlib.contextmanager
@@ -38,7 +42,15 @@ def transaction(tables: Tables, *names: str) -> Iterator[None]:
 
 
 def roll_back(tables: Tables) -> list[str]:
-    """Roll back what an unfinished publication wrote; returns the tables that had changed."""
+    """Roll back what an unfinished publication wrote; returns the tables that had changed.
+
+    What other programs did since stays: maintenance, properties, and deletions, so that nothing erased returns.
+
+    Cost: a RESTORE a table; where rows were deleted since, one pass over the table.
+
+    Raises:
+        DataQualityError: Another program wrote rows since, or VACUUM has removed the files of the version before.
+    """
     marker = _marker(tables)
     if not marker.exists():
         return []
@@ -48,12 +60,68 @@ def roll_back(tables: Tables) -> list[str]:
             if Path(tables.path(name)).exists():
                 shutil.rmtree(tables.path(name))
                 changed.append(name)
-        elif tables.version(name) > version:
-            DeltaTable.forPath(tables.spark, tables.path(name)).restoreToVersion(version)
+        elif tables.version(name) > version and tables.log(name).history(version) != []:
+            _go_back(tables, name, version)
             changed.append(name)
         tables.written_versions.pop(name, None)
     marker.unlink()
     return changed
+
+
+def _go_back(tables: Tables, name: str, version: int) -> None:
+    """Bring back the rows of a version, less those that other programs have deleted since."""
+    log = tables.log(name)
+    foreign = [v for v in log.history(version) or [] if log.is_foreign_write(v)]
+    try:
+        if foreign:
+            _without_deleted(tables, name, version, foreign)
+        else:
+            properties = _properties(tables, name)
+            DeltaTable.forPath(tables.spark, tables.path(name)).restoreToVersion(version)
+            _set_properties(tables, name, properties)
+    except AnalysisException as error:
+        raise _cannot_go_back(tables, name, version, first_line(error)) from error
+    except Exception as error:
+        if FILES_VACUUMED not in str(error):
+            raise
+        raise _cannot_go_back(tables, name, version, "VACUUM has removed its files") from error
+
+
+def _without_deleted(tables: Tables, name: str, version: int, foreign: list[int]) -> None:
+    """Write the rows of a version without the rows that commits of other programs deleted, in one commit."""
+    log, key = tables.log(name), list(TABLES[name].key)
+    writes = [v for v in foreign if not only_deletes(log.commit_info(v))]
+    if writes or not key:
+        operation = log.commit_info((writes or foreign)[0])["operation"]
+        raise _cannot_go_back(tables, name, version, f"{operation} of another program came after it")
+    rows = tables.read(name, version)
+    for commit in foreign:
+        before, after = (tables.read(name, v).select(key) for v in (commit - 1, commit))
+        deleted = before.join(after, key, "left_anti")
+        rows = rows.join(deleted, key, "left_anti")
+    tables.overwrite(rows.select(tables.read(name, version).columns), name, metadata=log.metadata(version))
+
+
+def _properties(tables: Tables, name: str) -> dict[str, str]:
+    detail = DeltaTable.forPath(tables.spark, tables.path(name)).detail().first()
+    return dict(detail["properties"]) if detail else {}
+
+
+def _set_properties(tables: Tables, name: str, properties: Mapping[str, str]) -> None:
+    """Set the properties that RESTORE took back."""
+    present = _properties(tables, name)
+    lost = {key: value for key, value in properties.items() if present.get(key) != value}
+    if lost:
+        pairs = ", ".join(f"'{key}' = '{value}'" for key, value in sorted(lost.items()))
+        tables.spark.sql(f"ALTER TABLE delta.`{tables.path(name)}` SET TBLPROPERTIES ({pairs})")
+
+
+def _cannot_go_back(tables: Tables, name: str, version: int, reason: str) -> DataQualityError:
+    return DataQualityError(
+        f"a run died while it published, and the table {name!r} cannot be brought back to version {version}: {reason}. "
+        f"Make the tables again from the inputs: delete {_marker(tables)}, then run the stage "
+        f"{TABLES[name].writer!r} with --set {TABLES[name].writer}.rebuild=true"
+    )
 
 
 def upsert(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from lam_spark.errors import ConcurrentRunError, ConfigError, DataQualityError, LamSparkError, first_line
 from lam_spark.storage.dataframes import union_all
 from lam_spark.storage.session_settings import session_settings
-from lam_spark.storage.tables.log import TableLog
+from lam_spark.storage.tables.log import OwnCommit, TableLog
 from lam_spark.storage.tables.registry import TABLES
 
 # Message of jobs that stop before they publish a score or embedding that is not a number (`raise_error`).
@@ -127,20 +127,16 @@ class Tables:
         writer = frame.write.format("delta").mode("overwrite").options(**self._properties(name))
         if partition_by:
             writer = writer.partitionBy(*partition_by)
-        if metadata is not None:
-            writer = writer.option("userMetadata", json.dumps(metadata))
         replaces_all = where is None or not self.exists(name)
         writer = writer.options(**{"overwriteSchema": "true"} if replaces_all else {"replaceWhere": where})
-        return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
+        return self.commit(lambda: writer.save(self.path(name)), name, metadata).get("numOutputRows", 0)
 
     def append(self, frame: DataFrame, name: str, metadata: Mapping[str, Any] | None = None) -> int:
         """Append rows in one commit; returns how many. `metadata` is stored with it (`commit_metadata`)."""
         writer = frame.write.format("delta").mode("append")
-        if metadata is not None:
-            writer = writer.option("userMetadata", json.dumps(metadata))
         if not self.exists(name):
             writer = writer.options(**self._properties(name))
-        return self._commit(lambda: writer.save(self.path(name)), name).get("numOutputRows", 0)
+        return self.commit(lambda: writer.save(self.path(name)), name, metadata).get("numOutputRows", 0)
 
     def insert_missing(
         self,
@@ -179,9 +175,7 @@ class Tables:
             target = DeltaTable.forPath(self.spark, self.path(name)).alias("known")
             condition = " AND ".join(f"known.{key} <=> fresh.{key}" for key in keys)
             merge = target.merge(fresh.alias("fresh"), condition).whenNotMatchedInsertAll()
-            settings = {} if metadata is None else {_USER_METADATA: json.dumps(metadata)}
-            with session_settings(self.spark, settings):
-                return self._commit(merge.execute, name).get("numTargetRowsInserted", 0)
+            return self.commit(merge.execute, name, metadata).get("numTargetRowsInserted", 0)
         finally:
             fresh.unpersist()
 
@@ -213,7 +207,7 @@ class Tables:
             merge = merge.whenMatchedDelete(condition=delete_where)
         if columns:
             merge = merge.whenMatchedUpdate(set={column: f"fresh.{column}" for column in columns})
-        return self._commit(merge.execute, name)
+        return self.commit(merge.execute, name)
 
     def merge(self, frame: DataFrame, name: str, key: str, metadata: Mapping[str, Any]) -> dict[str, int]:
         """Insert or replace rows in one commit.
@@ -234,8 +228,7 @@ class Tables:
             .whenMatchedUpdateAll()
             .whenNotMatchedInsertAll()
         )
-        with session_settings(self.spark, {_USER_METADATA: json.dumps(metadata)}):
-            metrics = self._commit(merge.execute, name)
+        metrics = self.commit(merge.execute, name, metadata)
         if not metrics:
             self.touch_metadata(name, metadata)
         return {
@@ -245,13 +238,12 @@ class Tables:
 
     def touch_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
         """Commit new metadata and no rows."""
-        empty = self.read(name).limit(0)
-        writer = empty.write.format("delta").mode("append").option("userMetadata", json.dumps(metadata))
+        writer = self.read(name).limit(0).write.format("delta").mode("append")
         with session_settings(self.spark, {_SKIP_EMPTY_COMMITS: "false"}):
-            self._commit(lambda: writer.save(self.path(name)), name)
+            self.commit(lambda: writer.save(self.path(name)), name, metadata)
 
     def commit_metadata(self, name: str) -> dict[str, Any] | None:
-        """Metadata of the commit that made the present rows; None where another change came after it."""
+        """Metadata of the commit that made the present rows (`TableLog.metadata`)."""
         return self.log(name).metadata()
 
     def has_change_feed_since(self, name: str, version: int) -> bool:
@@ -308,21 +300,35 @@ class Tables:
             return properties | {"delta.dataSkippingStatsColumns": ",".join(spec.stats_columns)}
         return properties | {"delta.dataSkippingNumIndexedCols": "0"}
 
-    def _commit(self, write: Callable[[], object], name: str) -> dict[str, int]:
-        """Write and remember the version.
+    def commit(
+        self, write: Callable[[], object], name: str, metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, int]:
+        """Write, and remember the version.
+
+        Args:
+            write: Makes at most one commit.
+            name: Name of the table.
+            metadata: Stored with the commit (`commit_metadata`).
 
         Returns:
             Delta's metrics of the commit; empty where it made none because no row changed.
         """
-        log = self.log(name)
-        before = log.newest()
-        with translate_errors(name):
-            write()
-        version = self.version(name)
-        if version == before:
+        version = self.committed_version(write, name, metadata)
+        if version is None:
             return {}
         self.written_versions[name] = version
-        return log.metrics(version)
+        return self.log(name).metrics(version)
+
+    def committed_version(
+        self, write: Callable[[], object], name: str, metadata: Mapping[str, Any] | None = None
+    ) -> int | None:
+        """Write under a token of its own; returns the version that bears it, whoever commits at the same time."""
+        log = self.log(name)
+        before = log.newest()
+        own = OwnCommit(uuid.uuid4().hex, None if metadata is None else dict(metadata))
+        with translate_errors(name), session_settings(self.spark, {_USER_METADATA: own.to_text()}):
+            write()
+        return log.version_of(own.token, after=-1 if before is None else before)
 
 
 @contextlib.contextmanager
