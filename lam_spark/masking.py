@@ -46,6 +46,8 @@ _FORMS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END[^-]*-----|\Z)",
     re.DOTALL,
 )
+# In the environment `PWD` is the working folder, in a connection string a password.
+_WORKING_FOLDERS = frozenset(["PWD", "OLDPWD"])
 # A shorter value of an environment variable may occur in any text.
 _MIN_CHARACTERS = 8
 
@@ -98,7 +100,7 @@ def _inner_names(text: str) -> Iterator[str]:
 def masked(text: str) -> str:
     """A text with `***` in place of secrets: those that it names, and values of environment variables so named."""
     for name, value in os.environ.items():
-        if len(value) >= _MIN_CHARACTERS and is_secret_name(name):
+        if len(value) >= _MIN_CHARACTERS and is_secret_name(name) and name not in _WORKING_FOLDERS:
             text = text.replace(value, MASK)
     text = _FORMS.sub(MASK, text)
     text = _USER_INFO.sub(lambda match: match["before"] + MASK, text)

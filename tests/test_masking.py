@@ -54,6 +54,12 @@ def test_values_of_variables_that_are_named_like_secrets_are_masked(monkeypatch:
     )
 
 
+def test_the_working_folder_of_the_shell_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/ada/lam_spark")
+    monkeypatch.setenv("DB_PWD", "correct horse battery")
+    assert masked("/home/ada/lam_spark/out: correct horse battery") == "/home/ada/lam_spark/out: ***"
+
+
 def test_texts_of_other_libraries_are_masked_where_they_are_taken_over() -> None:
     error = RuntimeError("cannot open jdbc:x://me:hush@host/d\nat a.b.c")
     assert first_line(error) == "cannot open jdbc:x://me:***@host/d"
