@@ -27,11 +27,11 @@ hypothesis.settings.load_profile("unit")
 
 # Hadoop forks a `chmod` for each file that it writes; with vfork that takes half the time.
 JAVA_OPTIONS = "-XX:+UseSerialGC -Djdk.lang.Process.launchMechanism=VFORK"
-# Processes of the tests live for a minute: only the quick compiler pays off. The shared session lives for many: after some
-# minutes a test needs about 0.8 times the CPU with the optimising compiler.
+# Processes of the tests live for a minute: only the quick compiler pays off. The shared session lives for many: after
+# some minutes a test needs about 0.8 times the CPU with the optimising compiler.
 QUICK_COMPILER = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
-# Adaptive execution replans after each shuffle: of a few rows, the stage `examples` takes 1.5 times as long with it. The
-# processes that tests start have it, as users do.
+# Adaptive execution replans after each shuffle: of a few rows, the stage `examples` takes 1.5 times as long with it.
+# The processes that tests start have it, as users do.
 SETTINGS = QUICK | {"spark.sql.adaptive.enabled": "false"}
 
 
